@@ -1,0 +1,349 @@
+//! The node socket: one JSON request per line, one JSON response per line (`Observe`: a line per event until
+//! the client hangs up). Spoken between `palisade-cni`, `palisade-agent` and `palisade`.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// Version of this protocol; a request of another version is refused with [`ErrorKind::Version`].
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Path of the node socket, relative to the run directory.
+pub const SOCKET_NAME: &str = "agent.sock";
+/// The run directory on a node; a lab has its own.
+pub const DEFAULT_RUN_DIR: &str = "/run/palisade";
+/// Where maps, programs and links are pinned on a node; a lab mounts its own bpffs.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/palisade";
+
+/// A request line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// What is asked.
+    #[serde(flatten)]
+    pub call: Call,
+}
+
+/// What can be asked of the agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "call", rename_all = "kebab-case")]
+pub enum Call {
+    /// What `palisade-cni` needs to know to wire a pod: answered by [`Reply::Node`].
+    Node,
+    /// Put the endpoint's policy into the kernel; answered by [`Reply::Done`] when every packet of the pod is policed.
+    Realise(EndpointSpec),
+    /// Forget the endpoint; succeeds when it is unknown.
+    Release(Attachment),
+    /// Compare what the kernel holds for the endpoint with what should be there.
+    Check(Attachment),
+    /// The agent's state: answered by [`Reply::Status`].
+    Status,
+    /// The endpoints of this node: answered by [`Reply::Endpoints`].
+    Endpoints,
+    /// What the compiled policies say of one flow: answered by [`Reply::Explained`].
+    Explain(FlowQuery),
+    /// Live verdicts: answered by [`Reply::Event`] lines.
+    Observe {
+        /// New flows that are allowed, too.
+        allowed: bool,
+    },
+}
+
+/// A response line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "reply", content = "value", rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// Answer to [`Call::Node`].
+    Node(NodeConfig),
+    /// Answer to [`Call::Status`].
+    Status(Status),
+    /// Answer to [`Call::Endpoints`].
+    Endpoints(Vec<EndpointStatus>),
+    /// Answer to [`Call::Explain`].
+    Explained(Explained),
+    /// One verdict, for [`Call::Observe`].
+    Event(Event),
+    /// The request failed.
+    Error(Failure),
+}
+
+/// One attachment of a container to the network, as CNI names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`.
+    pub interface: String,
+}
+
+/// A wired pod interface that waits for its policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointSpec {
+    /// Which attachment this is.
+    #[serde(flatten)]
+    pub attachment: Attachment,
+    /// Namespace of the pod (`K8S_POD_NAMESPACE`).
+    pub namespace: String,
+    /// Name of the pod (`K8S_POD_NAME`).
+    pub pod: String,
+    /// UID of the pod (`K8S_POD_UID`), where the runtime gives it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// Name of the host-side interface.
+    pub host_interface: String,
+    /// Index of the host-side interface.
+    pub host_index: u32,
+    /// Hardware address of the pod's end, `aa:bb:cc:dd:ee:ff`.
+    pub pod_mac: String,
+    /// Hardware address of the host's end.
+    pub host_mac: String,
+    /// The pod's addresses, at most one per family.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What `palisade-cni` needs to know to wire a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeConfig {
+    /// Name of the node.
+    pub node: String,
+    /// The node's pod ranges, at most one per family.
+    pub ranges: Vec<IpNet>,
+    /// MTU of pod interfaces in bytes.
+    pub mtu: u32,
+    /// The directory of this ABI below which programs and links are pinned.
+    pub pin_dir: String,
+}
+
+/// The agent's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Name of the node.
+    pub node: String,
+    /// Where the objects come from: `kubernetes` or the directory.
+    pub source: String,
+    /// Whether everything was read once and is in the kernel.
+    pub ready: bool,
+    /// Why it is not ready; empty when it is.
+    pub problems: Vec<String>,
+    /// Attach mechanism: `tcx` or `clsact`.
+    pub attach: String,
+    /// Version of the kernel-shared layouts.
+    pub abi: u32,
+    /// The policy epoch.
+    pub epoch: u32,
+    /// Numbers of things.
+    pub counts: Counts,
+    /// Packets by outcome.
+    pub outcomes: Vec<OutcomeCount>,
+    /// Policies that could not be compiled, with the reason.
+    pub refused: Vec<Refused>,
+}
+
+/// Numbers of things that the agent holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    /// Endpoints on this node.
+    pub endpoints: usize,
+    /// Pods known.
+    pub pods: usize,
+    /// Namespaces known.
+    pub namespaces: usize,
+    /// Policies known.
+    pub policies: usize,
+    /// Identities in use on this node.
+    pub identities: usize,
+    /// Distinct effective policies (subjects) on this node.
+    pub subjects: usize,
+    /// Rows of the policy map.
+    pub policy_rows: usize,
+    /// Rows of the port tables.
+    pub port_rows: usize,
+}
+
+/// Packets with one outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutcomeCount {
+    /// Name of the outcome.
+    pub outcome: String,
+    /// Whether these packets passed.
+    pub passes: bool,
+    /// Number of packets.
+    pub packets: u64,
+    /// Number of bytes.
+    pub bytes: u64,
+}
+
+/// An object that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Kind of the object.
+    pub kind: String,
+    /// `namespace/name`.
+    pub object: String,
+    /// Why, with the field.
+    pub reason: String,
+}
+
+/// One endpoint of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointStatus {
+    /// What was realised.
+    #[serde(flatten)]
+    pub spec: EndpointSpec,
+    /// Number of its effective policy.
+    pub subject: u32,
+    /// The policies that isolate its ingress, `namespace/name`; empty: not isolated.
+    pub ingress_isolated_by: Vec<String>,
+    /// The policies that isolate its egress.
+    pub egress_isolated_by: Vec<String>,
+}
+
+/// A flow to be explained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowQuery {
+    /// Who opens the flow.
+    pub from: FlowEnd,
+    /// Towards whom.
+    pub to: FlowEnd,
+    /// IP protocol: `TCP`, `UDP`, `SCTP` or `ICMP`.
+    pub protocol: String,
+    /// Port at the destination; 0 for ICMP.
+    pub port: u16,
+    /// Address family: `ipv4` or `ipv6`; picks the pod's address.
+    pub family: Family,
+}
+
+/// An end of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowEnd {
+    /// `namespace/name`.
+    Pod(String),
+    /// An address.
+    Address(IpAddr),
+    /// The node's own processes.
+    Node,
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+/// What the compiled policies say of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    /// The opener's side.
+    pub egress: SideVerdict,
+    /// The responder's side.
+    pub ingress: SideVerdict,
+}
+
+/// What one side says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SideVerdict {
+    /// `allow`, `deny`, `default-deny`, or `none` where this side is not judged.
+    pub verdict: VerdictName,
+    /// The rule, or the policies that isolate; empty for `none`.
+    pub reason: String,
+}
+
+/// The verdict of one side, as users read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VerdictName {
+    /// The flow passes.
+    Allow,
+    /// A rule denies it.
+    Deny,
+    /// No rule allows it and policies isolate the subject.
+    DefaultDeny,
+    /// Not judged on this side.
+    None,
+    /// The rows are missing: an error, closed.
+    Error,
+}
+
+/// One verdict of the datapath, with names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// Seconds since the Unix epoch, with fraction.
+    pub time: f64,
+    /// `allowed` or `dropped`.
+    pub action: String,
+    /// Name of the outcome.
+    pub outcome: String,
+    /// `from-pod` or `to-pod`.
+    pub hook: String,
+    /// Source of the packet.
+    pub source: EventEnd,
+    /// Destination of the packet.
+    pub destination: EventEnd,
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6` or the number.
+    pub protocol: String,
+    /// The opener's side.
+    pub egress: SideVerdict,
+    /// The responder's side.
+    pub ingress: SideVerdict,
+    /// Length of the packet in bytes.
+    pub length: u32,
+    /// Events that the rate limit swallowed before this one.
+    pub suppressed: u64,
+}
+
+/// An end of the packet in an event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventEnd {
+    /// Its address; absent where the packet could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Its port, or the echo id.
+    pub port: u16,
+    /// `namespace/name` of the pod, `node`, or empty.
+    pub name: String,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind of failure.
+    pub kind: ErrorKind,
+    /// What happened, and what to do.
+    pub message: String,
+}
+
+/// Kinds of failure that a caller treats differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// Not ready yet, or the pod is not known yet: try again later.
+    TryAgain,
+    /// The request makes no sense.
+    Invalid,
+    /// What was asked about is not there.
+    NotFound,
+    /// What the kernel holds differs from what should be there.
+    Differs,
+    /// The protocol version is not spoken.
+    Version,
+    /// Anything else.
+    Internal,
+}

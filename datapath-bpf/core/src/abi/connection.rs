@@ -1,0 +1,93 @@
+/// A flow in a normal order, so that both directions find one entry: the end that compares lower stands first.
+///
+/// For ICMP echo the asking end's port is the echo id and the answering end's is 0, so that an echo of one end
+/// is another flow than an echo of the other end, and no id can be taken for a port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct ConnectionKey<A> {
+    /// Address of the lower end.
+    pub low: A,
+    /// Address of the higher end.
+    pub high: A,
+    /// Port of the lower end, network byte order.
+    pub low_port: [u8; 2],
+    /// Port of the higher end, network byte order.
+    pub high_port: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// What is known of an allowed flow. A denied flow has no entry.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct Connection {
+    /// When the last packet passed, in the kernel's jiffies.
+    pub seen: u64,
+    /// The policy epoch under which the flow was judged.
+    pub epoch: u32,
+    /// Bits of [`connection_flag`].
+    pub flags: u32,
+    /// Reason number of the egress verdict.
+    pub egress_reason: u32,
+    /// Reason number of the ingress verdict.
+    pub ingress_reason: u32,
+}
+
+/// Bits of [`Connection::flags`].
+pub mod connection_flag {
+    /// The higher end of the key opened the flow; otherwise the lower end did.
+    pub const OPENED_BY_HIGH: u32 = 1 << 0;
+    /// A packet of the other end was seen.
+    pub const REPLIED: u32 = 1 << 1;
+    /// The opening end sent FIN.
+    pub const FIN_OPENER: u32 = 1 << 2;
+    /// The other end sent FIN.
+    pub const FIN_OTHER: u32 = 1 << 3;
+    /// One end sent RST.
+    pub const RESET: u32 = 1 << 4;
+    /// The node's own processes opened the flow: its ingress is not judged.
+    pub const FROM_HOST: u32 = 1 << 5;
+}
+
+/// What the fragments of one datagram have in common.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct FragmentKey<A> {
+    /// Source address of the packet.
+    pub source: A,
+    /// Destination address of the packet.
+    pub destination: A,
+    /// Identification, network byte order; IPv4 uses the last two bytes.
+    pub id: [u8; 4],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// The ports that the first fragment carried.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct FragmentPorts {
+    /// When the first fragment passed, in the kernel's jiffies.
+    pub seen: u64,
+    /// Source port, network byte order.
+    pub source: [u8; 2],
+    /// Destination port, network byte order.
+    pub destination: [u8; 2],
+    /// Zero.
+    pub reserved: [u8; 4],
+}
+
+const _: () = assert!(size_of::<ConnectionKey<super::V4>>() == 16);
+const _: () = assert!(size_of::<ConnectionKey<super::V6>>() == 40);
+const _: () = assert!(size_of::<Connection>() == 24 && align_of::<Connection>() == 8);
+const _: () = assert!(size_of::<FragmentKey<super::V4>>() == 16);
+const _: () = assert!(size_of::<FragmentKey<super::V6>>() == 40);
+const _: () = assert!(size_of::<FragmentPorts>() == 16 && align_of::<FragmentPorts>() == 8);

@@ -1,0 +1,105 @@
+/// Packets and bytes with one outcome, on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct Counter {
+    /// Number of packets.
+    pub packets: u64,
+    /// Number of bytes, link-layer header included.
+    pub bytes: u64,
+}
+
+const _: () = assert!(size_of::<Counter>() == 16);
+
+macro_rules! outcomes {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal $name:literal $passes:literal,)*) => {
+        /// What became of a packet: each its own counter.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum Outcome {
+            $($(#[$doc])* $variant = $number,)*
+        }
+
+        impl Outcome {
+            /// Every outcome, in the order of their numbers.
+            pub const ALL: &[Outcome] = &[$(Outcome::$variant,)*];
+
+            /// The outcome of a number.
+            #[inline(always)]
+            pub const fn from_byte(byte: u8) -> Option<Self> {
+                match byte { $($number => Some(Self::$variant),)* _ => None }
+            }
+
+            /// The name that metrics, events and the CLI show.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// Whether the packet went on its way.
+            #[inline(always)]
+            pub const fn passes(self) -> bool {
+                match self { $(Self::$variant => $passes,)* }
+            }
+        }
+    };
+}
+
+outcomes! {
+    /// First packet of a flow that policy allows, or one judged again after a change.
+    AllowedNew = 0 "allowed-new" true,
+    /// Packet of an established flow, from the end that opened it.
+    AllowedEstablished = 1 "allowed-established" true,
+    /// Packet of an established flow, from the other end.
+    AllowedReply = 2 "allowed-reply" true,
+    /// ICMP error that quotes a packet of an allowed flow.
+    AllowedRelated = 3 "allowed-related" true,
+    /// ARP between the pod and its link.
+    Arp = 4 "arp" true,
+    /// IPv6 neighbour, router or multicast-listener message between the pod and its link.
+    NeighbourDiscovery = 5 "neighbour-discovery" true,
+    /// A rule of the subject's egress policy denies.
+    EgressDenied = 6 "egress-denied" false,
+    /// No rule of the policies that isolate the subject's egress allows.
+    EgressDefaultDenied = 7 "egress-default-denied" false,
+    /// A rule of the subject's ingress policy denies.
+    IngressDenied = 8 "ingress-denied" false,
+    /// No rule of the policies that isolate the subject's ingress allows.
+    IngressDefaultDenied = 9 "ingress-default-denied" false,
+    /// The subject has no rows, or a row has no meaning: an error of the agent, closed.
+    PolicyMissing = 10 "policy-missing" false,
+    /// The interface belongs to no realised endpoint yet, or no more.
+    EndpointMissing = 11 "endpoint-missing" false,
+    /// A header ends before its last byte.
+    Truncated = 12 "truncated" false,
+    /// The version or a length of the IP header contradicts the packet.
+    HeaderInvalid = 13 "header-invalid" false,
+    /// The source address is not the endpoint's own.
+    SourceAddressForeign = 14 "source-address-foreign" false,
+    /// The source hardware address is not the endpoint's own.
+    SourceMacForeign = 15 "source-mac-foreign" false,
+    /// The frame is neither IP nor ARP.
+    EtherTypeUnknown = 16 "ether-type-unknown" false,
+    /// The transport protocol is none that policy can judge.
+    ProtocolUnknown = 17 "protocol-unknown" false,
+    /// More IPv6 extension headers than the bound of the walk.
+    ExtensionHeaders = 18 "extension-headers" false,
+    /// The first fragment is too short to hold its ports.
+    FragmentShort = 19 "fragment-short" false,
+    /// A later fragment whose first was not seen.
+    FragmentUnknown = 20 "fragment-unknown" false,
+    /// An ICMP error that quotes no packet of an allowed flow.
+    IcmpUnrelated = 21 "icmp-unrelated" false,
+    /// An ICMP message that is neither echo nor an error about a flow.
+    IcmpTypeUnknown = 22 "icmp-type-unknown" false,
+    /// An ARP packet that is malformed or speaks for a foreign address.
+    ArpInvalid = 23 "arp-invalid" false,
+    /// A neighbour-discovery message with a wrong hop limit or a foreign source.
+    NeighbourDiscoveryInvalid = 24 "neighbour-discovery-invalid" false,
+    /// Rewriting the frame failed.
+    RewriteFailed = 25 "rewrite-failed" false,
+}
+
+impl Outcome {
+    /// Number of outcomes: the size of the `COUNTERS` map.
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+}

@@ -1,0 +1,34 @@
+/// One pod interface on this node, by the index of its host-side interface.
+///
+/// Changing `subject` is the one map write by which a policy change becomes effective.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct Endpoint {
+    /// Number of the effective policy; [`SUBJECT_NONE`](super::SUBJECT_NONE) denies everything.
+    pub subject: u32,
+    /// The pod's IPv4 address, or all zero.
+    pub ipv4: [u8; 4],
+    /// The pod's IPv6 address, or all zero.
+    pub ipv6: [u8; 16],
+    /// Hardware address of the pod's end.
+    pub pod_mac: [u8; 6],
+    /// Hardware address of the host's end.
+    pub host_mac: [u8; 6],
+}
+
+/// Where a pod of this node is reached, by its address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct LocalPod {
+    /// Index of the host-side interface.
+    pub ifindex: u32,
+    /// Hardware address of the pod's end.
+    pub pod_mac: [u8; 6],
+    /// Hardware address of the host's end.
+    pub host_mac: [u8; 6],
+}
+
+const _: () = assert!(size_of::<Endpoint>() == 36 && align_of::<Endpoint>() == 4);
+const _: () = assert!(size_of::<LocalPod>() == 16 && align_of::<LocalPod>() == 4);

@@ -1,0 +1,98 @@
+//! The types that the kernel and user space share: the keys and values of the maps.
+//!
+//! Integers only, no padding, no `bool`, no `Option`. All integers are in host byte order unless their type is
+//! an array of bytes, which is in network byte order. A change of any layout or of a map's kind takes a new
+//! [`ABI_VERSION`]: pinned state lives in a directory that carries it.
+
+mod connection;
+mod counter;
+mod endpoint;
+mod event;
+mod policy;
+
+pub use connection::{Connection, ConnectionKey, FragmentKey, FragmentPorts, connection_flag};
+pub use counter::{Counter, Outcome};
+pub use endpoint::{Endpoint, LocalPod};
+pub use event::{DatapathEvent, Hook};
+pub use policy::{Direction, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict};
+
+/// Version of every layout in this module; part of the name of the pin directory.
+pub const ABI_VERSION: u32 = 1;
+
+/// An address as it stands in a packet, in network byte order.
+pub trait Address: Copy + Eq + Ord {
+    /// The IP version: 4 or 6.
+    const VERSION: u8;
+    /// The protocol number of this family's ICMP.
+    const ICMP: u8;
+}
+
+/// An IPv4 address in network byte order.
+pub type V4 = [u8; 4];
+/// An IPv6 address in network byte order.
+pub type V6 = [u8; 16];
+
+impl Address for V4 {
+    const VERSION: u8 = 4;
+    const ICMP: u8 = 1;
+}
+
+impl Address for V6 {
+    const VERSION: u8 = 6;
+    const ICMP: u8 = 58;
+}
+
+/// The identity of an address that no selector matches, and, in a [`PolicyKey`], "any peer".
+pub const IDENTITY_ANY: u32 = 0;
+/// The subject number that stands for "no pod of this node, or not to be judged".
+pub const SUBJECT_NONE: u32 = 0;
+/// The reason number of a verdict that no policy made.
+pub const REASON_NONE: u32 = 0;
+/// The port table number of a row that has none.
+pub const PORTS_NONE: u32 = 0;
+
+/// The names of the maps, at most 15 characters each, as the kernel shows them.
+pub mod map {
+    /// Interface index (`u32`) to [`Endpoint`](super::Endpoint).
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// IPv4 address to [`LocalPod`](super::LocalPod).
+    pub const LOCAL_V4: &str = "LOCAL_V4";
+    /// IPv6 address to [`LocalPod`](super::LocalPod).
+    pub const LOCAL_V6: &str = "LOCAL_V6";
+    /// Whole IPv4 address (pods, nodes) to identity (`u32`).
+    pub const ADDRESS_V4: &str = "ADDRESS_V4";
+    /// Whole IPv6 address (pods, nodes) to identity (`u32`).
+    pub const ADDRESS_V6: &str = "ADDRESS_V6";
+    /// IPv4 prefix to identity (`u32`).
+    pub const PREFIX_V4: &str = "PREFIX_V4";
+    /// IPv6 prefix to identity (`u32`).
+    pub const PREFIX_V6: &str = "PREFIX_V6";
+    /// [`PolicyKey`](super::PolicyKey) to [`PolicyEntry`](super::PolicyEntry).
+    pub const POLICY: &str = "POLICY";
+    /// [`PortKey`](super::PortKey) (prefixes) to [`PortEntry`](super::PortEntry).
+    pub const PORTS: &str = "PORTS";
+    /// [`ConnectionKey`](super::ConnectionKey) to [`Connection`](super::Connection), IPv4.
+    pub const CONNECTIONS_V4: &str = "CONNECTIONS_V4";
+    /// [`ConnectionKey`](super::ConnectionKey) to [`Connection`](super::Connection), IPv6.
+    pub const CONNECTIONS_V6: &str = "CONNECTIONS_V6";
+    /// [`FragmentKey`](super::FragmentKey) to [`FragmentPorts`](super::FragmentPorts), IPv4.
+    pub const FRAGMENTS_V4: &str = "FRAGMENTS_V4";
+    /// [`FragmentKey`](super::FragmentKey) to [`FragmentPorts`](super::FragmentPorts), IPv6.
+    pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
+    /// One `u32` per [`cell`](super::cell).
+    pub const CONFIG: &str = "CONFIG";
+    /// [`Outcome`](super::Outcome) to [`Counter`](super::Counter), per CPU.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Ring of [`DatapathEvent`](super::DatapathEvent).
+    pub const EVENTS: &str = "EVENTS";
+}
+
+/// Indices of the `CONFIG` map.
+pub mod cell {
+    /// The policy epoch: moves with every change that could alter a verdict.
+    pub const EPOCH: u32 = 0;
+    /// Not zero: new flows that are allowed make events too.
+    pub const OBSERVE_ALLOWED: u32 = 1;
+    /// Number of cells.
+    pub const COUNT: u32 = 2;
+}

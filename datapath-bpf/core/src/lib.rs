@@ -1,0 +1,10 @@
+//! The decision of the datapath, written once: compiled into the BPF programs and into `cargo test`.
+//!
+//! This crate knows nothing of loading, attaching or Kubernetes. It has no `unsafe`, no allocation and no
+//! dependency on aya.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod abi;
+pub mod packet;
+pub mod verdict;

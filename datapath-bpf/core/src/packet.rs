@@ -1,0 +1,1 @@
+//! Reading packets: pure functions over bytes.
