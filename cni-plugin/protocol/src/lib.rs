@@ -9,6 +9,8 @@ use std::net::IpAddr;
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Path of the node socket, relative to the run directory.
 pub const SOCKET_NAME: &str = "agent.sock";
+/// Directory of the endpoint records, relative to the run directory.
+pub const RECORDS_NAME: &str = "endpoints";
 /// The run directory on a node; a lab has its own.
 pub const DEFAULT_RUN_DIR: &str = "/run/palisade";
 /// Where maps, programs and links are pinned on a node; a lab mounts its own bpffs.
@@ -77,6 +79,26 @@ pub struct Attachment {
     pub container_id: String,
     /// `CNI_IFNAME`.
     pub interface: String,
+}
+
+impl Attachment {
+    /// File name of this attachment's record in [`RECORDS_NAME`]. The agent writes it; DEL removes it, so that an
+    /// agent that was down finds no endpoint that is gone. Only for an attachment that [`Attachment::is_valid`].
+    pub fn record_name(&self) -> String {
+        format!("{}-{}.json", self.container_id, self.interface)
+    }
+
+    /// Whether both names are what CNI allows, so that they can stand in a file name: the container id matches
+    /// `^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`, the interface has 1 to 15 characters, no `/`, `:` or space, and is no `.` or `..`.
+    pub fn is_valid(&self) -> bool {
+        let mut id = self.container_id.chars();
+        id.next().is_some_and(|first| first.is_ascii_alphanumeric())
+            && id.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+            && (1..=15).contains(&self.interface.len())
+            && !self.interface.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
+            && self.interface != "."
+            && self.interface != ".."
+    }
 }
 
 /// A wired pod interface that waits for its policy.
