@@ -1,5 +1,7 @@
 //! Repository tasks: what the Makefile calls.
 
+mod product;
+mod suite;
 mod tidy;
 
 use anyhow::Result;
@@ -16,6 +18,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Build the three static binaries into target/bin.
+    Build,
+    /// Run the test suites; all of them where none is named.
+    Test {
+        /// Names of suites.
+        suites: Vec<String>,
+    },
     /// Check what the compiler does not: edges between crates, file sizes, unsafe, paths, licences.
     Tidy,
 }
@@ -23,6 +32,8 @@ enum Task {
 fn main() -> Result<ExitCode> {
     let root = root();
     match Arguments::parse().task {
+        Task::Build => product::build(&root).map(|_| ExitCode::SUCCESS),
+        Task::Test { suites } => suite::run(&root, &suites),
         Task::Tidy => tidy::run(&root),
     }
 }

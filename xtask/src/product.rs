@@ -1,0 +1,61 @@
+//! Building the product: the three static binaries, together in `target/bin`.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The binaries of the product.
+pub const BINARIES: &[&str] = &["palisade", "palisade-agent", "palisade-cni"];
+
+/// Builds the binaries and returns the folder that holds them, `target/bin`.
+pub fn build(root: &Path) -> Result<PathBuf> {
+    let bin = root.join("target/bin");
+    if !bin.join(BINARIES[0]).exists() {
+        eprintln!("building Palisade: several minutes the first time, seconds later");
+    }
+    // JSON messages name where each executable landed, whatever the target and its folder are.
+    let output = Command::new(cargo())
+        .args(["build", "--release", "--locked", "--message-format", "json-render-diagnostics"])
+        .args(BINARIES.iter().flat_map(|name| ["--package", name]))
+        .current_dir(root)
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    if !output.status.success() {
+        bail!("the build failed; what the compiler says stands above");
+    }
+    std::fs::create_dir_all(&bin)?;
+    let mut placed = 0;
+    for message in String::from_utf8(output.stdout)?.lines() {
+        let message: serde_json::Value = serde_json::from_str(message)?;
+        let Some(executable) = message["executable"].as_str().map(Path::new) else { continue };
+        let Some(name) = executable.file_name().filter(|name| BINARIES.iter().any(|binary| name == binary)) else { continue };
+        place(executable, &bin.join(name))?;
+        placed += 1;
+    }
+    if placed != BINARIES.len() {
+        bail!("cargo reported {placed} of {} executables", BINARIES.len());
+    }
+    Ok(bin)
+}
+
+/// Puts a link to the executable in place in one step, so that a running program keeps the file it was started from.
+fn place(executable: &Path, at: &Path) -> Result<()> {
+    let fresh = at.with_extension("new");
+    match std::fs::remove_file(&fresh) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    std::fs::hard_link(executable, &fresh).or_else(|_| std::fs::copy(executable, &fresh).map(|_| ()))?;
+    std::fs::rename(&fresh, at).with_context(|| format!("placing {}", at.display()))?;
+    // Renaming one link of a file over another link of the same file does nothing: then the fresh one stays.
+    if fresh.exists() {
+        std::fs::remove_file(&fresh)?;
+    }
+    Ok(())
+}
+
+/// The cargo that runs this task.
+pub fn cargo() -> std::ffi::OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
