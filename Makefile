@@ -1,10 +1,12 @@
 # The front door. Each target is one line of cargo, xtask or a script; what they do is in there.
 SHELL := /bin/bash
-export PATH := $(shell bootstrap/toolchain-path)$(PATH)
+# Read anew for every target: the first one may just have installed the compiler.
+export PATH = $(shell bootstrap/toolchain-path)$(ORIGINAL_PATH)
+ORIGINAL_PATH := $(shell printf '%s' "$$PATH")
 BIN := target/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test cluster cluster-down image bench build clean
+.PHONY: help lab test cluster cluster-down image bench build clean tools test-tools
 
 help: ## what can be typed
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,8 +14,8 @@ help: ## what can be typed
 lab: build ## the main job: examples/shop in real network namespaces, who reaches whom and why
 	@$(BIN)/palisade lab examples/shop --expect examples/shop/expect.yaml
 
-test: ## everything that must hold, as CI runs it
-	@bootstrap/install test && cargo xtask test
+test: test-tools ## everything that must hold, as CI runs it; SUITES="unit packet" picks some
+	@cargo xtask test $(SUITES)
 
 cluster: image ## a real Kubernetes cluster of two nodes with Palisade in it
 	@tests/e2e/kind/up
@@ -24,11 +26,17 @@ cluster-down: ## remove that cluster, all of it
 image: build ## target/image/palisade.tar, the container image
 	@cargo xtask image
 
-bench: build ## ratios to a direct veth pair and to plain kernel routing, into target/bench.json
+bench: tools ## ratios to a direct veth pair and to plain kernel routing, into target/bench.json
 	@cargo run --release --quiet --package palisade-bench
 
-build: ## the three static binaries, below target/bin
-	@bootstrap/install build && cargo xtask build
+build: tools ## the three static binaries, in target/bin
+	@cargo xtask build
+
+tools:
+	@bootstrap/install build
+
+test-tools:
+	@bootstrap/install test
 
 clean: ## forget all that was built
 	@rm -rf target
