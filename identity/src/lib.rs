@@ -4,8 +4,12 @@
 //! it. An identity is an interned signature: a number local to the node. This crate knows no policy and no kernel.
 #![forbid(unsafe_code)]
 
+mod interner;
 mod labels;
 mod protocol;
+mod selector;
 
+pub use interner::Interner;
 pub use labels::{LabelSelector, Labels, Operator, Requirement};
 pub use protocol::Protocol;
+pub use selector::{NamespaceMatch, Selector, Signature};

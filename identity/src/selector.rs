@@ -1,0 +1,69 @@
+use crate::{LabelSelector, Labels, Protocol};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Anything that a policy can name and an address can match.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selector {
+    /// The addresses of pods, by where the pod lives and by its labels.
+    Pods {
+        /// The pod's namespace.
+        namespaces: NamespaceMatch,
+        /// The pod's labels.
+        pods: LabelSelector,
+    },
+    /// The addresses inside a block, whoever owns them. Host bits are masked.
+    Block(IpNet),
+    /// The addresses of pods that give a port this name, protocol and number.
+    NamedPort {
+        /// The name.
+        name: String,
+        /// The protocol.
+        protocol: Protocol,
+        /// The number.
+        port: u16,
+    },
+}
+
+/// Which namespaces a selector means.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NamespaceMatch {
+    /// The namespace of this name.
+    Name(String),
+    /// Every known namespace with labels that match.
+    Labels(LabelSelector),
+}
+
+impl NamespaceMatch {
+    /// Whether the namespace `name` is meant. `labels` is `None` where the namespace is not known: then nothing
+    /// can be said of its labels, and no label selector matches it.
+    pub fn matches(&self, name: &str, labels: Option<&Labels>) -> bool {
+        match self {
+            Self::Name(own) => own == name,
+            Self::Labels(selector) => labels.is_some_and(|labels| selector.matches(labels)),
+        }
+    }
+}
+
+/// The set of selectors that match an address.
+///
+/// Two addresses of equal signature cannot be told apart by any policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Signature(pub BTreeSet<Selector>);
+
+impl Signature {
+    /// Whether no selector matches: an address that only rules without peers speak of.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<Selector> for Signature {
+    fn from_iter<I: IntoIterator<Item = Selector>>(selectors: I) -> Self {
+        Self(selectors.into_iter().collect())
+    }
+}
