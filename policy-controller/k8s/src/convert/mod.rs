@@ -1,0 +1,53 @@
+//! Kubernetes objects to parts of the model, one file per kind.
+//!
+//! A conversion applies the defaults of the API server, so that an object from a file means what it would mean
+//! after `kubectl apply`. What cannot be converted is refused with the field and the reason, together with what is
+//! to stand in its place: never nothing, where nothing would open something.
+
+mod labels;
+mod names;
+mod namespace;
+mod network_policy;
+mod node;
+mod pod;
+
+pub use labels::{labels, selector};
+pub use names::{cluster_name, namespaced_name};
+pub use namespace::{NAMESPACE_NAME_LABEL, namespace};
+pub use network_policy::network_policy;
+pub use node::node;
+pub use pod::{ContainerPort, Participation, PodParts, container_ports, participation, pod};
+
+use crate::field::FieldPath;
+use crate::problem::{FieldError, Problem};
+use palisade_identity::Protocol;
+
+/// A protocol by its name; absent means TCP.
+fn protocol(name: Option<&str>, field: impl FnOnce() -> FieldPath) -> Result<Protocol, FieldError> {
+    match name {
+        None | Some("TCP") => Ok(Protocol::Tcp),
+        Some("UDP") => Ok(Protocol::Udp),
+        Some("SCTP") => Ok(Protocol::Sctp),
+        Some(other) => Err(FieldError::new(field(), Problem::UnknownProtocol(other.to_owned()))),
+    }
+}
+
+/// A port by its number.
+fn port_number(number: i32, field: impl FnOnce() -> FieldPath) -> Result<u16, FieldError> {
+    match u16::try_from(number) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(FieldError::new(field(), Problem::InvalidPort(number))),
+    }
+}
+
+/// A port by its name, as IANA_SVC_NAME has it.
+fn port_name(name: &str, field: impl FnOnce() -> FieldPath) -> Result<String, FieldError> {
+    let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    let letter = name.bytes().any(|byte| byte.is_ascii_lowercase());
+    let hyphens = name.starts_with('-') || name.ends_with('-') || name.contains("--");
+    if plain && letter && !hyphens && name.len() <= 15 {
+        Ok(name.to_owned())
+    } else {
+        Err(FieldError::new(field(), Problem::InvalidPortName(name.to_owned())))
+    }
+}

@@ -1,0 +1,163 @@
+//! NetworkPolicy (networking.k8s.io/v1) to a policy of the model.
+
+use super::labels::selector;
+use super::{port_name, port_number, protocol};
+use crate::field::FieldPath;
+use crate::problem::{FieldError, Problem, Refusal};
+use ipnet::IpNet;
+use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use palisade_identity::LabelSelector;
+use palisade_policy::model::{Peer, Peers, Policy, Port, Ports, Rule};
+
+/// The directions that a policy isolates.
+#[derive(Clone, Copy)]
+struct Types {
+    ingress: bool,
+    egress: bool,
+}
+
+/// A policy, the defaults of the API server applied.
+///
+/// # Errors
+/// Anything that the API server would refuse, or that this version does not know. In its place stands a policy
+/// without rules: the pods that the policy selects are isolated in the directions that it names; where these cannot
+/// be read, in both; where the selector cannot be read, all pods of the namespace are, in both.
+pub fn network_policy(policy: &NetworkPolicy) -> Result<Policy, Refusal<Policy>> {
+    let default = NetworkPolicySpec::default();
+    let spec = policy.spec.as_ref().unwrap_or(&default);
+    let field = FieldPath::of("spec");
+    let both = Types { ingress: true, egress: true };
+    let refuse = |error, subject, types| Err(Refusal { error, closed: isolating(subject, types) });
+
+    let subject = match spec.pod_selector.as_ref().map(|pods| selector(pods, &field.key("podSelector"))).transpose() {
+        Ok(subject) => subject.unwrap_or_default(),
+        Err(error) => return refuse(error, LabelSelector::everything(), both),
+    };
+    let types = match types(spec, &field) {
+        Ok(types) => types,
+        Err(error) => return refuse(error, subject, both),
+    };
+    // Rules of a direction that the policy does not isolate mean nothing, but must be right all the same.
+    match (ingress(spec, &field), egress(spec, &field)) {
+        (Ok(ingress), Ok(egress)) => {
+            Ok(Policy { subject, ingress: types.ingress.then_some(ingress), egress: types.egress.then_some(egress) })
+        }
+        (Err(error), _) | (_, Err(error)) => refuse(error, subject, types),
+    }
+}
+
+/// A policy that isolates `subject` and allows nothing.
+fn isolating(subject: LabelSelector, types: Types) -> Policy {
+    Policy { subject, ingress: types.ingress.then(Vec::new), egress: types.egress.then(Vec::new) }
+}
+
+fn types(spec: &NetworkPolicySpec, field: &FieldPath) -> Result<Types, FieldError> {
+    let named = spec.policy_types.as_deref().unwrap_or_default();
+    if named.is_empty() {
+        return Ok(Types { ingress: true, egress: spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()) });
+    }
+    let mut types = Types { ingress: false, egress: false };
+    for (index, name) in named.iter().enumerate() {
+        match name.as_str() {
+            "Ingress" => types.ingress = true,
+            "Egress" => types.egress = true,
+            other => return Err(FieldError::new(field.key("policyTypes").index(index), Problem::UnknownPolicyType(other.to_owned()))),
+        }
+    }
+    Ok(types)
+}
+
+fn ingress(spec: &NetworkPolicySpec, field: &FieldPath) -> Result<Vec<Rule>, FieldError> {
+    let field = field.key("ingress");
+    let rules = spec.ingress.iter().flatten().enumerate();
+    rules.map(|(index, it)| rule(it.from.as_deref(), "from", it.ports.as_deref(), &field.index(index))).collect()
+}
+
+fn egress(spec: &NetworkPolicySpec, field: &FieldPath) -> Result<Vec<Rule>, FieldError> {
+    let field = field.key("egress");
+    let rules = spec.egress.iter().flatten().enumerate();
+    rules.map(|(index, it)| rule(it.to.as_deref(), "to", it.ports.as_deref(), &field.index(index))).collect()
+}
+
+fn rule(
+    peers: Option<&[NetworkPolicyPeer]>,
+    peers_name: &str,
+    ports: Option<&[NetworkPolicyPort]>,
+    field: &FieldPath,
+) -> Result<Rule, FieldError> {
+    let peers = match peers.unwrap_or_default() {
+        [] => Peers::Any,
+        peers => {
+            let field = field.key(peers_name);
+            Peers::Of(peers.iter().enumerate().map(|(index, it)| peer(it, &field.index(index))).collect::<Result<_, _>>()?)
+        }
+    };
+    let ports = match ports.unwrap_or_default() {
+        [] => Ports::Any,
+        ports => {
+            let field = field.key("ports");
+            Ports::Of(ports.iter().enumerate().map(|(index, it)| port(it, &field.index(index))).collect::<Result<_, _>>()?)
+        }
+    };
+    Ok(Rule { peers, ports })
+}
+
+fn peer(peer: &NetworkPolicyPeer, field: &FieldPath) -> Result<Peer, FieldError> {
+    match (&peer.ip_block, &peer.namespace_selector, &peer.pod_selector) {
+        // A peer that came out empty matches nobody. Taken for "everybody" it would open the pod.
+        (None, None, None) => Err(FieldError::new(field.clone(), Problem::EmptyPeer)),
+        (Some(block), None, None) => block_peer(block, &field.key("ipBlock")),
+        (Some(_), _, _) => Err(FieldError::new(field.clone(), Problem::BlockWithSelector)),
+        (None, namespaces, pods) => Ok(Peer::Pods {
+            namespaces: namespaces.as_ref().map(|it| selector(it, &field.key("namespaceSelector"))).transpose()?,
+            pods: pods.as_ref().map(|it| selector(it, &field.key("podSelector"))).transpose()?.unwrap_or_default(),
+        }),
+    }
+}
+
+fn block_peer(block: &IPBlock, field: &FieldPath) -> Result<Peer, FieldError> {
+    let outer = cidr(&block.cidr, || field.key("cidr"))?;
+    let mut except = Vec::new();
+    for (index, text) in block.except.iter().flatten().enumerate() {
+        let field = || field.key("except").index(index);
+        let inner = cidr(text, field)?;
+        if !outer.contains(&inner) || inner.prefix_len() <= outer.prefix_len() {
+            return Err(FieldError::new(field(), Problem::ExceptOutside { except: text.clone(), block: block.cidr.clone() }));
+        }
+        except.push(inner);
+    }
+    Ok(Peer::Block { block: outer, except })
+}
+
+/// A block, host bits masked. A block of IPv4 addresses in IPv6 clothes is refused: no packet ever carries one.
+fn cidr(text: &str, field: impl FnOnce() -> FieldPath) -> Result<IpNet, FieldError> {
+    match text.parse::<IpNet>() {
+        Ok(IpNet::V6(block)) if block.addr().to_ipv4_mapped().is_some() => {}
+        Ok(block) => return Ok(block.trunc()),
+        Err(_) => {}
+    }
+    Err(FieldError::new(field(), Problem::InvalidCidr(text.to_owned())))
+}
+
+fn port(port: &NetworkPolicyPort, field: &FieldPath) -> Result<Port, FieldError> {
+    let protocol = protocol(port.protocol.as_deref(), || field.key("protocol"))?;
+    let end_field = || field.key("endPort");
+    match (&port.port, port.end_port) {
+        (None, None) => Ok(Port::All(protocol)),
+        (Some(IntOrString::String(name)), None) => Ok(Port::Named(protocol, port_name(name, || field.key("port"))?)),
+        (None | Some(IntOrString::String(_)), Some(_)) => Err(FieldError::new(end_field(), Problem::EndWithoutFirst)),
+        (Some(IntOrString::Int(number)), None) => {
+            let number = port_number(*number, || field.key("port"))?;
+            Ok(Port::Range(protocol, number, number))
+        }
+        (Some(IntOrString::Int(first)), Some(end)) => {
+            let first = port_number(*first, || field.key("port"))?;
+            let end = port_number(end, end_field)?;
+            if end < first {
+                return Err(FieldError::new(end_field(), Problem::EndBeforeFirst { first, end }));
+            }
+            Ok(Port::Range(protocol, first, end))
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Pod to what policy may depend on.
+
+use super::labels::labels;
+use super::{port_name, port_number, protocol};
+use crate::field::FieldPath;
+use crate::problem::{FieldError, Problem, Refusal};
+use k8s_openapi::api::core::v1::{Container, Pod as ApiPod};
+use palisade_identity::{Labels, Protocol};
+use palisade_policy::model::{NamedPort, Pod};
+use std::net::IpAddr;
+
+/// Whether a pod is a subject and a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Participation {
+    /// It has a network of its own and its containers may run; a terminating pod too, until they have stopped.
+    Participates,
+    /// It shares the node's network: no pod selector matches it.
+    HostNetwork,
+    /// It has succeeded or failed: no selector matches it any more, though its status still shows addresses.
+    Finished,
+}
+
+/// What is kept of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodParts {
+    /// Whether it is in the model at all.
+    pub participation: Participation,
+    /// What the model holds of it.
+    pub pod: Pod,
+}
+
+/// A port that a container declares, with or without a name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ContainerPort {
+    /// Its name.
+    pub name: Option<String>,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
+}
+
+/// Whether a pod is a subject and a peer.
+pub fn participation(pod: &ApiPod) -> Participation {
+    if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
+        return Participation::HostNetwork;
+    }
+    match pod.status.as_ref().and_then(|status| status.phase.as_deref()) {
+        Some("Succeeded" | "Failed") => Participation::Finished,
+        _ => Participation::Participates,
+    }
+}
+
+/// A pod: its labels, all of its addresses, and the ports that its containers name.
+///
+/// # Errors
+/// A label, port or address that is not valid. In its place stand the labels as they are, the addresses that can
+/// be read, and no port names: a name that no pod serves opens nothing.
+pub fn pod(pod: &ApiPod) -> Result<PodParts, Refusal<PodParts>> {
+    let (addresses, unreadable) = addresses(pod);
+    let converted = labels(pod.metadata.labels.as_ref(), &FieldPath::of("metadata.labels"))
+        .and_then(|labels| Ok((labels, named_ports(pod)?)))
+        .and_then(|parts| unreadable.map_or(Ok(parts), Err));
+    let parts = |labels: Labels, ports| PodParts { participation: participation(pod), pod: Pod { labels, addresses, ports } };
+    match converted {
+        Ok((labels, ports)) => Ok(parts(labels, ports)),
+        Err(error) => Err(Refusal { error, closed: parts(pod.metadata.labels.clone().unwrap_or_default(), Vec::new()) }),
+    }
+}
+
+/// The ports that the containers of a pod declare, in the order in which a name is looked up: containers, then
+/// init containers that keep running (`restartPolicy: Always`). Other init containers are gone when the pod serves.
+///
+/// # Errors
+/// A number, name or protocol that is not valid.
+pub fn container_ports(pod: &ApiPod) -> Result<Vec<ContainerPort>, FieldError> {
+    let spec = pod.spec.as_ref();
+    let containers = spec.into_iter().flat_map(|spec| &spec.containers).enumerate();
+    let sidecars = spec.into_iter().flat_map(|spec| spec.init_containers.iter().flatten()).enumerate();
+    let containers = containers.map(|(index, container)| ("containers", index, container));
+    let sidecars = sidecars
+        .filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"))
+        .map(|(index, container)| ("initContainers", index, container));
+    let mut ports = Vec::new();
+    for (list, index, container) in containers.chain(sidecars) {
+        container_ports_of(container, &FieldPath::of("spec").key(list).index(index), &mut ports)?;
+    }
+    Ok(ports)
+}
+
+fn container_ports_of(container: &Container, field: &FieldPath, ports: &mut Vec<ContainerPort>) -> Result<(), FieldError> {
+    for (index, port) in container.ports.iter().flatten().enumerate() {
+        let field = |name: &str| field.key("ports").index(index).key(name);
+        ports.push(ContainerPort {
+            name: port.name.as_deref().filter(|name| !name.is_empty()).map(|name| port_name(name, || field("name"))).transpose()?,
+            // Here, unlike in a policy, the API server takes an empty string for absent.
+            protocol: protocol(port.protocol.as_deref().filter(|name| !name.is_empty()), || field("protocol"))?,
+            port: port_number(port.container_port, || field("containerPort"))?,
+        });
+    }
+    Ok(())
+}
+
+/// The named ports; where two have one name and protocol, the first is meant, as in Kubernetes' own look-up.
+fn named_ports(pod: &ApiPod) -> Result<Vec<NamedPort>, FieldError> {
+    let mut named: Vec<NamedPort> = Vec::new();
+    for port in container_ports(pod)? {
+        let Some(name) = port.name else { continue };
+        if !named.iter().any(|known| known.name == name && known.protocol == port.protocol) {
+            named.push(NamedPort { name, protocol: port.protocol, port: port.port });
+        }
+    }
+    Ok(named)
+}
+
+/// The addresses of the status, one per family, and the first one that cannot be read.
+fn addresses(pod: &ApiPod) -> (Vec<IpAddr>, Option<FieldError>) {
+    let status = pod.status.as_ref();
+    let plural = status.into_iter().flat_map(|status| status.pod_ips.iter().flatten()).enumerate();
+    let plural = plural.map(|(index, ip)| (FieldPath::of("status.podIPs").index(index).key("ip"), &ip.ip));
+    let singular = status.and_then(|status| status.pod_ip.as_ref()).map(|ip| (FieldPath::of("status.podIP"), ip));
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    let mut unreadable = None;
+    for (field, text) in plural.chain(singular).filter(|(_, text)| !text.is_empty()) {
+        match text.parse::<IpAddr>() {
+            Ok(address) if addresses.iter().any(|known| known.is_ipv4() == address.is_ipv4()) => {}
+            Ok(address) => addresses.push(address),
+            Err(_) => {
+                unreadable.get_or_insert(FieldError::new(field, Problem::InvalidAddress(text.clone())));
+            }
+        }
+    }
+    (addresses, unreadable)
+}

@@ -1,0 +1,289 @@
+//! The index: what was seen of the cluster, trimmed to what policy needs.
+//!
+//! Both sources feed it, a watch and a directory. Its model depends only on the present objects, never on the order
+//! in which different objects were seen; one thing depends on what an object was before, see
+//! [`Index::refused`].
+
+mod kinds;
+mod pods;
+
+pub use kinds::{Indexed, Kind};
+pub use pods::Realisable;
+
+use crate::convert::{self, Participation};
+use crate::problem::{FieldError, Refusal};
+use k8s_openapi::api::core::v1::Pod as ApiPod;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use palisade_identity::Labels;
+use palisade_policy::model::{Model, Node, ObjectName, Policy};
+use pods::{LocalAddresses, PodRecord};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// What was seen of the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    namespaces: BTreeMap<String, Record<Labels>>,
+    pods: BTreeMap<ObjectName, Record<PodRecord>>,
+    nodes: BTreeMap<String, Record<Node>>,
+    policies: BTreeMap<ObjectName, PolicyRecord>,
+    /// Addresses of realised endpoints of this node.
+    local: BTreeMap<ObjectName, LocalAddresses>,
+    /// Objects whose name cannot be read, by kind and what was there instead.
+    nameless: BTreeMap<(Kind, String), FieldError>,
+    synced: BTreeSet<Kind>,
+    /// What a resync under way has not seen again, by kind.
+    unseen: BTreeMap<Kind, BTreeSet<String>>,
+}
+
+/// A converted object, and why it is not quite what was written.
+#[derive(Clone, Debug, PartialEq)]
+struct Record<T> {
+    value: T,
+    refused: Option<FieldError>,
+}
+
+impl<T> From<Result<T, Refusal<T>>> for Record<T> {
+    fn from(converted: Result<T, Refusal<T>>) -> Self {
+        match converted {
+            Ok(value) => Self { value, refused: None },
+            Err(refusal) => Self { value: refusal.closed, refused: Some(refusal.error) },
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct PolicyRecord {
+    /// What is enforced.
+    policy: Policy,
+    /// The last version that could be converted.
+    last_good: Option<Policy>,
+    refused: Option<FieldError>,
+}
+
+/// An object that could not be taken as it is, and what stands in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Its kind.
+    pub kind: Kind,
+    /// `namespace/name`, or the name alone.
+    pub object: String,
+    /// What is wrong with it.
+    pub error: FieldError,
+    /// What is done about it.
+    pub instead: Instead,
+}
+
+/// What stands in the place of an object that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instead {
+    /// The last version of the policy that could be used.
+    LastGood,
+    /// The pods that the policy selects are isolated; all pods of the namespace where that cannot be read.
+    Isolated,
+    /// What could be read of the object.
+    Readable,
+    /// Nothing: not even the name could be read.
+    Nothing,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}: {} ({})", self.kind, self.object, self.error, self.instead)
+    }
+}
+
+impl std::fmt::Display for Instead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::LastGood => "its last good version stays in force",
+            Self::Isolated => "the pods that it selects are isolated",
+            Self::Readable => "the rest of it is used",
+            Self::Nothing => "it is not used",
+        })
+    }
+}
+
+impl Index {
+    /// An index that has seen nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes a new or changed object. Tells whether anything that policy needs is different now.
+    pub fn upsert<K: Indexed>(&mut self, object: &K) -> bool {
+        K::upsert(self, object)
+    }
+
+    /// Forgets an object. One with another UID than the one that is known is an older one of that name: it changes
+    /// nothing. Tells whether anything that policy needs is different now.
+    pub fn delete<K: Indexed>(&mut self, object: &K) -> bool {
+        K::delete(self, object)
+    }
+
+    /// Takes all objects of a kind: what is not among them is gone.
+    pub fn resync<'a, K: Indexed + 'a>(&mut self, all: impl IntoIterator<Item = &'a K>) -> bool {
+        self.resync_begin::<K>();
+        let mut changed = false;
+        for object in all {
+            changed |= self.upsert(object);
+        }
+        self.resync_end::<K>() | changed
+    }
+
+    /// Begins to take all objects of a kind, one [`upsert`](Self::upsert) each, so that no list of whole objects
+    /// has to be held. May begin again before it ended, when a watch broke off.
+    pub fn resync_begin<K: Indexed>(&mut self) {
+        let names: BTreeSet<String> = match K::KIND {
+            Kind::Namespace => self.namespaces.keys().cloned().collect(),
+            Kind::Pod => self.pods.keys().map(ToString::to_string).collect(),
+            Kind::Node => self.nodes.keys().cloned().collect(),
+            Kind::NetworkPolicy => self.policies.keys().map(ToString::to_string).collect(),
+        };
+        self.nameless.retain(|(kind, _), _| *kind != K::KIND);
+        self.unseen.insert(K::KIND, names);
+    }
+
+    /// Ends what [`resync_begin`](Self::resync_begin) began: forgets what was not seen since, and counts the kind as
+    /// synced. Without a beginning it does nothing.
+    pub fn resync_end<K: Indexed>(&mut self) -> bool {
+        let Some(unseen) = self.unseen.remove(&K::KIND) else { return false };
+        let gone = |name: &dyn ToString| unseen.contains(&name.to_string());
+        match K::KIND {
+            Kind::Namespace => self.namespaces.retain(|name, _| !gone(name)),
+            Kind::Pod => self.pods.retain(|name, _| !gone(name)),
+            Kind::Node => self.nodes.retain(|name, _| !gone(name)),
+            Kind::NetworkPolicy => self.policies.retain(|name, _| !gone(name)),
+        }
+        // A kind that is synced for the first time counts as a change even when it is empty.
+        self.synced.insert(K::KIND) | !unseen.is_empty()
+    }
+
+    /// Takes the nodes from a source that has no node objects. Counts the kind as synced.
+    pub fn set_nodes(&mut self, nodes: BTreeMap<String, Node>) -> bool {
+        let nodes: BTreeMap<_, _> = nodes.into_iter().map(|(name, value)| (name, Record { value, refused: None })).collect();
+        let changed = nodes != self.nodes;
+        self.nodes = nodes;
+        self.synced.insert(Kind::Node) | changed
+    }
+
+    /// Whether all objects of every kind have been seen once.
+    pub fn synced(&self) -> bool {
+        self.not_synced().is_empty()
+    }
+
+    /// The kinds of which not all objects have been seen yet.
+    pub fn not_synced(&self) -> Vec<Kind> {
+        Kind::ALL.iter().filter(|kind| !self.synced.contains(kind)).copied().collect()
+    }
+
+    /// Tells the addresses of a realised endpoint of this node. They win over the pod's status, and over every other
+    /// pod that claims one of them. With a UID they hold only for the pod of that UID. Tells whether anything changed.
+    pub fn set_local_addresses(&mut self, pod: &ObjectName, uid: Option<&str>, addresses: Vec<IpAddr>) -> bool {
+        let local = LocalAddresses { uid: uid.map(str::to_owned), addresses };
+        self.local.insert(pod.clone(), local.clone()) != Some(local)
+    }
+
+    /// Forgets the addresses of an endpoint that was released. Where both UIDs are known and differ, the endpoint of
+    /// an older pod of that name was released: the new one's addresses stay. Tells whether anything changed.
+    pub fn clear_local_addresses(&mut self, pod: &ObjectName, uid: Option<&str>) -> bool {
+        let other = self.local.get(pod).and_then(|local| local.uid.as_deref()).zip(uid).is_some_and(|(known, uid)| known != uid);
+        !other && self.local.remove(pod).is_some()
+    }
+
+    /// Whether a pod can be realised: it is known, with this UID where one is given, and so is its namespace.
+    pub fn pod_ready_to_realise(&self, pod: &ObjectName, uid: Option<&str>) -> Realisable {
+        let Some(record) = self.pods.get(pod).map(|record| &record.value) else { return Realisable::Unknown };
+        if !record.is_called(uid) {
+            return Realisable::OtherUid { known: record.uid.clone().unwrap_or_default() };
+        }
+        match record.parts.participation {
+            Participation::HostNetwork => Realisable::HostNetwork,
+            Participation::Finished => Realisable::Finished,
+            Participation::Participates if !self.namespaces.contains_key(&pod.namespace) => Realisable::NamespaceUnknown,
+            Participation::Participates => Realisable::Ready,
+        }
+    }
+
+    /// The UID of a pod that is known, where its source gives UIDs.
+    pub fn pod_uid(&self, pod: &ObjectName) -> Option<&str> {
+        self.pods.get(pod)?.value.uid.as_deref()
+    }
+
+    /// The model of what is known now.
+    pub fn model(&self) -> Model {
+        Model {
+            namespaces: self.namespaces.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect(),
+            pods: pods::model(&self.pods, &self.local),
+            nodes: self.nodes.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect(),
+            policies: self.policies.iter().map(|(name, record)| (name.clone(), record.policy.clone())).collect(),
+        }
+    }
+
+    /// The objects that could not be taken as they are, in order of kind and name.
+    ///
+    /// A policy that is refused keeps its last good version where the new one selects the same pods and isolates
+    /// nothing that the old one did not; otherwise it isolates what it selects. This is the one thing in the model
+    /// that depends on the past: an agent that starts with a refused policy has no last good version of it.
+    pub fn refused(&self) -> Vec<Refused> {
+        let mut refused = Vec::new();
+        let mut add = |kind, object: String, error: &Option<FieldError>, instead| {
+            refused.extend(error.clone().map(|error| Refused { kind, object, error, instead }));
+        };
+        for (name, record) in &self.namespaces {
+            add(Kind::Namespace, name.clone(), &record.refused, Instead::Readable);
+        }
+        for (name, record) in &self.pods {
+            add(Kind::Pod, name.to_string(), &record.refused, Instead::Readable);
+        }
+        for (name, record) in &self.nodes {
+            add(Kind::Node, name.clone(), &record.refused, Instead::Readable);
+        }
+        for (name, record) in &self.policies {
+            let instead = if record.last_good.as_ref() == Some(&record.policy) { Instead::LastGood } else { Instead::Isolated };
+            add(Kind::NetworkPolicy, name.to_string(), &record.refused, instead);
+        }
+        for ((kind, object), error) in &self.nameless {
+            add(*kind, object.clone(), &Some(error.clone()), Instead::Nothing);
+        }
+        refused.sort_by(|a, b| (a.kind, &a.object).cmp(&(b.kind, &b.object)));
+        refused
+    }
+
+    fn seen(&mut self, kind: Kind, name: &dyn ToString) {
+        if let Some(unseen) = self.unseen.get_mut(&kind) {
+            unseen.remove(&name.to_string());
+        }
+    }
+
+    fn upsert_pod(&mut self, name: ObjectName, pod: &ApiPod) -> bool {
+        let parts = convert::pod(pod);
+        let record = Record {
+            value: PodRecord::new(pod, parts.as_ref().unwrap_or_else(|refusal| &refusal.closed).clone()),
+            refused: parts.err().map(|refusal| refusal.error),
+        };
+        self.pods.insert(name, record.clone()) != Some(record)
+    }
+
+    fn delete_pod(&mut self, name: &ObjectName, uid: Option<&str>) -> bool {
+        let older = self.pod_uid(name).zip(uid).is_some_and(|(known, uid)| known != uid);
+        !older && self.pods.remove(name).is_some()
+    }
+
+    fn upsert_policy(&mut self, name: ObjectName, policy: &NetworkPolicy) -> bool {
+        let record = match convert::network_policy(policy) {
+            Ok(policy) => PolicyRecord { policy: policy.clone(), last_good: Some(policy), refused: None },
+            Err(Refusal { error, closed }) => {
+                let last_good = self.policies.get(&name).and_then(|known| known.last_good.clone());
+                let covered = |good: &Policy| {
+                    good.subject == closed.subject
+                        && (good.ingress.is_some() || closed.ingress.is_none())
+                        && (good.egress.is_some() || closed.egress.is_none())
+                };
+                let policy = last_good.clone().filter(covered).unwrap_or(closed);
+                PolicyRecord { policy, last_good, refused: Some(error) }
+            }
+        };
+        self.policies.insert(name, record.clone()) != Some(record)
+    }
+}

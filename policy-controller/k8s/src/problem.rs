@@ -1,0 +1,134 @@
+//! What can be wrong with an object.
+
+use crate::field::FieldPath;
+
+/// A field of an object that cannot be taken as it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct FieldError {
+    /// Which field.
+    pub field: FieldPath,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+impl FieldError {
+    /// `problem` at `field`.
+    pub fn new(field: FieldPath, problem: Problem) -> Self {
+        Self { field, problem }
+    }
+}
+
+/// An object that cannot be taken as it is, and what to hold in its place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct Refusal<T> {
+    /// What is wrong with it.
+    pub error: FieldError,
+    /// What stands for the object and opens nothing that the object could have closed.
+    pub closed: T,
+}
+
+/// What is wrong with a field. Each message says what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// A field that must be there is not.
+    #[error("is missing")]
+    Missing,
+    /// A name that the API server would not take.
+    #[error("{0:?} is no valid name: {1}")]
+    InvalidName(String, NameRule),
+    /// The key of a label that the API server would not take.
+    #[error("{0:?} is no valid label key: a name of at most 63 letters, digits, '-', '_' and '.', after an optional DNS prefix and '/'")]
+    InvalidLabelKey(String),
+    /// The value of a label that the API server would not take.
+    #[error("{0:?} is no valid label value: at most 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit")]
+    InvalidLabelValue(String),
+    /// A selector's operator that does not exist.
+    #[error("there is no operator {0:?}: In, NotIn, Exists and DoesNotExist are")]
+    UnknownOperator(String),
+    /// `In` or `NotIn` without values.
+    #[error("{0} needs at least one value")]
+    OperatorWithoutValues(&'static str),
+    /// `Exists` or `DoesNotExist` with values.
+    #[error("{0} takes no values")]
+    OperatorWithValues(&'static str),
+    /// A policy type that does not exist.
+    #[error("there is no policy type {0:?}: Ingress and Egress are")]
+    UnknownPolicyType(String),
+    /// A peer that names nothing. It must never be taken for "everybody".
+    #[error("the peer names nothing: podSelector, namespaceSelector or ipBlock is needed")]
+    EmptyPeer,
+    /// A peer that is a block and a selector at once.
+    #[error("ipBlock cannot stand beside podSelector or namespaceSelector in one peer: write two peers")]
+    BlockWithSelector,
+    /// Not a block of addresses.
+    #[error("{0:?} is no CIDR block: write an address and a prefix length, such as 10.0.0.0/8 or fd00::/8")]
+    InvalidCidr(String),
+    /// An exception that is not a part of its block.
+    #[error("{except} is not a part of {block}: an exception must be smaller than its cidr and inside it")]
+    ExceptOutside {
+        /// The exception as it was written.
+        except: String,
+        /// The block as it was written.
+        block: String,
+    },
+    /// A protocol that does not exist.
+    #[error("there is no protocol {0:?}: TCP, UDP and SCTP are")]
+    UnknownProtocol(String),
+    /// A number that is no port.
+    #[error("{0} is no port: ports are 1 to 65535")]
+    InvalidPort(i32),
+    /// A name that no port can have.
+    #[error("{0:?} is no port name: at most 15 lower-case letters, digits and single '-', with a letter (a number is written without quotes)")]
+    InvalidPortName(String),
+    /// The last port of a range lies before its first.
+    #[error("the range ends at {end}, before its first port {first}")]
+    EndBeforeFirst {
+        /// The first port.
+        first: u16,
+        /// The last port.
+        end: u16,
+    },
+    /// A range without a first port.
+    #[error("a range needs its first port as a number in the field port")]
+    EndWithoutFirst,
+    /// Not an address.
+    #[error("{0:?} is no IP address")]
+    InvalidAddress(String),
+    /// The labels of a template do not match the selector of its Deployment.
+    #[error("the selector does not match the labels of the template")]
+    SelectorMissesTemplate,
+    /// A number of replicas that makes no sense in a directory of files.
+    #[error("{replicas} replicas: 0 to {most} can be read from a file")]
+    Replicas {
+        /// The number as it was written.
+        replicas: i32,
+        /// The most that is taken.
+        most: i32,
+    },
+    /// A field that the kind does not have.
+    #[error("there is no such field in {0}")]
+    UnknownField(String),
+    /// A value of the wrong type.
+    #[error("{0}")]
+    WrongType(String),
+}
+
+/// What a name must look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameRule {
+    /// One label of a DNS name (RFC 1123): namespaces.
+    DnsLabel,
+    /// A DNS name (RFC 1123): most objects.
+    DnsName,
+}
+
+impl std::fmt::Display for NameRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::DnsLabel => "at most 63 lower-case letters, digits and '-', beginning and ending with a letter or digit",
+            Self::DnsName => "at most 253 lower-case letters, digits, '-' and '.', each part beginning and ending with a letter or digit",
+        })
+    }
+}
