@@ -1,0 +1,3 @@
+//! The CNI plugin of Palisade, as a library: what the binary `palisade-cni` does, and the network code that others use.
+
+pub mod link;
