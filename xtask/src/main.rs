@@ -1,5 +1,6 @@
 //! Repository tasks: what the Makefile calls.
 
+mod image;
 mod product;
 mod suite;
 mod tidy;
@@ -20,6 +21,8 @@ struct Arguments {
 enum Task {
     /// Build the three static binaries into target/bin.
     Build,
+    /// Build the binaries and pack them as a container image into target/image/palisade.tar.
+    Image,
     /// Run the test suites; all of them where none is named.
     Test {
         /// Names of suites.
@@ -33,6 +36,7 @@ fn main() -> Result<ExitCode> {
     let root = root();
     match Arguments::parse().task {
         Task::Build => product::build(&root).map(|_| ExitCode::SUCCESS),
+        Task::Image => image::write(&root, &product::build(&root)?, product::BINARIES).map(|_| ExitCode::SUCCESS),
         Task::Test { suites } => suite::run(&root, &suites),
         Task::Tidy => tidy::run(&root),
     }

@@ -1,0 +1,128 @@
+# shellcheck shell=bash
+# kind's node image, from Debian packages and Go modules: what to do where no registry answers.
+# The same root directory serves our container engine (engine.sh).
+
+NODE_IMAGE_DIR=$KIND_DIR/node-image
+DEBIAN_SUITE=bookworm
+DEBIAN_MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+# dbus and the like are not needed: nothing logs in to a node.
+DEBIAN_PACKAGES=systemd,systemd-sysv,iproute2,iptables,nftables,conntrack,ethtool,socat,kmod,util-linux,procps,mount,ca-certificates,curl,jq,libseccomp2,containerd,runc,docker.io
+
+# Units without sense in a container, or that would change the machine.
+MASKED_UNITS=(
+	apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
+	console-getty.service getty.target getty@tty1.service docker.service docker.socket nftables.service
+	dev-hugepages.mount dev-mqueue.mount sys-fs-fuse-connections.mount sys-kernel-config.mount sys-kernel-debug.mount sys-kernel-tracing.mount
+	kmod.service systemd-modules-load.service systemd-sysctl.service procps.service systemd-binfmt.service
+	proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount
+	systemd-logind.service systemd-pstore.service systemd-random-seed.service systemd-remount-fs.service systemd-timesyncd.service
+	systemd-udevd.service systemd-udev-trigger.service systemd-udevd-control.socket systemd-udevd-kernel.socket remote-fs.target
+)
+
+# Sets NODE_ROOT to the directory with Debian, and ROOT_JOB to what makes it where it is missing (else empty).
+begin_node_root() {
+	local key
+	ROOT_JOB=
+	key=$(echo "$DEBIAN_SUITE $DEBIAN_PACKAGES" | content_key "$NODE_IMAGE_DIR/runc-without-sys-resource")
+	NODE_ROOT=$WORK/root-$key
+	forget_other root- "root-$key"
+	[ -d "$NODE_ROOT" ] && return
+	[ "$(id -u)" -eq 0 ] || die "the node image is made by debootstrap, as root: try again as root, or where a registry has kindest/node"
+	need_program debootstrap debootstrap
+	[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || die "Debian's keys are missing: install the package debian-archive-keyring"
+	begin "Installing Debian $DEBIAN_SUITE for the nodes (2 minutes, once)" \
+		"Is $DEBIAN_MIRROR reachable (else set DEBIAN_MIRROR), and is there space for 1 GB in $WORK?" install_root
+	ROOT_JOB=$JOB
+}
+
+install_root() {
+	rm -rf --one-file-system "$NODE_ROOT.part"
+	nice -n 10 debootstrap --variant=minbase "--include=$DEBIAN_PACKAGES" "$DEBIAN_SUITE" "$NODE_ROOT.part" "$DEBIAN_MIRROR" || {
+		tail -n 5 "$NODE_ROOT.part/debootstrap/debootstrap.log" 2>/dev/null
+		return 1
+	}
+	rm -rf "$NODE_ROOT.part"/var/{cache/apt,lib/apt/lists}/* "$NODE_ROOT.part"/usr/share/{doc,man,locale,info}/*
+	install -m 755 "$NODE_IMAGE_DIR/runc-without-sys-resource" "$NODE_ROOT.part/usr/local/sbin/"
+	mv "$NODE_ROOT.part" "$NODE_ROOT"
+}
+
+# Sets NODE_ARCHIVE to the nodes' file system as a tar; makes it where it is missing. After the root directory and build_tools.
+node_archive() {
+	local key
+	key=$(echo "$NODE_ROOT $TOOLS $PAUSE_VERSION $ETCD_VERSION" | content_key "$NODE_IMAGE_DIR/rootfs" "$NODE_IMAGE_DIR/build.sh")
+	NODE_ARCHIVE=$WORK/node-$key.tar
+	forget_other node- "node-$key.tar"
+	[ -e "$NODE_ARCHIVE" ] && return
+	step "Assembling the node image" "Is there space for 2 GB in $WORK?" assemble_node
+}
+
+assemble_node() {
+	local stage=$WORK/node-stage name unit
+	rm -rf "$stage"
+	mkdir -p "$stage/kind/images" "$stage/usr/bin" "$stage/etc/systemd/system/multi-user.target.wants"
+	cp -a "$NODE_IMAGE_DIR/rootfs/." "$stage/"
+	sed -i "s/@PAUSE@/$PAUSE_VERSION/" "$stage/etc/containerd/config.toml"
+	echo "$KUBERNETES_VERSION" >"$stage/kind/version"
+
+	for name in kubeadm kubectl kubelet; do
+		ln -s kubernetes "$stage/usr/bin/$name"
+	done
+	cp "$TOOLS/kubernetes" "$stage/usr/bin/kubernetes"
+	control_plane_image "$stage/kind/images/control-plane.tar"
+	pause_image "$stage/kind/images/pause.tar"
+
+	for unit in "${MASKED_UNITS[@]}"; do
+		ln -s /dev/null "$stage/etc/systemd/system/$unit"
+	done
+	ln -s /lib/systemd/system/multi-user.target "$stage/etc/systemd/system/default.target"
+	ln -s /etc/systemd/system/kubelet.service "$stage/etc/systemd/system/multi-user.target.wants/kubelet.service"
+	chown -R 0:0 "$stage"
+
+	# The engine is not for the nodes; what apt links where we mask would come in the way.
+	tar -C "$NODE_ROOT" --one-file-system --numeric-owner -cf "$NODE_ARCHIVE.part" \
+		--exclude=./usr/bin/docker --exclude=./usr/sbin/dockerd --exclude=./usr/sbin/docker-proxy --exclude=./dev \
+		--exclude=./etc/machine-id --exclude=./etc/systemd/system/getty.target.wants .
+	tar -C "$stage" --numeric-owner -rf "$NODE_ARCHIVE.part" .
+	rm -rf "$stage"
+	mv "$NODE_ARCHIVE.part" "$NODE_ARCHIVE"
+}
+
+# One layer under the names that kubeadm asks for: the program knows by its name which part it is.
+control_plane_image() {
+	local layer name
+	layer=$(mktemp -d "$WORK/layer.XXXXXX")
+	mkdir -p "$layer/usr/local/bin"
+	cp "$TOOLS/kubernetes" "$layer/usr/local/bin/kubernetes"
+	for name in kube-apiserver kube-controller-manager kube-scheduler etcd; do
+		ln -s kubernetes "$layer/usr/local/bin/$name"
+	done
+	make_image "$1" "$layer" '{"Env":["PATH=/usr/local/bin"]}' \
+		"registry.k8s.io/kube-apiserver:$KUBERNETES_VERSION" \
+		"registry.k8s.io/kube-controller-manager:$KUBERNETES_VERSION" \
+		"registry.k8s.io/kube-scheduler:$KUBERNETES_VERSION" \
+		"registry.k8s.io/etcd:$ETCD_VERSION"
+	rm -rf "$layer"
+}
+
+pause_image() {
+	local layer
+	layer=$(mktemp -d "$WORK/layer.XXXXXX")
+	cp "$TOOLS/pause" "$layer/pause"
+	make_image "$1" "$layer" '{"Entrypoint":["/pause"],"User":"65535:65535"}' "registry.k8s.io/pause:$PAUSE_VERSION"
+	rm -rf "$layer"
+}
+
+# Sets AGNHOST_ARCHIVE to the image of the tests' pods; makes it where it is missing. After build_tools.
+agnhost_archive() {
+	AGNHOST_ARCHIVE=$TOOLS/agnhost.tar
+	[ -e "$AGNHOST_ARCHIVE" ] || step "Assembling the image agnhost" "Is there space in $WORK?" assemble_agnhost
+}
+
+assemble_agnhost() {
+	local layer
+	layer=$(mktemp -d "$WORK/layer.XXXXXX")
+	cp "$TOOLS/agnhost" "$layer/agnhost"
+	mkdir -m 1777 "$layer/tmp"
+	make_image "$AGNHOST_ARCHIVE" "$layer" '{"Entrypoint":["/agnhost"],"Cmd":["pause"]}' "$AGNHOST_IMAGE"
+	rm -rf "$layer"
+}
