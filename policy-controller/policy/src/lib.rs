@@ -4,4 +4,20 @@
 //! it came to be.
 #![forbid(unsafe_code)]
 
+pub mod compile;
+mod entries;
+pub mod explain;
 pub mod model;
+pub mod numbers;
+mod order;
+pub mod plan;
+pub mod ports;
+pub mod reason;
+pub mod rules;
+mod universe;
+
+pub use compile::{Compiled, compile};
+pub use explain::{Answer, End, ExplainError, Question, SideAnswer, evaluate};
+pub use numbers::{Numbers, Used};
+pub use plan::{Plan, Step, plan};
+pub use reason::Reason;

@@ -1,0 +1,354 @@
+//! The order of the writes between two states of the maps.
+//!
+//! A verdict of one side reads: the subject in the endpoint's row, the peer's identity, the row of both. A change
+//! may alter all three, for many endpoints and addresses, and they can only be written one by one. So every
+//! address that moves is first brought to an identity under which the subjects that endpoints leave still find
+//! their old rows, and the subjects that they enter find their new ones; then the endpoints flip; then the
+//! addresses go where they belong. This needs no knowledge of what the numbers stand for: it works on rows alone,
+//! also from rows that were left by an interrupted change or by an agent whose numbers are lost.
+
+use crate::compile::Compiled;
+use crate::entries::longest_prefix;
+use crate::model::ObjectName;
+use crate::numbers::Numbers;
+use crate::plan::Step;
+use ipnet::IpNet;
+use palisade_datapath_core::abi::{Direction, IDENTITY_ANY, PolicyEntry, PolicyKey, SUBJECT_NONE};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+/// What a list of subjects finds about one identity: ingress and egress row of each.
+type Effect = Vec<[Option<PolicyEntry>; 2]>;
+
+/// The steps from `old` to `next`.
+pub(crate) fn steps(old: &Compiled, next: &Compiled, numbers: &mut Numbers) -> Vec<Step> {
+    let mut change = Change::new(old, next);
+    change.find_detours(numbers);
+    change.classify(numbers);
+    change.complete_rows();
+    change.steps()
+}
+
+/// What moves: a row of the addresses or of the prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Address(IpAddr),
+    Prefix(IpNet),
+}
+
+/// One row of the addresses or prefixes that changes.
+struct Move {
+    place: Place,
+    /// The identity that addresses find there before.
+    from: u32,
+    /// The identity that they find there after.
+    to: u32,
+    /// Whether a row is there before; without one, the longest prefix around answers.
+    was: bool,
+    /// Whether a row is there after.
+    stays: bool,
+    /// The identity between; see [`Change::classify`].
+    between: u32,
+}
+
+/// An endpoint that goes from one subject to another.
+struct Flip<'a> {
+    pod: &'a ObjectName,
+    /// The subject that it leaves.
+    from: u32,
+    /// The subject that it enters while addresses are between.
+    through: u32,
+    /// The subject where it ends.
+    to: u32,
+}
+
+struct Change<'a> {
+    old: &'a Compiled,
+    next: &'a Compiled,
+    /// Subjects that endpoints have before, and after.
+    old_subjects: BTreeSet<u32>,
+    next_subjects: BTreeSet<u32>,
+    flips: Vec<Flip<'a>>,
+    /// Pods that are subjects no more, and pods that become one.
+    gone: Vec<&'a ObjectName>,
+    arrived: Vec<(&'a ObjectName, u32)>,
+    moves: Vec<Move>,
+    /// Rows while the change lasts.
+    rows: BTreeMap<PolicyKey, PolicyEntry>,
+}
+
+impl<'a> Change<'a> {
+    fn new(old: &'a Compiled, next: &'a Compiled) -> Self {
+        let subject = |rows: &Compiled, pod: &ObjectName| rows.subjects.get(pod).copied().unwrap_or(SUBJECT_NONE);
+        let (mut flips, mut gone, mut arrived) = (Vec::new(), Vec::new(), Vec::new());
+        for pod in old.subjects.keys().chain(next.subjects.keys().filter(|pod| !old.subjects.contains_key(pod))) {
+            match (subject(old, pod), subject(next, pod)) {
+                (from, to) if from == to => {}
+                (_, SUBJECT_NONE) => gone.push(pod),
+                (SUBJECT_NONE, to) => arrived.push((pod, to)),
+                (from, to) => flips.push(Flip { pod, from, through: to, to }),
+            }
+        }
+        let subjects = |rows: &Compiled| rows.subjects.values().copied().filter(|&subject| subject != SUBJECT_NONE).collect();
+        Self {
+            old,
+            next,
+            old_subjects: subjects(old),
+            next_subjects: subjects(next),
+            flips,
+            gone,
+            arrived,
+            moves: moves(old, next),
+            rows: next.policy.clone(),
+        }
+    }
+
+    /// A subject that endpoints of others hold already cannot say the old about a moving address to them and the new
+    /// to those who enter. Where that matters, who enters goes through a copy of the subject.
+    fn find_detours(&mut self, numbers: &mut Numbers) {
+        let shared: BTreeSet<u32> = self.flips.iter().map(|flip| flip.to).filter(|to| self.old_subjects.contains(to)).collect();
+        let pairs: BTreeSet<(u32, u32)> = self.moves.iter().map(|entry| (entry.from, entry.to)).collect();
+        for subject in shared {
+            let alters = |&(from, to): &(u32, u32)| effect(self.old, &[subject], from) != effect(self.next, &[subject], to);
+            if !pairs.iter().any(alters) {
+                continue;
+            }
+            let copy = numbers.subjects.reserve();
+            for (key, row) in rows_of(self.next, subject) {
+                self.rows.insert(PolicyKey { subject: copy, ..*key }, *row);
+            }
+            self.flips.iter_mut().filter(|flip| flip.to == subject).for_each(|flip| flip.through = copy);
+        }
+    }
+
+    /// Chooses where each address is while endpoints flip.
+    ///
+    /// *Early*: already at its new identity, if the rows that the left subjects need there are free. *Late*: still
+    /// at its old one, if the rows that the entered subjects need there are free. Else at a number of its own.
+    fn classify(&mut self, numbers: &mut Numbers) {
+        let left: BTreeSet<u32> = self.flips.iter().map(|flip| flip.from).collect();
+        let (left_for_good, left_by_some): (Vec<u32>, Vec<u32>) =
+            left.into_iter().partition(|subject| !self.next_subjects.contains(subject));
+        // Where the rows of an entered subject come from: (its number during the change, its number after it).
+        let entered: BTreeSet<(u32, u32)> = self.flips.iter().map(|flip| (flip.through, flip.to)).collect();
+        let (fresh, ends): (Vec<u32>, Vec<u32>) =
+            entered.into_iter().filter(|(through, _)| !self.old_subjects.contains(through)).unzip();
+        let mut early = Claims::new(self.old, &left_for_good);
+        let mut late = Claims::new(self.next, &ends);
+        let mut own: HashMap<(u32, u32), u32> = HashMap::new();
+        for index in 0..self.moves.len() {
+            let Move { from, to, was, stays, .. } = self.moves[index];
+            let keeps = |subject: &u32| effect(self.old, &[*subject], from) == effect(self.next, &[*subject], to);
+            // A row that goes must not go early: the prefix around may still be at its old identity. A row that comes
+            // must not come late, for the same reason.
+            let between = if stays && left_by_some.iter().all(keeps) && early.claim(to, from) {
+                to
+            } else if was && late.claim(from, to) {
+                from
+            } else {
+                *own.entry((from, to)).or_insert_with(|| numbers.identities.reserve())
+            };
+            self.moves[index].between = between;
+        }
+        let pairs: BTreeSet<(u32, u32, u32)> = self.moves.iter().map(|entry| (entry.from, entry.to, entry.between)).collect();
+        for (from, to, between) in pairs {
+            if between == to && from != to {
+                left_for_good.iter().for_each(|&subject| self.copy(self.old, subject, from, subject, between));
+            } else if between == from && from != to {
+                fresh.iter().zip(&ends).for_each(|(&through, &end)| self.copy(self.next, end, to, through, between));
+            } else if between != from {
+                for subject in self.old_subjects.clone() {
+                    self.copy(self.old, subject, from, subject, between);
+                }
+                fresh.iter().zip(&ends).for_each(|(&through, &end)| self.copy(self.next, end, to, through, between));
+            }
+        }
+    }
+
+    /// Makes `subject` find about identity `here` what `original` finds about `there` in `rows`.
+    fn copy(&mut self, rows: &Compiled, original: u32, there: u32, subject: u32, here: u32) {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let Some(row) = rows.row(original, direction, there) else { continue };
+            let key = PolicyKey::new(subject, direction, here);
+            let any = rows.policy.get(&PolicyKey::new(original, direction, IDENTITY_ANY));
+            if here == IDENTITY_ANY || (any == Some(&row) && !self.rows.contains_key(&key) && !self.old.policy.contains_key(&key)) {
+                continue;
+            }
+            self.rows.insert(key, row);
+        }
+    }
+
+    /// Overrides rows of an interrupted change that would answer where the new state has no row of its own.
+    fn complete_rows(&mut self) {
+        let live: BTreeSet<u32> = self.next.addresses.values().chain(self.next.prefixes.values()).copied().collect();
+        for (key, row) in &self.old.policy {
+            let any = PolicyKey { peer: IDENTITY_ANY, ..*key };
+            if live.contains(&key.peer)
+                && self.next_subjects.contains(&key.subject)
+                && !self.rows.contains_key(key)
+                && let Some(wanted) = self.next.policy.get(&any)
+                && wanted != row
+            {
+                self.rows.insert(*key, *wanted);
+            }
+        }
+    }
+
+    fn steps(self) -> Vec<Step> {
+        let mut steps: Vec<Step> = Vec::new();
+        // Pods that have left, and rows that nobody reads: what an interrupted change left behind.
+        steps.extend(self.gone.iter().map(|&pod| Step::Flip { pod: pod.clone(), subject: SUBJECT_NONE }));
+        let unread = |key: &PolicyKey| !self.old_subjects.contains(&key.subject) && !self.rows.contains_key(key);
+        steps.extend(self.old.policy.keys().filter(|key| unread(key)).map(|key| Step::RemovePolicy(*key)));
+        // Rows, before anything refers to them.
+        for ((key, length), entry) in &self.next.ports {
+            if self.old.ports.get(&(*key, *length)) != Some(entry) {
+                steps.push(Step::WritePort { key: *key, length: *length, entry: *entry });
+            }
+        }
+        for (key, entry) in &self.rows {
+            if self.old.policy.get(key) != Some(entry) {
+                steps.push(Step::WritePolicy { key: *key, entry: *entry });
+            }
+        }
+        // Addresses to the identities between.
+        for entry in self.moves.iter().filter(|entry| !entry.was || entry.between != entry.from) {
+            steps.push(entry.write(entry.between));
+        }
+        // Endpoints.
+        steps.extend(self.flips.iter().map(|flip| Step::Flip { pod: flip.pod.clone(), subject: flip.through }));
+        // Addresses to where they belong; rows that go, last: addresses before the prefixes around them.
+        for entry in self.moves.iter().filter(|entry| entry.stays && entry.between != entry.to) {
+            steps.push(entry.write(entry.to));
+        }
+        for entry in self.moves.iter().rev().filter(|entry| !entry.stays) {
+            steps.push(match entry.place {
+                Place::Address(address) => Step::RemoveAddress(address),
+                Place::Prefix(prefix) => Step::RemovePrefix(prefix),
+            });
+        }
+        for flip in self.flips.iter().filter(|flip| flip.through != flip.to) {
+            steps.push(Step::Flip { pod: flip.pod.clone(), subject: flip.to });
+        }
+        steps.extend(self.arrived.iter().map(|&(pod, subject)| Step::Flip { pod: pod.clone(), subject }));
+        // Nothing refers to these any more.
+        let mut removals: Vec<Step> = Vec::new();
+        let dead = self.old.policy.keys().filter(|key| !unread(key)).chain(self.rows.keys().filter(|key| !self.old.policy.contains_key(key)));
+        removals.extend(dead.filter(|key| !self.next.policy.contains_key(key)).map(|key| Step::RemovePolicy(*key)));
+        let ports = self.old.ports.keys().filter(|key| !self.next.ports.contains_key(key));
+        removals.extend(ports.map(|(key, length)| Step::RemovePort(*key, *length)));
+        // Flows are judged again after the last write that alters a verdict. Rows to be removed may be all that is left
+        // of a change that was interrupted before it came to this.
+        if self.alters(&steps) || !removals.is_empty() {
+            steps.push(Step::BumpEpoch);
+        }
+        steps.extend(removals);
+        steps
+    }
+
+    /// Whether the change may alter a verdict.
+    fn alters(&self, steps: &[Step]) -> bool {
+        if steps.iter().any(|step| matches!(step, Step::Flip { .. } | Step::RemovePolicy(_))) {
+            return true;
+        }
+        let rewritten = |key: &PolicyKey, entry: &PolicyEntry| {
+            self.old_subjects.contains(&key.subject) && self.old.row_of(key).is_some_and(|row| row != *entry)
+        };
+        let subjects: Vec<u32> = self.next_subjects.iter().copied().collect();
+        let pairs: BTreeSet<(u32, u32)> = self.moves.iter().map(|entry| (entry.from, entry.to)).collect();
+        let in_use: BTreeSet<u32> = self.old.addresses.values().chain(self.old.prefixes.values()).copied().chain([IDENTITY_ANY]).collect();
+        pairs.iter().any(|&(from, to)| effect(self.old, &subjects, from) != effect(self.next, &subjects, to))
+            || steps.iter().any(|step| match step {
+                Step::WritePolicy { key, entry } => in_use.contains(&key.peer) && rewritten(key, entry),
+                Step::WritePort { key, length, .. } => self.old.ports.contains_key(&(*key, *length)),
+                _ => false,
+            })
+    }
+}
+
+impl Compiled {
+    /// The row that answers for a key: its own, else that of any peer.
+    fn row_of(&self, key: &PolicyKey) -> Option<PolicyEntry> {
+        let any = PolicyKey { peer: IDENTITY_ANY, ..*key };
+        self.policy.get(key).or_else(|| self.policy.get(&any)).copied()
+    }
+}
+
+impl Move {
+    fn write(&self, identity: u32) -> Step {
+        match self.place {
+            Place::Address(address) => Step::WriteAddress { address, identity },
+            Place::Prefix(prefix) => Step::WritePrefix { prefix, identity },
+        }
+    }
+}
+
+/// The rows of prefixes, then of addresses, that differ between two states.
+fn moves(old: &Compiled, next: &Compiled) -> Vec<Move> {
+    let mut moves = Vec::new();
+    let mut add = |place, before: Option<u32>, after: Option<u32>, around: IpNet| {
+        if before == after {
+            return;
+        }
+        let found = |row: Option<u32>, rows: &Compiled| row.or_else(|| longest_prefix(&rows.prefixes, around)).unwrap_or(IDENTITY_ANY);
+        let (from, to) = (found(before, old), found(after, next));
+        moves.push(Move { place, from, to, was: before.is_some(), stays: after.is_some(), between: to });
+    };
+    for prefix in old.prefixes.keys().chain(next.prefixes.keys().filter(|prefix| !old.prefixes.contains_key(prefix))) {
+        add(Place::Prefix(*prefix), old.prefixes.get(prefix).copied(), next.prefixes.get(prefix).copied(), *prefix);
+    }
+    for address in old.addresses.keys().chain(next.addresses.keys().filter(|address| !old.addresses.contains_key(address))) {
+        let (before, after) = (old.addresses.get(address).copied(), next.addresses.get(address).copied());
+        add(Place::Address(*address), before, after, IpNet::from(*address));
+    }
+    moves
+}
+
+/// What `subjects` find about `identity`.
+fn effect(rows: &Compiled, subjects: &[u32], identity: u32) -> Effect {
+    let find = |&subject: &u32| [Direction::Ingress, Direction::Egress].map(|direction| rows.row(subject, direction, identity));
+    subjects.iter().map(find).collect()
+}
+
+/// The rows of one subject.
+fn rows_of(rows: &Compiled, subject: u32) -> impl Iterator<Item = (&PolicyKey, &PolicyEntry)> {
+    let first = PolicyKey { subject, ..PolicyKey::default() };
+    rows.policy.range(first..).take_while(move |(key, _)| key.subject == subject)
+}
+
+/// Which effect each identity must have while endpoints flip.
+struct Claims<'a> {
+    rows: &'a Compiled,
+    subjects: &'a [u32],
+    /// Effects by number, and the effect that each identity has in `rows`.
+    effects: HashMap<Effect, usize>,
+    found: HashMap<u32, usize>,
+    /// The effect that an identity must have.
+    claimed: HashMap<u32, usize>,
+}
+
+impl<'a> Claims<'a> {
+    /// Identities that addresses of `rows` have are taken for the effect that they have there.
+    fn new(rows: &'a Compiled, subjects: &'a [u32]) -> Self {
+        let mut claims = Self { rows, subjects, effects: HashMap::new(), found: HashMap::new(), claimed: HashMap::new() };
+        let in_use: BTreeSet<u32> = rows.addresses.values().chain(rows.prefixes.values()).copied().chain([IDENTITY_ANY]).collect();
+        for identity in in_use {
+            claims.claim(identity, identity);
+        }
+        claims
+    }
+
+    /// Claims that `identity` has the effect that `model` has; false where it must have another.
+    fn claim(&mut self, identity: u32, model: u32) -> bool {
+        let wanted = match self.found.get(&model) {
+            Some(&effect) => effect,
+            None => {
+                let count = self.effects.len();
+                let number = *self.effects.entry(effect(self.rows, self.subjects, model)).or_insert(count);
+                self.found.insert(model, number);
+                number
+            }
+        };
+        *self.claimed.entry(identity).or_insert(wanted) == wanted
+    }
+}

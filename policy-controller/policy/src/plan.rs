@@ -1,0 +1,83 @@
+//! The order of a change: single writes between which every verdict is the old one or the new one.
+
+use crate::compile::{Compiled, compile};
+use crate::model::{Model, ObjectName};
+use crate::numbers::Numbers;
+use ipnet::IpNet;
+use palisade_datapath_core::abi::{PolicyEntry, PolicyKey, PortEntry, PortKey};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// One write. Those of a plan are made one by one, in their order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Write a row of a port table.
+    WritePort {
+        /// The key.
+        key: PortKey,
+        /// Length of the port's prefix in bits, 0 to 16.
+        length: u8,
+        /// The row.
+        entry: PortEntry,
+    },
+    /// Write a row of the policy table.
+    WritePolicy {
+        /// The key.
+        key: PolicyKey,
+        /// The row.
+        entry: PolicyEntry,
+    },
+    /// Give a prefix an identity.
+    WritePrefix {
+        /// The prefix, host bits zero.
+        prefix: IpNet,
+        /// Its identity.
+        identity: u32,
+    },
+    /// Give an address an identity.
+    WriteAddress {
+        /// The address.
+        address: IpAddr,
+        /// Its identity.
+        identity: u32,
+    },
+    /// Give every endpoint of a pod another subject number; nothing to do where the pod has none yet.
+    Flip {
+        /// The pod.
+        pod: ObjectName,
+        /// The subject number; `SUBJECT_NONE` where the pod is no subject any more.
+        subject: u32,
+    },
+    /// Move the policy epoch: flows that are judged already are judged again.
+    BumpEpoch,
+    /// Remove an address.
+    RemoveAddress(IpAddr),
+    /// Remove a prefix.
+    RemovePrefix(IpNet),
+    /// Remove a row of the policy table.
+    RemovePolicy(PolicyKey),
+    /// Remove a row of a port table: key and length of the port's prefix in bits.
+    RemovePort(PortKey, u8),
+}
+
+/// A change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The writes, in order. None where nothing changes.
+    pub steps: Vec<Step>,
+    /// What the maps hold after the last step.
+    pub next: Compiled,
+}
+
+/// The writes that lead from what the maps hold to what `model` wants, in the safe order.
+///
+/// `numbers` gives out and takes back numbers; write it down before the first step is made. When the steps could
+/// not all be made, read the maps back into a [`Compiled`] and plan from that.
+pub fn plan(old: &Compiled, model: &Model, local: &BTreeSet<ObjectName>, numbers: &mut Numbers) -> Plan {
+    numbers.hold(old);
+    numbers.begin_generation();
+    let next = compile(model, local, numbers);
+    let steps = crate::order::steps(old, &next, numbers);
+    numbers.release_except(&next);
+    Plan { steps, next }
+}

@@ -1,0 +1,137 @@
+//! Ports of several rules, flattened into disjoint ranges and then into prefixes.
+
+use palisade_datapath_core::abi::{PortEntry, RowVerdict};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The content of a port table: disjoint, maximal ranges in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PortTable(pub Vec<PortRange>);
+
+/// A range of ports of one protocol, and the reason for which it is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PortRange {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// First port, in host byte order.
+    pub first: u16,
+    /// Last port, included.
+    pub last: u16,
+    /// Number of the reason.
+    pub reason: u32,
+}
+
+impl PortRange {
+    /// The row that its prefixes get.
+    pub const fn entry(&self) -> PortEntry {
+        PortEntry { reason: self.reason, verdict: RowVerdict::Allow as u8, reserved: [0; 3] }
+    }
+}
+
+/// Collects ranges; where two overlap, the one that came first keeps the ports.
+#[derive(Debug, Default)]
+pub struct Flattener {
+    /// By protocol: first port -> (last port, reason); disjoint.
+    taken: BTreeMap<u8, BTreeMap<u16, (u16, u32)>>,
+}
+
+impl Flattener {
+    /// Adds the ports `first..=last` that nobody has taken yet. A range that runs backwards is empty.
+    pub fn add(&mut self, protocol: u8, first: u16, last: u16, reason: u32) {
+        let taken = self.taken.entry(protocol).or_default();
+        // The ranges that touch first..=last, in order: at most one begins before `first`.
+        let before = taken.range(..first).next_back().map(|(&start, &(end, _))| (start, end)).filter(|&(_, end)| end >= first);
+        let within = if first <= last { taken.range(first..=last).map(|(&start, &(end, _))| (start, end)).collect() } else { Vec::new() };
+        let mut free = u32::from(first);
+        let mut gaps = Vec::new();
+        for (start, end) in before.into_iter().chain(within) {
+            if u32::from(start) > free {
+                gaps.push((free as u16, start - 1));
+            }
+            free = free.max(u32::from(end) + 1);
+        }
+        if free <= u32::from(last) {
+            gaps.push((free as u16, last));
+        }
+        taken.extend(gaps.into_iter().map(|(start, end)| (start, (end, reason))));
+    }
+
+    /// The table, neighbours of one reason joined.
+    pub fn finish(self) -> PortTable {
+        let mut ranges: Vec<PortRange> = Vec::new();
+        for (protocol, taken) in self.taken {
+            for (first, (last, reason)) in taken {
+                match ranges.last_mut() {
+                    Some(before)
+                        if before.protocol == protocol && before.reason == reason && u32::from(before.last) + 1 == u32::from(first) =>
+                    {
+                        before.last = last;
+                    }
+                    _ => ranges.push(PortRange { protocol, first, last, reason }),
+                }
+            }
+        }
+        PortTable(ranges)
+    }
+}
+
+/// The fewest prefixes that cover `first..=last` and nothing else: (first port, prefix length 0 to 16).
+pub fn prefixes(first: u16, last: u16) -> Vec<(u16, u8)> {
+    let mut prefixes = Vec::new();
+    let (mut start, end) = (u32::from(first), u32::from(last) + 1);
+    while start < end {
+        // The largest block that begins here: limited by alignment and by what is left.
+        let aligned = if start == 0 { 16 } else { start.trailing_zeros() };
+        let left = (end - start).ilog2();
+        let bits = aligned.min(left);
+        prefixes.push((start as u16, (16 - bits) as u8));
+        start += 1 << bits;
+    }
+    prefixes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn covered(first: u16, last: u16) -> Vec<u32> {
+        let mut ports = Vec::new();
+        for (start, length) in prefixes(first, last) {
+            ports.extend((0..1u32 << (16 - length)).map(|offset| u32::from(start) + offset));
+        }
+        ports
+    }
+
+    #[test]
+    fn prefixes_cover_every_port_of_the_range_once_and_no_other() {
+        for (first, last) in [(0, 0), (0, 65535), (1, 65535), (0, 65534), (80, 80), (1000, 2000), (32768, 65535), (1, 2), (65535, 65535)] {
+            assert_eq!(covered(first, last), (u32::from(first)..=u32::from(last)).collect::<Vec<_>>(), "{first}-{last}");
+        }
+        assert_eq!(prefixes(0, 65535), [(0, 0)]);
+        assert_eq!(prefixes(32768, 65535), [(32768, 1)]);
+        assert!(prefixes(2, 1).is_empty(), "a range that runs backwards is empty");
+    }
+
+    #[test]
+    fn where_ranges_overlap_the_first_keeps_the_ports() {
+        let mut flattener = Flattener::default();
+        for (first, last, reason) in [(10, 20, 1), (15, 30, 2), (5, 40, 3), (0, 65535, 4), (7, 3, 5)] {
+            flattener.add(6, first, last, reason);
+        }
+        flattener.add(17, 1, 1, 6);
+        let ranges: Vec<_> = flattener.finish().0.iter().map(|range| (range.protocol, range.first, range.last, range.reason)).collect();
+        let expected =
+            [(6, 0, 4, 4), (6, 5, 9, 3), (6, 10, 20, 1), (6, 21, 30, 2), (6, 31, 40, 3), (6, 41, 65535, 4), (17, 1, 1, 6)];
+        assert_eq!(ranges, expected);
+    }
+
+    #[test]
+    fn neighbours_of_one_reason_are_joined() {
+        let mut flattener = Flattener::default();
+        flattener.add(6, 10, 20, 1);
+        flattener.add(6, 21, 30, 1);
+        flattener.add(6, 31, 31, 2);
+        assert_eq!(flattener.finish().0.len(), 2);
+    }
+}
