@@ -1,0 +1,310 @@
+use std::{collections::BTreeSet, fmt, fs};
+
+use aya::programs::{
+    Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+    links::{FdLink, LinkError, PinnedLink},
+    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
+};
+use nix::{
+    fcntl::FlockArg,
+    libc::{EEXIST, EINVAL, ENODEV, ENOENT, ENOLINK, ENXIO},
+    net::if_::{if_indextoname, if_nametoindex},
+};
+use palisade_datapath_core::abi::Hook;
+
+use crate::{
+    LoaderError, PinDir,
+    error::{Cause, os_error, refuse},
+    filter,
+    pin::{HOOKS, program_name},
+};
+
+/// How the programs are attached to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AttachKind {
+    /// A link of its own, pinned; Linux 6.6 and later.
+    Tcx,
+    /// A filter of the clsact qdisc.
+    Clsact,
+}
+
+impl fmt::Display for AttachKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+/// Before every other filter: a filter that runs earlier could send a packet on its way unjudged.
+const PRIORITY: u16 = 1;
+/// "PAL1", so that our filters are told from others of the same priority.
+const HANDLE: TcHandle = TcHandle::new(0x5041, 0x4c31);
+
+const fn attach_type(hook: Hook) -> TcAttachType {
+    match hook {
+        Hook::FromPod => TcAttachType::Ingress,
+        Hook::ToPod => TcAttachType::Egress,
+    }
+}
+
+/// How this kernel lets programs be attached. Asks the kernel, not its version.
+///
+/// # Errors
+/// [`LoaderError::Permission`] where the caller may not ask.
+pub fn supported_kind() -> Result<AttachKind, LoaderError> {
+    // `lo` has an index in every network namespace; the query changes nothing.
+    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+        Ok(_) => Ok(AttachKind::Tcx),
+        Err(error) if os_error(&error) == Some(EINVAL) => Ok(AttachKind::Clsact),
+        Err(error) => Err(refuse(
+            error,
+            || "to ask the kernel for TCX".to_owned(),
+            |source| LoaderError::Query { interface: "lo".to_owned(), source },
+        )),
+    }
+}
+
+/// Attaches the pinned programs to both directions of an endpoint's host-side interface, which must be in the calling thread's
+/// network namespace. What is attached already is replaced in place, without a gap.
+///
+/// On an error one of the programs may be attached; [`detach_endpoint`] undoes it.
+///
+/// # Errors
+/// [`LoaderError::ProgramsMissing`] where the agent has not pinned any; [`LoaderError::InterfaceMissing`]; [`LoaderError::Attach`].
+pub fn attach_endpoint(pin: &PinDir, host_interface: &str, host_index: u32) -> Result<AttachKind, LoaderError> {
+    let kind = supported_kind()?;
+    attach_endpoint_with(pin, kind, host_interface, host_index)?;
+    Ok(kind)
+}
+
+/// As [`attach_endpoint`], by the given way; what was attached the other way is removed afterwards.
+///
+/// # Errors
+/// As [`attach_endpoint`].
+pub fn attach_endpoint_with(pin: &PinDir, kind: AttachKind, host_interface: &str, host_index: u32) -> Result<(), LoaderError> {
+    if if_nametoindex(host_interface).ok() != Some(host_index) {
+        return Err(LoaderError::InterfaceMissing { interface: host_interface.to_owned(), index: host_index });
+    }
+    let _lock = pin.lock(FlockArg::LockShared)?;
+    let links = pin.links_dir();
+    for hook in HOOKS {
+        let mut program = pinned_program(pin, hook)?;
+        match kind {
+            AttachKind::Tcx => attach_link(pin, &mut program, hook, host_interface, host_index)?,
+            AttachKind::Clsact => {
+                let mark = pin.clsact_mark(host_index);
+                fs::create_dir_all(&mark).map_err(|error| pin.failed("create", &links, error))?;
+                attach_filter(&mut program, hook, host_interface)?;
+            }
+        }
+    }
+    match kind {
+        AttachKind::Tcx => remove_filters(pin, host_index),
+        AttachKind::Clsact => remove_links(pin, host_index),
+    }
+}
+
+/// Removes our programs from an endpoint's interface, or what is left of them once the interface is gone; fine when nothing is there.
+///
+/// A link ends with its last reference: the kernel may run the program for a moment after this returns. The clsact qdisc stays,
+/// others may have filters on it.
+///
+/// # Errors
+/// [`LoaderError::Detach`], [`LoaderError::Pin`].
+pub fn detach_endpoint(pin: &PinDir, host_index: u32) -> Result<(), LoaderError> {
+    let _lock = pin.lock(FlockArg::LockShared)?;
+    remove_links(pin, host_index)?;
+    remove_filters(pin, host_index)
+}
+
+/// Whether both programs are attached to an interface of the calling thread's network namespace.
+///
+/// # Errors
+/// [`LoaderError::Query`] where the kernel does not answer.
+pub fn endpoint_attached(pin: &PinDir, host_interface: &str, host_index: u32) -> Result<bool, LoaderError> {
+    if if_nametoindex(host_interface).ok() != Some(host_index) {
+        return Ok(false);
+    }
+    let _lock = pin.lock(FlockArg::LockShared)?;
+    if pin.clsact_mark(host_index).exists() {
+        return Ok(has_filter(host_index, Hook::FromPod)? && has_filter(host_index, Hook::ToPod)?);
+    }
+    for hook in HOOKS {
+        let path = pin.link(host_index, hook);
+        let link = match PinnedLink::from_pin(&path) {
+            Ok(link) => FdLink::from(link),
+            Err(error) if link_error(&error) == Some(ENOENT) => return Ok(false),
+            Err(error) => return Err(query(host_interface, error)),
+        };
+        let program = link.info().map_err(|error| query(host_interface, error))?.program_id();
+        if !runs(host_interface, hook, program)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The indices of the interfaces that have programs pinned, attached to them or left over.
+///
+/// # Errors
+/// [`LoaderError::Pin`] where the directory cannot be read.
+pub fn pinned_links(pin: &PinDir) -> Result<BTreeSet<u32>, LoaderError> {
+    Ok(pin.pinned()?.into_iter().map(|(index, _)| index).collect())
+}
+
+fn pinned_program(pin: &PinDir, hook: Hook) -> Result<SchedClassifier, LoaderError> {
+    let path = pin.program(hook);
+    SchedClassifier::from_pin(&path).map_err(|error| match os_error(&error) {
+        Some(ENOENT) => LoaderError::ProgramsMissing { path: pin.programs_dir() },
+        _ => refuse(
+            error,
+            || format!("to open {}", path.display()),
+            |source| LoaderError::Pin { action: "open", path: path.clone(), source },
+        ),
+    })
+}
+
+fn query(interface: &str, error: impl std::error::Error + Send + Sync + 'static) -> LoaderError {
+    refuse(
+        error,
+        || format!("to list the programs of {interface}"),
+        |source| LoaderError::Query { interface: interface.to_owned(), source },
+    )
+}
+
+fn link_error(error: &LinkError) -> Option<i32> {
+    match error {
+        LinkError::SyscallError(error) => error.io_error.raw_os_error(),
+        other => os_error(other),
+    }
+}
+
+/// Whether a TCX program runs at a hook of an interface.
+fn runs(interface: &str, hook: Hook, program: u32) -> Result<bool, LoaderError> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, attach_type(hook)).map_err(|error| query(interface, error))?;
+    Ok(programs.iter().any(|info| info.id() == program))
+}
+
+pub(crate) fn has_filter(index: u32, hook: Hook) -> Result<bool, LoaderError> {
+    let parent = match hook {
+        Hook::FromPod => filter::INGRESS,
+        Hook::ToPod => filter::EGRESS,
+    };
+    match filter::list(index, parent) {
+        Ok(filters) => Ok(filters.iter().any(|filter| filter.priority == PRIORITY && filter.handle == u32::from(HANDLE))),
+        Err(error) if matches!(error.raw_os_error(), Some(ENODEV | EINVAL)) => Ok(false),
+        Err(error) => Err(query(&index.to_string(), error)),
+    }
+}
+
+/// Attaches by a pinned TCX link, or replaces the program of the one that is pinned.
+fn attach_link(pin: &PinDir, program: &mut SchedClassifier, hook: Hook, interface: &str, index: u32) -> Result<(), LoaderError> {
+    let failed =
+        |source: Cause| LoaderError::Attach { program: program_name(hook), interface: interface.to_owned(), kind: AttachKind::Tcx, source };
+    let refused = |error: ProgramError| refuse(error, || format!("to attach {} to {interface}", program_name(hook)), failed);
+    let path = pin.link(index, hook);
+    if path.exists() {
+        let id = program.info().map_err(refused)?.id();
+        if replace_link(pin, program, hook, index)? && runs(interface, hook, id)? {
+            return Ok(());
+        }
+        // The link of an interface that is gone, whose index this one was given.
+        pin.remove(&path)?;
+    }
+    let link = program
+        .attach_with_options(interface, attach_type(hook), TcAttachOptions::TcxOrder(LinkOrder::first()))
+        .and_then(|id| program.take_link(id))
+        .map_err(refused)?;
+    let link: FdLink = link.try_into().map_err(|error: LinkError| failed(Box::new(error)))?;
+    link.pin(&path).map_err(|error| {
+        refuse(error, || format!("to pin {}", path.display()), |source| LoaderError::Pin { action: "pin", path: path.clone(), source })
+    })?;
+    Ok(())
+}
+
+/// Replaces the program of a pinned link in place; false where its interface is gone.
+pub(crate) fn replace_link(pin: &PinDir, program: &mut SchedClassifier, hook: Hook, index: u32) -> Result<bool, LoaderError> {
+    let path = pin.link(index, hook);
+    let failed = |source: Cause| LoaderError::Pin { action: "replace the program of", path: path.clone(), source };
+    let action = || format!("to replace the program of {}", path.display());
+    let link = PinnedLink::from_pin(&path).map_err(|error| refuse(error, action, failed))?;
+    let link: SchedClassifierLink = FdLink::from(link).try_into().map_err(|error| refuse(error, action, failed))?;
+    match program.attach_to_link(link) {
+        Ok(id) => {
+            // Dropping our reference ends nothing: the pin holds the link.
+            drop(program.take_link(id).map_err(|error| refuse(error, action, failed))?);
+            Ok(true)
+        }
+        Err(error) if os_error(&error) == Some(ENOLINK) => Ok(false),
+        Err(error) => Err(refuse(error, action, failed)),
+    }
+}
+
+/// Attaches by a clsact filter, or replaces the program of ours in place.
+pub(crate) fn attach_filter(program: &mut SchedClassifier, hook: Hook, interface: &str) -> Result<(), LoaderError> {
+    add_filter(program, hook, interface).map_err(|error| {
+        refuse(
+            error,
+            || format!("to attach {} to {interface}", program_name(hook)),
+            |source| LoaderError::Attach { program: program_name(hook), interface: interface.to_owned(), kind: AttachKind::Clsact, source },
+        )
+    })
+}
+
+pub(crate) fn add_filter(program: &mut SchedClassifier, hook: Hook, interface: &str) -> Result<(), ProgramError> {
+    match qdisc_add_clsact(interface) {
+        Ok(()) => {}
+        Err(TcError::AlreadyAttached) => {}
+        Err(error) if os_error(&error) == Some(EEXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let present = SchedClassifierLink::attached(interface, attach_type(hook), PRIORITY, HANDLE, None).map_err(TcError::IoError)?;
+    let id = match program.attach_to_link(present) {
+        Err(error) if os_error(&error) == Some(ENOENT) => program.attach_with_options(
+            interface,
+            attach_type(hook),
+            TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle: HANDLE, classid: None }),
+        ),
+        answer => answer,
+    }?;
+    // The filter belongs to the interface and outlives this process; dropping it here would remove it.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+fn remove_links(pin: &PinDir, index: u32) -> Result<(), LoaderError> {
+    for hook in HOOKS {
+        pin.remove(&pin.link(index, hook))?;
+    }
+    Ok(())
+}
+
+/// Removes our filters, then the mark of them, so that a run that is killed in between is done again.
+fn remove_filters(pin: &PinDir, index: u32) -> Result<(), LoaderError> {
+    let mark = pin.clsact_mark(index);
+    if !mark.exists() {
+        return Ok(());
+    }
+    if let Some(interface) = interface_name(index) {
+        for hook in HOOKS {
+            let failed = |source: Cause| LoaderError::Detach { program: program_name(hook), index, source };
+            let detached = SchedClassifierLink::attached(&interface, attach_type(hook), PRIORITY, HANDLE, None)
+                .map_err(|error| ProgramError::from(TcError::IoError(error)))
+                .and_then(Link::detach);
+            match detached {
+                Ok(()) => {}
+                // No filter, no qdisc, or the interface went away meanwhile.
+                Err(error) if matches!(os_error(&error), Some(ENOENT | EINVAL | ENODEV | ENXIO)) => {}
+                Err(error) => return Err(refuse(error, || format!("to remove a filter of {interface}"), failed)),
+            }
+        }
+    }
+    pin.remove(&mark).map(drop)
+}
+
+/// The name of an interface of this thread's network namespace.
+pub(crate) fn interface_name(index: u32) -> Option<String> {
+    if_indextoname(index).ok()?.into_string().ok()
+}

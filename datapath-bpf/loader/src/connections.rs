@@ -1,0 +1,103 @@
+use nix::time::{ClockId, clock_getres, clock_gettime};
+use palisade_datapath_core::{
+    abi::{Connection, ConnectionKey, V4, V6, map},
+    packet::connection::{expired, jiffies_at},
+};
+
+use crate::{LoaderError, PinDir, Table, table::Cell};
+
+/// User space cannot read the kernel's jiffies; what it computes from the clock may be some seconds off. An entry
+/// is taken for expired this much later than the programs do, so that the sweep never ends a flow that they keep.
+const MARGIN_SECONDS: u64 = 10;
+
+/// The kernel's clock as user space knows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    /// Jiffies in a second.
+    pub(crate) hertz: u32,
+    /// Jiffies that have certainly passed.
+    pub(crate) jiffies: u64,
+}
+
+/// The length of a jiffy in nanoseconds: the resolution of the coarse clocks, which move with it.
+pub(crate) fn tick() -> u64 {
+    match clock_getres(ClockId::CLOCK_MONOTONIC_COARSE) {
+        Ok(resolution) if resolution.tv_sec() == 0 && resolution.tv_nsec() > 0 => resolution.tv_nsec().unsigned_abs(),
+        // The clock exists on every kernel that these programs load on.
+        _ => 4_000_000,
+    }
+}
+
+impl Clock {
+    fn now() -> Self {
+        let tick = tick();
+        let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC)
+            .map_or(0, |time| time.tv_sec().unsigned_abs() * 1_000_000_000 + time.tv_nsec().unsigned_abs());
+        let hertz = hertz(tick);
+        Self { hertz, jiffies: jiffies_at(monotonic, tick).saturating_sub(MARGIN_SECONDS * u64::from(hertz)) }
+    }
+}
+
+/// Jiffies in a second, from the length of one in nanoseconds.
+pub(crate) fn hertz(tick: u64) -> u32 {
+    // HZ=300 has a tick of 3333333 ns.
+    u32::try_from((1_000_000_000 + tick / 2) / tick).unwrap_or(u32::MAX)
+}
+
+/// The connection tables of both families.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    v4: Table<ConnectionKey<V4>, Connection>,
+    v6: Table<ConnectionKey<V6>, Connection>,
+}
+
+impl Connections {
+    pub(crate) fn open(pin: &PinDir) -> Result<Self, LoaderError> {
+        Ok(Self { v4: Table::open(pin, map::CONNECTIONS_V4)?, v6: Table::open(pin, map::CONNECTIONS_V6)? })
+    }
+
+    /// Removes what has expired in both families; returns how many.
+    pub(crate) fn sweep(&mut self) -> Result<usize, LoaderError> {
+        let clock = Clock::now();
+        Ok(sweep(&mut self.v4, clock)? + sweep(&mut self.v6, clock)?)
+    }
+}
+
+fn sweep<A>(table: &mut Table<ConnectionKey<A>, Connection>, clock: Clock) -> Result<usize, LoaderError>
+where
+    ConnectionKey<A>: Cell + Ord,
+{
+    let mut removed = 0;
+    for (key, entry) in table.rows()? {
+        if expired(key.protocol, &entry, clock.jiffies, clock.hertz) && table.remove(&key)? {
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hertz_is_a_value_that_kernels_are_built_with() {
+        for (tick, expected) in [(10_000_000, 100), (4_000_000, 250), (3_333_333, 300), (1_000_000, 1000)] {
+            assert_eq!(hertz(tick), expected);
+        }
+        assert!([100, 250, 300, 1000].contains(&hertz(tick())), "{}", tick());
+    }
+
+    #[test]
+    fn computed_jiffies_are_behind_the_kernels_by_the_margin_at_most_twice() {
+        // Only root may read the kernel's own value, where the kernel shows it at all.
+        let Ok(list) = std::fs::read_to_string("/proc/timer_list") else {
+            eprintln!("SKIPPED: /proc/timer_list cannot be read");
+            return;
+        };
+        let kernel: u64 = list.lines().find_map(|line| line.strip_prefix("jiffies: ")).unwrap().parse().unwrap();
+        let Clock { hertz, jiffies } = Clock::now();
+        let behind = kernel.checked_sub(jiffies).expect("never ahead of the kernel");
+        assert!(behind <= 2 * MARGIN_SECONDS * u64::from(hertz), "{behind} jiffies behind");
+    }
+}

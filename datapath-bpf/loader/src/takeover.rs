@@ -1,0 +1,113 @@
+//! Taking over what an earlier agent has pinned.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::SchedClassifier;
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+use palisade_datapath_core::abi::{ABI_VERSION, Hook};
+
+use crate::{
+    LoaderError, PinDir,
+    attach::{add_filter, attach_filter, has_filter, interface_name, replace_link},
+    error::{Cause, refuse},
+    pin::{Pinned, program_name},
+};
+
+/// A pin with this ending waits to be renamed to its own name. bpffs allows no dot in a name.
+const NEXT: &str = "-next";
+
+impl PinDir {
+    pub(crate) fn map(&self, name: &str) -> PathBuf {
+        self.maps_dir().join(name)
+    }
+
+    /// Where a program waits to take the place of the one that is pinned.
+    pub(crate) fn next_program(&self, hook: Hook) -> PathBuf {
+        self.programs_dir().join(format!("{}{NEXT}", program_name(hook)))
+    }
+
+    /// Checks that the directory lies on a BPF file system and that no newer version has pinned state beside it.
+    pub(crate) fn check(&self) -> Result<(), LoaderError> {
+        let existing = self.root().ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        let kind = statfs(existing).map_err(|errno| self.failed("look at", existing, errno.into()))?.filesystem_type();
+        if kind != BPF_FS_MAGIC {
+            return Err(LoaderError::NotBpffs { path: existing.to_owned() });
+        }
+        let Some(base) = self.root().parent() else { return Ok(()) };
+        for name in self.names(base)? {
+            let Some(found) = name.strip_prefix('v').and_then(|number| number.parse::<u32>().ok()) else { continue };
+            if found > ABI_VERSION {
+                return Err(LoaderError::NewerAbi { path: base.join(name), found, ours: ABI_VERSION });
+            }
+            if found < ABI_VERSION {
+                tracing::warn!(directory = %base.join(name).display(), "state of an older version is pinned; it is left untouched");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the directories that are missing.
+    pub(crate) fn prepare(&self) -> Result<(), LoaderError> {
+        for directory in [self.maps_dir(), self.programs_dir(), self.links_dir()] {
+            fs::create_dir_all(&directory).map_err(|error| self.failed("create", &directory, error))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a run that was killed has left half done. The caller holds the lock alone.
+    pub(crate) fn remove_leftovers(&self) -> Result<(), LoaderError> {
+        for name in self.names(&self.programs_dir())? {
+            if name.ends_with(NEXT) {
+                self.remove(&self.programs_dir().join(name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives every endpoint that has programs the new ones, in place, and removes the pins of interfaces that are gone.
+pub(crate) fn replace_all(pin: &PinDir, hook: Hook, program: &mut SchedClassifier) -> Result<usize, LoaderError> {
+    let mut replaced = 0;
+    for (index, pinned) in pin.pinned()? {
+        let alive = match pinned {
+            Pinned::Link(of) if of == hook => replace_link(pin, program, hook, index)?,
+            Pinned::Link(_) => continue,
+            Pinned::Clsact => match interface_name(index) {
+                // Only where our filter is: the index may be another interface's by now.
+                Some(interface) if has_filter(index, hook)? => attach_filter(program, hook, &interface).map(|()| true)?,
+                Some(interface) => {
+                    tracing::warn!(interface, program = program_name(hook), "the interface is marked as ours but has no filter of ours");
+                    continue;
+                }
+                None => false,
+            },
+        };
+        if alive {
+            replaced += 1;
+        } else {
+            let path = if pinned == Pinned::Clsact { pin.clsact_mark(index) } else { pin.link(index, hook) };
+            tracing::info!(pin = %path.display(), "its interface is gone");
+            pin.remove(&path)?;
+        }
+    }
+    Ok(replaced)
+}
+
+/// Whether clsact filters can be attached, tried with a loaded program in a network namespace that ends with the attempt.
+pub(crate) fn probe_clsact(program: &mut SchedClassifier) -> Result<(), LoaderError> {
+    let unsupported = |source: Cause| LoaderError::NoAttachKind { source };
+    std::thread::scope(|scope| {
+        let attempt = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| refuse(io::Error::from(errno), || "to make a network namespace".to_owned(), unsupported))?;
+            add_filter(program, Hook::FromPod, "lo").map_err(|error| refuse(error, || "to attach a filter".to_owned(), unsupported))
+        });
+        attempt.join().unwrap_or_else(|_| Err(unsupported("the attempt to attach a filter panicked".into())))
+    })
+}
