@@ -1,0 +1,9 @@
+//! What tests share: hosts and pods of their own in namespaces, a check that nothing is left behind, packets.
+
+mod leak;
+mod namespace;
+mod requirement;
+
+pub use leak::Snapshot;
+pub use namespace::{Host, private_host};
+pub use requirement::requires_root;
