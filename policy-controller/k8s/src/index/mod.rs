@@ -210,12 +210,28 @@ impl Index {
         self.pods.get(pod)?.value.uid.as_deref()
     }
 
+    /// A node that is known.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name).map(|record| &record.value)
+    }
+
+    /// The nodes that are known, without the rest of the model.
+    pub fn nodes(&self) -> BTreeMap<String, Node> {
+        self.nodes.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect()
+    }
+
+    /// The names of the policies of a namespace.
+    pub fn policies_of(&self, namespace: &str) -> Vec<ObjectName> {
+        let first = ObjectName::new(namespace, "");
+        self.policies.range(first..).map(|(name, _)| name).take_while(|name| name.namespace == namespace).cloned().collect()
+    }
+
     /// The model of what is known now.
     pub fn model(&self) -> Model {
         Model {
             namespaces: self.namespaces.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect(),
             pods: pods::model(&self.pods, &self.local),
-            nodes: self.nodes.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect(),
+            nodes: self.nodes(),
             policies: self.policies.iter().map(|(name, record)| (name.clone(), record.policy.clone())).collect(),
         }
     }

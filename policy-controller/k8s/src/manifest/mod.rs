@@ -1,1 +1,134 @@
-//! x
+//! A directory of manifests, read as `kubectl apply -f DIRECTORY` reads it.
+//!
+//! All or nothing: one error anywhere, and nothing of the directory is taken. See the crate's README for what is
+//! read and what is refused.
+
+mod collect;
+mod decode;
+mod deployment;
+mod error;
+mod yaml;
+
+pub use error::{ManifestError, ManifestErrors, ManifestProblem, Place};
+
+use crate::convert::{self, ContainerPort, Participation};
+use crate::index::Index;
+use collect::Collected;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use palisade_policy::model::ObjectName;
+use std::path::{Path, PathBuf};
+
+/// What a directory of manifests declares. Every object in it converts without error.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Manifest {
+    /// The namespaces by name: those declared, and of those that every cluster has the ones that something lives in.
+    pub namespaces: Vec<Namespace>,
+    /// The pods by name, those of Deployments included. Nothing that a cluster would have set (status, UID) is left.
+    pub pods: Vec<Pod>,
+    /// The policies by name.
+    pub policies: Vec<NetworkPolicy>,
+    /// Services: read, and not served yet.
+    pub services: Vec<Note>,
+    /// Objects of kinds that mean nothing here, and sub-directories.
+    pub ignored: Vec<Note>,
+}
+
+/// Something that was seen and not used.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Note {
+    /// Its kind, or `directory`.
+    pub kind: String,
+    /// `namespace/name`, or the name alone.
+    pub object: String,
+    /// Where it stands.
+    pub place: Place,
+}
+
+impl std::fmt::Display for Note {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} {}", self.place, self.kind, self.object)
+    }
+}
+
+/// A pod as whoever runs it must know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeclaredPod {
+    /// Its name.
+    pub name: ObjectName,
+    /// Whether it shares the node's network: then there is nothing to wire.
+    pub host_network: bool,
+    /// The ports that its containers declare, in their order.
+    pub ports: Vec<ContainerPort>,
+}
+
+/// Reads a directory, or one file.
+///
+/// # Errors
+/// Everything that is wrong with it, each with file, line and field.
+pub fn read(path: &Path) -> Result<Manifest, ManifestErrors> {
+    let mut collected = Collected::default();
+    for file in files(path, &mut collected) {
+        match std::fs::read(&file) {
+            Ok(bytes) => match String::from_utf8(bytes) {
+                Ok(text) => collected.take_file(&file, &text),
+                Err(_) => collected.fail(Place::file(&file), ManifestProblem::NotUtf8),
+            },
+            Err(error) => collected.fail(Place::file(&file), ManifestProblem::Unreadable(error.to_string())),
+        }
+    }
+    collected.finish()
+}
+
+/// The manifest files of a directory, in the order of their names. Sub-directories are not entered, as in
+/// `kubectl apply -f`: what the lab shows is what the cluster does.
+fn files(path: &Path, collected: &mut Collected) -> Vec<PathBuf> {
+    let mut fail = |error: std::io::Error| collected.fail(Place::file(path), ManifestProblem::Unreadable(error.to_string()));
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let entries = match std::fs::read_dir(path).and_then(|entries| entries.collect::<Result<Vec<_>, _>>()) {
+        Ok(entries) => entries,
+        Err(error) => {
+            fail(error);
+            return Vec::new();
+        }
+    };
+    let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+    // Hidden names are editors' and volume mounts' own business.
+    paths.retain(|path| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")));
+    paths.sort();
+    let (directories, mut files): (Vec<_>, Vec<_>) = paths.into_iter().partition(|path| path.is_dir());
+    files.retain(|file| file.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known)));
+    if files.is_empty() {
+        collected.fail(Place::file(path), ManifestProblem::NoFiles);
+    }
+    for directory in directories {
+        let object = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        collected.ignore(Note { kind: "directory".to_owned(), object, place: Place::file(&directory) });
+    }
+    files
+}
+
+impl Manifest {
+    /// Makes the index hold what the manifest declares, and nothing else of namespaces, pods and policies. Tells
+    /// whether anything that policy needs is different now.
+    pub fn feed(&self, index: &mut Index) -> bool {
+        let namespaces = index.resync(&self.namespaces);
+        let pods = index.resync(&self.pods);
+        index.resync(&self.policies) | pods | namespaces
+    }
+
+    /// The pods with what it takes to run them.
+    pub fn declared_pods(&self) -> Vec<DeclaredPod> {
+        let declared = |pod: &Pod| {
+            Some(DeclaredPod {
+                name: convert::namespaced_name(&pod.metadata).ok()?,
+                host_network: convert::participation(pod) == Participation::HostNetwork,
+                ports: convert::container_ports(pod).ok()?,
+            })
+        };
+        // Nothing is lost here: a pod that does not convert never gets into a manifest.
+        self.pods.iter().filter_map(declared).collect()
+    }
+}
