@@ -130,15 +130,13 @@ fn resolve(end: &End, model: &Model, ipv6: bool) -> Result<IpAddr, ExplainError>
     addresses.into_iter().find(|address| address.is_ipv6() == ipv6).ok_or(ExplainError::NoAddress { end: name, family })
 }
 
-/// The subject number of an end, where it is a pod of this node.
+/// The subject number of an end, where it is a pod of this node. Where several pods claim an address, the first in
+/// order of names is meant.
 fn subject(compiled: &Compiled, model: &Model, end: &End, address: IpAddr) -> u32 {
-    let of_pod = |name: &ObjectName| compiled.subjects.get(name).copied();
-    let found = match end {
-        End::Pod(name) => of_pod(name),
-        End::Address(_) => {
-            compiled.subjects.keys().find(|name| model.pods.get(name).is_some_and(|pod| pod.addresses.contains(&address))).and_then(of_pod)
-        }
+    let pod = match end {
+        End::Pod(name) => Some(name),
+        End::Address(_) => model.pods.iter().find(|(_, pod)| pod.addresses.contains(&address)).map(|(name, _)| name),
         End::Node(_) => None,
     };
-    found.unwrap_or(SUBJECT_NONE)
+    pod.and_then(|name| compiled.subjects.get(name)).copied().unwrap_or(SUBJECT_NONE)
 }

@@ -7,8 +7,11 @@
 pub mod compile;
 mod entries;
 pub mod explain;
+#[cfg(feature = "generate")]
+pub mod generate;
 pub mod model;
 pub mod numbers;
+pub mod oracle;
 mod order;
 pub mod plan;
 pub mod ports;

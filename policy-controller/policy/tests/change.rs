@@ -1,0 +1,277 @@
+//! The order of a change: no verdict between two writes is a mixture, and the end depends on the model alone.
+//!
+//! `PALISADE_CHANGES=N` runs N sequences of changes, `PALISADE_SEED=S` begins with seed S.
+
+mod judge;
+
+use judge::from_environment;
+use judge::kernel::{Ask, Kernel, resolved, side};
+use palisade_datapath_core::abi::{Direction, SUBJECT_NONE};
+use palisade_datapath_core::verdict::Side;
+use palisade_policy::generate::{self, Random};
+use palisade_policy::model::{Model, ObjectName};
+use palisade_policy::{Compiled, Numbers, Step, compile, plan};
+use std::collections::BTreeSet;
+
+/// Questions to the pods that are subjects before and after, about addresses of either model.
+fn asks(random: &mut Random, before: &Compiled, after: &Compiled, models: [&Model; 2], count: usize) -> Vec<Ask> {
+    let pods: Vec<&ObjectName> = before.subjects.keys().filter(|pod| after.subjects.contains_key(pod)).collect();
+    if pods.is_empty() {
+        return Vec::new();
+    }
+    let ask = |random: &mut Random| {
+        let model = *random.pick(&models);
+        let flow = generate::flow(random, model);
+        let pod = (*random.pick(&pods)).clone();
+        let direction = *random.pick(&[Direction::Ingress, Direction::Egress]);
+        Ask { pod, direction, peer: flow.opener, protocol: flow.protocol, port: flow.port }
+    };
+    (0..count).map(|_| ask(random)).collect()
+}
+
+fn sides(kernel: &Kernel, asks: &[Ask]) -> Vec<Side> {
+    asks.iter().map(|ask| kernel.side(ask)).collect()
+}
+
+/// Applies the steps one by one, and asks at every point. Returns how many points there were.
+fn follow(kernel: &mut Kernel, steps: &[Step], next: &Compiled, asks: &[Ask], what: &str) -> usize {
+    let before = sides(kernel, asks);
+    let after: Vec<Side> = asks.iter().map(|ask| side(next, next.subjects[&ask.pod], ask)).collect();
+    let mut last = before.clone();
+    let mut to_be_judged_again = false;
+    for (index, step) in steps.iter().enumerate() {
+        kernel.apply(step);
+        let now = sides(kernel, asks);
+        for (position, ask) in asks.iter().enumerate() {
+            let allowed = [before[position], after[position]];
+            assert!(
+                allowed.contains(&now[position]),
+                "{what}: after step {index} {step:?}: {ask:?} is {:?}, neither of {allowed:?}\n{steps:#?}",
+                now[position]
+            );
+        }
+        to_be_judged_again |= now != last;
+        if *step == Step::BumpEpoch {
+            to_be_judged_again = false;
+        }
+        last = now;
+    }
+    assert!(!to_be_judged_again, "{what}: a verdict changed and the epoch did not move after it\n{steps:#?}");
+    assert_eq!(last, after, "{what}: the last step leads elsewhere");
+    assert!(steps.iter().filter(|step| **step == Step::BumpEpoch).count() <= 1, "{what}: the epoch moves more than once");
+    steps.len()
+}
+
+/// That the kernel holds what the model wants, and nothing else.
+fn arrived(kernel: &Kernel, next: &Compiled, model: &Model, local: &BTreeSet<ObjectName>, numbers: &Numbers, what: &str) {
+    assert_eq!(kernel.rows.policy, next.policy, "{what}");
+    assert_eq!(kernel.rows.ports, next.ports, "{what}");
+    assert_eq!(kernel.rows.addresses, next.addresses, "{what}");
+    assert_eq!(kernel.rows.prefixes, next.prefixes, "{what}");
+    assert_eq!(kernel.read_back().subjects, next.subjects, "{what}");
+    let mut fresh = Numbers::default();
+    let scratch = compile(model, local, &mut fresh);
+    assert_eq!(resolved(next, numbers), resolved(&scratch, &fresh), "{what}: differs from a compilation from scratch");
+}
+
+/// The pods of this node after a change: mostly those of before.
+fn still_local(random: &mut Random, local: &BTreeSet<ObjectName>, model: &Model) -> BTreeSet<ObjectName> {
+    model.pods.keys().filter(|pod| if random.chance(10) { random.chance(50) } else { local.contains(pod) }).cloned().collect()
+}
+
+/// Makes all steps of a plan.
+fn apply(kernel: &mut Kernel, steps: &[Step]) {
+    steps.iter().for_each(|step| kernel.apply(step));
+}
+
+#[test]
+fn every_point_of_a_change_gives_each_subject_its_old_or_its_new_verdict() {
+    let first = from_environment("PALISADE_SEED", 1);
+    let sequences = from_environment("PALISADE_CHANGES", 400);
+    let (mut changes, mut points) = (0, 0);
+    for seed in first..first + sequences {
+        let mut random = Random::new(seed);
+        let (mut kernel, mut numbers) = (Kernel::default(), Numbers::default());
+        let mut model = generate::model(&mut random);
+        let mut local = generate::local(&mut random, &model);
+        let begin = plan(&Compiled::default(), &model, &local, &mut numbers);
+        apply(&mut kernel, &begin.steps);
+        arrived(&kernel, &begin.next, &model, &local, &numbers, &format!("seed {seed}, begin"));
+        let mut old = begin.next;
+        for change in 0..6 {
+            let what = format!("seed {seed}, change {change}");
+            let before = model.clone();
+            generate::change(&mut random, &mut model);
+            local = still_local(&mut random, &local, &model);
+            let planned = plan(&old, &model, &local, &mut numbers);
+            let asks = asks(&mut random, &old, &planned.next, [&before, &model], 60);
+            points += follow(&mut kernel, &planned.steps, &planned.next, &asks, &what);
+            arrived(&kernel, &planned.next, &model, &local, &numbers, &what);
+            old = planned.next;
+            changes += 1;
+        }
+    }
+    println!("{changes} changes with {points} points between writes, seeds {first} to {}", first + sequences - 1);
+}
+
+#[test]
+fn an_unchanged_model_needs_no_write_also_after_a_restart() {
+    for seed in 1..=200 {
+        let mut random = Random::new(seed);
+        let model = generate::model(&mut random);
+        let local = generate::local(&mut random, &model);
+        let mut numbers = Numbers::default();
+        let (mut kernel, mut old) = (Kernel::default(), Compiled::default());
+        // The numbers have a history.
+        for _ in 0..3 {
+            let mut other = model.clone();
+            generate::change(&mut random, &mut other);
+            let planned = plan(&old, &other, &local, &mut numbers);
+            apply(&mut kernel, &planned.steps);
+            old = planned.next;
+        }
+        let planned = plan(&old, &model, &local, &mut numbers);
+        apply(&mut kernel, &planned.steps);
+        let before = numbers.clone();
+        let again = plan(&planned.next, &model, &local, &mut numbers);
+        assert_eq!(again.steps, [], "seed {seed}");
+        assert_eq!(again.next, planned.next, "seed {seed}");
+        let written = serde_json::to_string(&before).unwrap();
+        let mut restored: Numbers = serde_json::from_str(&written).unwrap();
+        assert_eq!(restored, before, "seed {seed}");
+        let restarted = plan(&kernel.read_back(), &model, &local, &mut restored);
+        assert_eq!(restarted.steps, [], "seed {seed}");
+    }
+}
+
+#[test]
+fn the_end_depends_on_the_objects_and_not_on_the_way_to_them() {
+    for seed in 1..=200 {
+        let mut random = Random::new(seed);
+        let wanted = generate::model(&mut random);
+        let local = generate::local(&mut random, &wanted);
+        let other = generate::model(&mut random);
+        let (mut kernel, mut numbers, mut old) = (Kernel::default(), Numbers::default(), Compiled::default());
+        let mut model = other.clone();
+        // Events: upserts in any order, some of them twice, some of older versions first, and deletes.
+        let mut events: Vec<(usize, usize)> = Vec::new();
+        for kind in 0..3 {
+            let count = [wanted.namespaces.len(), wanted.pods.len(), wanted.policies.len()][kind];
+            events.extend((0..count).map(|index| (kind, index)));
+        }
+        for _ in 0..events.len() / 2 {
+            let again = *random.pick(&events);
+            events.push(again);
+        }
+        for index in (1..events.len()).rev() {
+            events.swap(index, random.below(index + 1));
+        }
+        for (kind, index) in events {
+            if random.chance(20) {
+                generate::change(&mut random, &mut model);
+            }
+            take(&wanted, &mut model, kind, index);
+            let planned = plan(&old, &model, &local, &mut numbers);
+            apply(&mut kernel, &planned.steps);
+            old = planned.next;
+        }
+        let planned = plan(&old, &wanted, &local, &mut numbers);
+        apply(&mut kernel, &planned.steps);
+        arrived(&kernel, &planned.next, &wanted, &local, &numbers, &format!("seed {seed}"));
+    }
+}
+
+/// One object as the wanted model has it.
+fn take(wanted: &Model, model: &mut Model, kind: usize, index: usize) {
+    match kind {
+        0 => model.namespaces.extend(wanted.namespaces.iter().nth(index).map(|(name, labels)| (name.clone(), labels.clone()))),
+        1 => model.pods.extend(wanted.pods.iter().nth(index).map(|(name, pod)| (name.clone(), pod.clone()))),
+        _ => model.policies.extend(wanted.policies.iter().nth(index).map(|(name, policy)| (name.clone(), policy.clone()))),
+    }
+}
+
+#[test]
+fn a_change_that_was_interrupted_is_finished_from_what_the_kernel_holds() {
+    let mut points = 0;
+    for seed in 1..=300 {
+        let mut random = Random::new(seed);
+        let (mut kernel, mut numbers) = (Kernel::default(), Numbers::default());
+        let mut model = generate::model(&mut random);
+        let local = generate::local(&mut random, &model);
+        let begin = plan(&Compiled::default(), &model, &local, &mut numbers);
+        apply(&mut kernel, &begin.steps);
+        for change in 0..4 {
+            let what = format!("seed {seed}, change {change}");
+            let before = model.clone();
+            generate::change(&mut random, &mut model);
+            let old = kernel.read_back();
+            let interrupted = plan(&old, &model, &local, &mut numbers);
+            let asks = asks(&mut random, &old, &interrupted.next, [&before, &model], 40);
+            let made = random.below(interrupted.steps.len() + 1);
+            apply(&mut kernel, &interrupted.steps[..made]);
+            // Killed. The numbers were written down before the first step.
+            numbers = serde_json::from_str(&serde_json::to_string(&numbers).unwrap()).unwrap();
+            let finished = plan(&kernel.read_back(), &model, &local, &mut numbers);
+            points += follow(&mut kernel, &finished.steps, &finished.next, &asks, &what);
+            arrived(&kernel, &finished.next, &model, &local, &numbers, &what);
+        }
+    }
+    println!("{points} points between writes");
+}
+
+#[test]
+fn with_its_numbers_lost_an_agent_takes_the_rows_over_and_no_verdict_changes() {
+    for seed in 1..=200 {
+        let mut random = Random::new(seed);
+        let model = generate::model(&mut random);
+        let local = generate::local(&mut random, &model);
+        let (mut kernel, mut numbers) = (Kernel::default(), Numbers::default());
+        let planned = plan(&Compiled::default(), &model, &local, &mut numbers);
+        apply(&mut kernel, &planned.steps);
+        let found = kernel.read_back();
+        let used = found.used();
+        let max = |numbers: &BTreeSet<u32>| numbers.last().copied().unwrap_or(SUBJECT_NONE);
+        let mut numbers = Numbers::starting_after(max(&used.subjects), max(&used.identities), max(&used.ports), max(&used.reasons));
+        let planned = plan(&found, &model, &local, &mut numbers);
+        let asks = asks(&mut random, &found, &planned.next, [&model, &model], 60);
+        let before = sides(&kernel, &asks);
+        for step in &planned.steps {
+            kernel.apply(step);
+            for (ask, (before, now)) in asks.iter().zip(before.iter().zip(sides(&kernel, &asks))) {
+                assert_eq!(before.decision, now.decision, "seed {seed}: {ask:?} after {step:?}");
+            }
+        }
+        arrived(&kernel, &planned.next, &model, &local, &numbers, &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn a_number_that_rows_refer_to_is_never_given_another_content() {
+    for seed in 1..=100 {
+        let mut random = Random::new(seed);
+        let mut model = generate::model(&mut random);
+        let local = generate::local(&mut random, &model);
+        let (mut numbers, mut old) = (Numbers::default(), Compiled::default());
+        for change in 0..20 {
+            generate::change(&mut random, &mut model);
+            let before = numbers.clone();
+            let planned = plan(&old, &model, &local, &mut numbers);
+            let used = old.used();
+            for number in used.identities {
+                assert_eq!(before.identity(number), numbers.identity(number), "seed {seed}, change {change}: identity {number}");
+            }
+            for number in used.subjects {
+                assert_eq!(before.subject(number), numbers.subject(number), "seed {seed}, change {change}: subject {number}");
+            }
+            for number in used.reasons {
+                assert_eq!(before.reason(number), numbers.reason(number), "seed {seed}, change {change}: reason {number}");
+            }
+            for number in used.ports {
+                assert_eq!(before.ports.content(number), numbers.ports.content(number), "seed {seed}, change {change}: table {number}");
+            }
+            old = planned.next;
+        }
+        let used = old.used();
+        assert!(numbers.identities.len() <= used.identities.len() && numbers.subjects.len() <= used.subjects.len(), "seed {seed}: a leak");
+    }
+}

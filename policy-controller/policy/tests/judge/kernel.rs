@@ -1,0 +1,118 @@
+//! The maps as a simulated kernel holds them: one write at a time.
+
+use super::sides;
+use palisade_datapath_core::abi::{Direction, PolicyEntry, SUBJECT_NONE};
+use palisade_datapath_core::verdict::Side;
+use palisade_identity::Signature;
+use palisade_policy::model::ObjectName;
+use palisade_policy::oracle::Flow;
+use palisade_policy::rules::RuleSet;
+use palisade_policy::{Compiled, Numbers, Reason, Step};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Maps, and the subject in each endpoint's row.
+#[derive(Clone, Default)]
+pub struct Kernel {
+    pub rows: Compiled,
+    pub endpoints: BTreeMap<ObjectName, u32>,
+    pub epoch: u32,
+}
+
+impl Kernel {
+    /// One write.
+    pub fn apply(&mut self, step: &Step) {
+        match step {
+            Step::WritePort { key, length, entry } => {
+                self.rows.ports.insert((*key, *length), *entry);
+            }
+            Step::WritePolicy { key, entry } => {
+                self.rows.policy.insert(*key, *entry);
+            }
+            Step::WritePrefix { prefix, identity } => {
+                assert_eq!(*prefix, prefix.trunc(), "host bits in a prefix");
+                self.rows.prefixes.insert(*prefix, *identity);
+            }
+            Step::WriteAddress { address, identity } => {
+                self.rows.addresses.insert(*address, *identity);
+            }
+            Step::Flip { pod, subject } => {
+                self.endpoints.insert(pod.clone(), *subject);
+            }
+            Step::BumpEpoch => self.epoch += 1,
+            Step::RemoveAddress(address) => assert!(self.rows.addresses.remove(address).is_some(), "no row for {address}"),
+            Step::RemovePrefix(prefix) => assert!(self.rows.prefixes.remove(prefix).is_some(), "no row for {prefix}"),
+            Step::RemovePolicy(key) => assert!(self.rows.policy.remove(key).is_some(), "no row for {key:?}"),
+            Step::RemovePort(key, length) => {
+                assert!(self.rows.ports.remove(&(*key, *length)).is_some(), "no row for {key:?}/{length}");
+            }
+        }
+    }
+
+    /// What an agent that starts reads back.
+    pub fn read_back(&self) -> Compiled {
+        let subjects = self.endpoints.iter().filter(|(_, subject)| **subject != SUBJECT_NONE);
+        Compiled { subjects: subjects.map(|(pod, subject)| (pod.clone(), *subject)).collect(), ..self.rows.clone() }
+    }
+
+    /// What the policy of a pod says of a peer.
+    pub fn side(&self, ask: &Ask) -> Side {
+        let subject = self.endpoints.get(&ask.pod).copied().unwrap_or(SUBJECT_NONE);
+        side(&self.rows, subject, ask)
+    }
+}
+
+/// A question to one pod's policy.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub pod: ObjectName,
+    pub direction: Direction,
+    pub peer: IpAddr,
+    pub protocol: u8,
+    pub port: u16,
+}
+
+/// What a subject's rows say of a peer.
+pub fn side(tables: &Compiled, subject: u32, ask: &Ask) -> Side {
+    // The address of the side that asks is not looked at.
+    let flow = Flow { opener: ask.peer, responder: ask.peer, protocol: ask.protocol, port: ask.port };
+    match ask.direction {
+        Direction::Ingress => sides(tables, &flow, SUBJECT_NONE, subject).ingress,
+        Direction::Egress => sides(tables, &flow, subject, SUBJECT_NONE).egress,
+    }
+}
+
+/// What a row says, numbers resolved: verdict and reason, then the ports with theirs.
+type Said = (u8, Option<Reason>, BTreeMap<(u8, [u8; 2], u8), (u8, Option<Reason>)>);
+
+/// Rows with every number resolved to its content.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Resolved {
+    pods: BTreeMap<ObjectName, RuleSet>,
+    addresses: BTreeMap<IpAddr, Signature>,
+    prefixes: BTreeMap<String, Signature>,
+    rows: BTreeMap<(RuleSet, u8, Signature), Said>,
+    tables: usize,
+}
+
+/// Rows with every number resolved. Panics where a number has no content.
+pub fn resolved(rows: &Compiled, numbers: &Numbers) -> Resolved {
+    let signature = |number: &u32| match number {
+        0 => Signature::default(),
+        number => numbers.identity(*number).unwrap_or_else(|| panic!("identity {number} has no content")).clone(),
+    };
+    let rule_set = |number: &u32| numbers.subject(*number).unwrap_or_else(|| panic!("subject {number} has no content")).clone();
+    let reason = |number: u32| (number != 0).then(|| numbers.reason(number).unwrap_or_else(|| panic!("reason {number} has no content")).clone());
+    let said = |entry: &PolicyEntry| -> Said {
+        let table = rows.ports.iter().filter(|((key, _), _)| entry.ports != 0 && key.table == entry.ports);
+        let ports = table.map(|((key, length), port)| ((key.protocol, key.port, *length), (port.verdict, reason(port.reason))));
+        (entry.verdict, reason(entry.reason), ports.collect())
+    };
+    Resolved {
+        pods: rows.subjects.iter().map(|(pod, number)| (pod.clone(), rule_set(number))).collect(),
+        addresses: rows.addresses.iter().map(|(address, number)| (*address, signature(number))).collect(),
+        prefixes: rows.prefixes.iter().map(|(prefix, number)| (prefix.to_string(), signature(number))).collect(),
+        rows: rows.policy.iter().map(|(key, entry)| ((rule_set(&key.subject), key.direction, signature(&key.peer)), said(entry))).collect(),
+        tables: rows.ports.keys().map(|(key, _)| key.table).collect::<BTreeSet<_>>().len(),
+    }
+}
