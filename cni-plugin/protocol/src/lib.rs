@@ -1,6 +1,10 @@
 //! The node socket: one JSON request per line, one JSON response per line (`Observe`: a line per event until
 //! the client hangs up). Spoken between `palisade-cni`, `palisade-agent` and `palisade`.
 
+mod client;
+
+pub use client::{Client, ClientError};
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
