@@ -12,7 +12,7 @@ help: ## what can be typed
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 lab: build ## the main job: examples/shop in real network namespaces, who reaches whom and why
-	@$(BIN)/palisade lab examples/shop --expect examples/shop/expect.yaml
+	@$(BIN)/palisade lab examples/shop --expect examples/shop/expect/reach.yaml
 
 test: test-tools ## everything that must hold, as CI runs it; SUITES="unit packet" picks some
 	@cargo xtask test $(SUITES)

@@ -1,1 +1,35 @@
-fn main() {}
+//! `palisade`, the command line.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod arguments;
+mod endpoint;
+mod error;
+mod explain;
+mod lab;
+mod observe;
+mod print;
+mod status;
+mod table;
+
+use arguments::{Arguments, Command, EndpointCommand};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // The lab runs the agent's code, which speaks through this; a lab says the rest itself.
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PALISADE_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match Arguments::parse().command {
+        Command::Lab(arguments) => lab::run(arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Observe(arguments) => observe::run(&arguments),
+        Command::Endpoint { command: EndpointCommand::List(arguments) } => endpoint::list(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::LabInit { options } => lab::init(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}

@@ -32,7 +32,7 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("palisade-agent", &["palisade-runtime"]),
-    ("palisade", &["palisade-cni", "palisade-datapath-core", "palisade-k8s", "palisade-policy", "palisade-protocol", "palisade-runtime"]),
+    ("palisade", &["palisade-cni", "palisade-identity", "palisade-k8s", "palisade-policy", "palisade-protocol", "palisade-runtime"]),
     ("palisade-test-support", &["palisade-cni", "palisade-datapath-core"]),
     ("palisade-e2e", &[]),
     ("palisade-bench", &["palisade-cni", "palisade-datapath-core", "palisade-loader", "palisade-test-support"]),

@@ -1,0 +1,230 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use palisade_protocol::{DEFAULT_RUN_DIR, Family};
+use std::path::PathBuf;
+
+/// Palisade: pods' networks with identity-based policy, and a reason for every verdict.
+#[derive(Debug, Parser)]
+#[command(name = "palisade", version, about, disable_help_subcommand = true)]
+#[command(after_help = "Exit codes: 0 done, 1 an expectation differs, 2 bad input, 3 not possible here (rights, kernel, no agent),\n\
+    4 packets and compiled policy disagree, 5 failed, 130 interrupted.")]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build a network of namespaces from manifests, probe who reaches whom, and say why not
+    Lab(LabArguments),
+    /// The state of the agent: ready or why not, numbers of things, packets by outcome
+    Status(Asking),
+    /// Live verdicts of the datapath, with names and the rule
+    Observe(ObserveArguments),
+    /// The pods' interfaces of this node
+    Endpoint {
+        /// What of them.
+        #[command(subcommand)]
+        command: EndpointCommand,
+    },
+    /// What the policies say of one flow, at both ends, with the rule
+    Explain(ExplainArguments),
+    /// The first process inside a lab; started by `palisade lab`.
+    #[command(name = "lab-init", hide = true)]
+    LabInit {
+        /// The lab's options as JSON.
+        options: String,
+    },
+}
+
+/// How output looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Which agent is asked, and how the answer looks.
+#[derive(Debug, Args)]
+pub struct Asking {
+    /// Which agent.
+    #[command(flatten)]
+    pub agent: AgentArguments,
+    /// How the answer looks
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Which agent is asked.
+#[derive(Debug, Args)]
+pub struct AgentArguments {
+    /// The run directory of the agent on this node
+    #[arg(long, value_name = "DIR", env = "PALISADE_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// Ask a running lab instead; `=DIR` or `=PID` where several run
+    #[arg(long, value_name = "DIR|PID", num_args = 0..=1, require_equals = true)]
+    pub lab: Option<Option<String>>,
+}
+
+/// Arguments of `palisade lab`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct LabArguments {
+    /// `exec`.
+    #[command(subcommand)]
+    pub command: Option<LabCommand>,
+    /// The lab itself.
+    #[command(flatten)]
+    pub run: LabRun,
+}
+
+/// What can be done with a running lab.
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Run a command in the network of a pod of a running lab (one that has --keep or --watch)
+    Exec(ExecArguments),
+}
+
+/// Arguments of a lab.
+#[derive(Debug, Args)]
+pub struct LabRun {
+    /// Directory of manifests: Namespace, Pod, Deployment, NetworkPolicy
+    #[arg(value_name = "DIR", required = true)]
+    pub directory: Option<PathBuf>,
+    /// Compare with the expectations in FILE; end with 1 and a table of differences if they differ
+    #[arg(long, value_name = "FILE")]
+    pub expect: Option<PathBuf>,
+    /// How the result looks
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+    /// Stay, apply edits of the files and print what changed, until Ctrl-C
+    #[arg(long)]
+    pub watch: bool,
+    /// Stay after the table, for `palisade lab exec`, `explain --lab` and `observe --lab`, until Ctrl-C
+    #[arg(long)]
+    pub keep: bool,
+    /// The CNI binary; else `palisade-cni` beside this one
+    #[arg(long, value_name = "PATH", env = "PALISADE_CNI")]
+    pub cni: Option<PathBuf>,
+}
+
+/// Arguments of `palisade lab exec`.
+#[derive(Debug, Args)]
+pub struct ExecArguments {
+    /// Which lab, where several run: its directory, or its process id
+    #[arg(long, value_name = "DIR|PID")]
+    pub lab: Option<String>,
+    /// `namespace/pod`, `node` or `outside`
+    #[arg(value_name = "NS/POD")]
+    pub target: String,
+    /// The command and its arguments, after `--`
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+/// Arguments of `palisade observe`.
+#[derive(Debug, Args)]
+pub struct ObserveArguments {
+    /// Which agent.
+    #[command(flatten)]
+    pub asking: Asking,
+    /// New flows that are allowed, too
+    #[arg(long)]
+    pub allowed: bool,
+    /// Only where one end is this pod (`namespace/name`); may be given more than once
+    #[arg(long, value_name = "NS/POD")]
+    pub pod: Vec<String>,
+    /// Only where one end is in this namespace; may be given more than once
+    #[arg(long, short, value_name = "NAME")]
+    pub namespace: Vec<String>,
+    /// Only these verdicts: `allowed`, `dropped`, `deny`, `default-deny`, or the name of an outcome; may be given more than once
+    #[arg(long, value_name = "VERDICT")]
+    pub verdict: Vec<String>,
+    /// End after this many verdicts
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+}
+
+/// What can be asked of endpoints.
+#[derive(Debug, Subcommand)]
+pub enum EndpointCommand {
+    /// List them: pod, addresses, interface, and which policies isolate it
+    List(Asking),
+}
+
+/// Arguments of `palisade explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArguments {
+    /// Who opens the flow: `namespace/pod`, `node` or an address (in a lab also `outside`)
+    pub from: String,
+    /// Towards whom: the same forms
+    pub to: String,
+    /// Port at the destination; not for ICMP
+    #[arg(long, short, required_if_eq_any([("protocol", "TCP"), ("protocol", "UDP"), ("protocol", "SCTP")]))]
+    pub port: Option<u16>,
+    /// TCP, UDP, SCTP or ICMP
+    #[arg(long, default_value = "TCP", value_parser = ["TCP", "UDP", "SCTP", "ICMP"], ignore_case = true)]
+    pub protocol: String,
+    /// Only this family; else each that both ends have
+    #[arg(long, value_parser = family)]
+    pub family: Option<Family>,
+    /// Which agent, and how the answer looks.
+    #[command(flatten)]
+    pub asking: Asking,
+}
+
+fn family(text: &str) -> Result<Family, String> {
+    match text {
+        "ipv4" | "4" => Ok(Family::Ipv4),
+        "ipv6" | "6" => Ok(Family::Ipv6),
+        _ => Err("neither ipv4 nor ipv6".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <Arguments as clap::CommandFactory>::command().debug_assert();
+    }
+
+    fn parsed(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn a_lab_takes_a_directory_or_exec() {
+        let Ok(Arguments { command: Command::Lab(lab) }) = parsed("palisade lab examples/shop --keep") else { panic!("refused") };
+        assert_eq!(lab.run.directory, Some("examples/shop".into()));
+        let Ok(Arguments { command: Command::Lab(lab) }) = parsed("palisade lab exec a/b -- ping -c 1 x") else { panic!("refused") };
+        let Some(LabCommand::Exec(exec)) = lab.command else { panic!("no exec") };
+        assert_eq!(exec.command, ["ping", "-c", "1", "x"]);
+        assert!(parsed("palisade lab").is_err(), "a lab without a directory");
+        assert!(parsed("palisade lab exec a/b").is_err(), "exec without a command");
+    }
+
+    #[test]
+    fn explain_wants_a_port_unless_icmp() {
+        assert!(parsed("palisade explain a/b c/d").is_err());
+        assert!(parsed("palisade explain a/b c/d --port 80").is_ok());
+        assert!(parsed("palisade explain a/b c/d --protocol icmp").is_ok());
+        assert!(parsed("palisade explain a/b c/d --protocol udp").is_err());
+    }
+
+    #[test]
+    fn a_lab_to_ask_may_be_named() {
+        let Ok(Arguments { command: Command::Status(asking) }) = parsed("palisade status --lab") else { panic!("refused") };
+        assert_eq!(asking.agent.lab, Some(None));
+        let Ok(Arguments { command: Command::Status(asking) }) = parsed("palisade status --lab=x") else { panic!("refused") };
+        assert_eq!(asking.agent.lab, Some(Some("x".into())));
+    }
+}

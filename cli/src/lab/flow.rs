@@ -1,0 +1,261 @@
+//! Who takes part in a lab, and what is probed between them.
+
+use palisade_identity::Protocol;
+use palisade_policy::model::ObjectName;
+use palisade_protocol::{Explained, Family, SideVerdict, VerdictName};
+use serde::{Serialize, Serializer};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// One end of a probe. Pods come first in every table, then the node, then the outside host.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Party {
+    /// A pod.
+    Pod(ObjectName),
+    /// A process of the node.
+    Node,
+    /// A host that is no part of the cluster.
+    Outside,
+}
+
+impl std::fmt::Display for Party {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pod(name) => name.fmt(f),
+            Self::Node => f.write_str("node"),
+            Self::Outside => f.write_str("outside"),
+        }
+    }
+}
+
+impl Serialize for Party {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A port on which somebody listens.
+pub type Service = (Protocol, u16);
+
+/// A party with its addresses and the ports on which it listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Who it is.
+    pub party: Party,
+    /// Its addresses, at most one per family.
+    pub addresses: Vec<IpAddr>,
+    /// The ports on which it listens.
+    pub services: BTreeSet<Service>,
+}
+
+impl Member {
+    /// Its address of one family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv4() == (family == Family::Ipv4))
+    }
+}
+
+/// One flow that is tried.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Probe {
+    /// Who opens the flow.
+    pub from: Party,
+    /// Towards whom.
+    pub to: Party,
+    /// Over which family.
+    pub family: Family,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port at `to`.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} -> {} {} {} ({})", self.from, self.to, self.protocol, self.port, family_name(self.family))
+    }
+}
+
+/// A family as users write it.
+pub const fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ipv4",
+        Family::Ipv6 => "ipv6",
+    }
+}
+
+/// All probes between members: every two pods, pods and the node, pods and the outside host, both ways. A flow that
+/// no pod takes part in has no policy, so it is not tried; neither is a pod with itself, which never leaves it.
+pub fn probes(members: &[Member]) -> Vec<(Probe, IpAddr)> {
+    let mut probes = Vec::new();
+    for from in members {
+        for to in members {
+            let with_pod = matches!(from.party, Party::Pod(_)) || matches!(to.party, Party::Pod(_));
+            if from.party == to.party || !with_pod {
+                continue;
+            }
+            for &(protocol, port) in &to.services {
+                for family in [Family::Ipv4, Family::Ipv6] {
+                    if let (Some(_), Some(address)) = (from.address(family), to.address(family)) {
+                        let probe = Probe { from: from.party.clone(), to: to.party.clone(), family, protocol, port };
+                        probes.push((probe, address));
+                    }
+                }
+            }
+        }
+    }
+    probes.sort();
+    probes
+}
+
+/// What came of a probe, and what the compiled policies say of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProbeResult {
+    /// The flow.
+    #[serde(flatten)]
+    pub probe: Probe,
+    /// Whether an answer came back.
+    pub reached: bool,
+    /// The opener's side.
+    pub egress: SideVerdict,
+    /// The responder's side.
+    pub ingress: SideVerdict,
+    /// Where packets and policy disagree: what was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disagreement: Option<String>,
+}
+
+impl ProbeResult {
+    /// Joins what was seen (`Err`: no answer, and how it ended) with what the policies say.
+    pub fn new(probe: Probe, seen: Result<(), String>, explained: Explained) -> Self {
+        let passes = passes(&explained);
+        let disagreement = match &seen {
+            Ok(()) if !passes => Some("reached, although policy denies it".to_owned()),
+            Err(how) if passes => Some(format!("{how}, although policy allows it")),
+            _ => None,
+        };
+        Self { probe, reached: seen.is_ok(), egress: explained.egress, ingress: explained.ingress, disagreement }
+    }
+
+    /// The sides that deny, as `direction`, verdict.
+    pub fn denials(&self) -> impl Iterator<Item = (&'static str, &SideVerdict)> {
+        [("egress", &self.egress), ("ingress", &self.ingress)].into_iter().filter(|(_, side)| !side_passes(side))
+    }
+}
+
+/// Whether both sides let the flow pass.
+pub fn passes(explained: &Explained) -> bool {
+    side_passes(&explained.egress) && side_passes(&explained.ingress)
+}
+
+fn side_passes(side: &SideVerdict) -> bool {
+    matches!(side.verdict, VerdictName::Allow | VerdictName::None)
+}
+
+/// A declared port that could not be tried.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct NotProbed {
+    /// Who declares it.
+    pub to: Party,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// Why it could not be tried.
+    pub reason: String,
+}
+
+/// The result of a lab, as `--output json` prints it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// All probes, sorted.
+    pub probes: Vec<ProbeResult>,
+    /// Declared ports that could not be tried.
+    #[serde(rename = "notProbed", skip_serializing_if = "Vec::is_empty")]
+    pub not_probed: Vec<NotProbed>,
+}
+
+impl Report {
+    /// The probes where packets and policy disagree.
+    pub fn disagreements(&self) -> impl Iterator<Item = &ProbeResult> {
+        self.probes.iter().filter(|result| result.disagreement.is_some())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A party as users write it.
+    pub(crate) fn party(text: &str) -> Party {
+        match text.split_once('/') {
+            Some((namespace, name)) => Party::Pod(ObjectName::new(namespace, name)),
+            None if text == "node" => Party::Node,
+            None => Party::Outside,
+        }
+    }
+
+    /// A result over one family to TCP 80, denied on ingress with `reason` where there is one.
+    pub(crate) fn result(from: &str, to: &str, family: Family, reason: Option<&str>) -> ProbeResult {
+        let allow = SideVerdict { verdict: VerdictName::Allow, reason: String::new() };
+        let ingress = match reason {
+            Some(reason) => SideVerdict { verdict: VerdictName::DefaultDeny, reason: reason.into() },
+            None => allow.clone(),
+        };
+        let probe = Probe { from: party(from), to: party(to), family, protocol: Protocol::Tcp, port: 80 };
+        let seen = if reason.is_some() { Err("no answer".to_owned()) } else { Ok(()) };
+        ProbeResult::new(probe, seen, Explained { egress: allow, ingress })
+    }
+
+    fn member(text: &str, services: &[Service]) -> Member {
+        let addresses = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        Member { party: party(text), addresses, services: services.iter().copied().collect() }
+    }
+
+    #[test]
+    fn nine_pods_with_three_ports_are_486_probes_among_pods_and_from_the_node_and_more_with_outside() {
+        let services = [(Protocol::Tcp, 80), (Protocol::Tcp, 81), (Protocol::Udp, 53)];
+        let mut members: Vec<Member> = (0..9).map(|number| member(&format!("a/p{number}"), &services)).collect();
+        members.push(member("node", &services));
+        members.push(member("outside", &services));
+        let probes = probes(&members);
+        let to_pods_from_cluster = probes.iter().filter(|(probe, _)| matches!(probe.to, Party::Pod(_)) && probe.from != Party::Outside);
+        assert_eq!(to_pods_from_cluster.count(), 486);
+        assert_eq!(probes.len(), 486 + 3 * 9 * 3 * 2);
+        assert!(!probes.iter().any(|(probe, _)| probe.from == probe.to));
+    }
+
+    #[test]
+    fn a_family_that_one_end_lacks_is_not_tried() {
+        let mut single = member("a/single", &[(Protocol::Tcp, 80)]);
+        single.addresses.pop();
+        let probes = probes(&[single, member("a/dual", &[(Protocol::Tcp, 80)])]);
+        assert!(probes.iter().all(|(probe, address)| probe.family == Family::Ipv4 && address.is_ipv4()));
+        assert_eq!(probes.len(), 2);
+    }
+
+    #[test]
+    fn packets_and_policy_disagree_in_both_directions() {
+        let denied = result("a/x", "b/y", Family::Ipv4, Some("r"));
+        assert_eq!(denied.disagreement, None);
+        let explained = |result: &ProbeResult| Explained { egress: result.egress.clone(), ingress: result.ingress.clone() };
+        let leak = ProbeResult::new(denied.probe.clone(), Ok(()), explained(&denied));
+        assert_eq!(leak.disagreement.as_deref(), Some("reached, although policy denies it"));
+        let allowed = result("a/x", "b/y", Family::Ipv4, None);
+        let lost = ProbeResult::new(allowed.probe.clone(), Err("no answer".into()), explained(&allowed));
+        assert_eq!(lost.disagreement.as_deref(), Some("no answer, although policy allows it"));
+    }
+
+    #[test]
+    fn the_json_has_the_documented_keys_and_words() {
+        let report = Report { probes: vec![result("a/x", "b/y", Family::Ipv6, Some("why"))], not_probed: vec![] };
+        assert_eq!(
+            serde_json::to_value(&report).unwrap(),
+            serde_json::json!({"probes": [{
+                "from": "a/x", "to": "b/y", "family": "ipv6", "protocol": "TCP", "port": 80, "reached": false,
+                "egress": {"verdict": "allow", "reason": ""},
+                "ingress": {"verdict": "default-deny", "reason": "why"},
+            }]})
+        );
+    }
+}

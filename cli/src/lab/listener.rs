@@ -1,0 +1,104 @@
+//! What answers the probes: on each port that a party declares, an echo.
+
+use super::flow::{Member, Party};
+use super::socket::{self, SocketsError};
+use palisade_identity::Protocol;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::task::JoinSet;
+
+/// A connection that says nothing for this long is closed.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// The listeners of one party; they end with the value.
+#[derive(Debug)]
+pub struct Listeners {
+    tasks: JoinSet<()>,
+}
+
+impl Listeners {
+    /// Opens all listeners of `member`, both families, and serves them. Protocols without sockets in this kernel
+    /// are left out. Needs a tokio runtime, and blocks for a moment.
+    pub fn open(member: &Member) -> Result<Self, SocketsError> {
+        let wanted: Vec<(Protocol, SocketAddr)> = member
+            .services
+            .iter()
+            .filter(|(protocol, _)| socket::supported(*protocol))
+            .flat_map(|&(protocol, port)| {
+                member.addresses.iter().map(move |&address| {
+                    // The node has many addresses, and answers from the one that was asked only when bound to it.
+                    let bind = if member.party == Party::Node { address } else { socket::unspecified(address) };
+                    (protocol, SocketAddr::new(bind, port))
+                })
+            })
+            .collect();
+        let party = &member.party;
+        let sockets: Vec<_> = socket::within(party, || {
+            wanted.iter().map(|&(protocol, address)| Ok((protocol, address, socket::bound(party, protocol, address)?))).collect::<Result<_, SocketsError>>()
+        })??;
+        let mut tasks = JoinSet::new();
+        for (protocol, address, socket) in sockets {
+            let failed = |source| SocketsError::Open { party: party.clone(), protocol, address, source };
+            match protocol {
+                Protocol::Udp => {
+                    let socket = UdpSocket::from_std(socket.into()).map_err(failed)?;
+                    tasks.spawn(echo_datagrams(socket));
+                }
+                Protocol::Tcp | Protocol::Sctp => {
+                    let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
+                    tasks.spawn(accept(Arc::new(listener)));
+                }
+            }
+        }
+        Ok(Self { tasks })
+    }
+
+    /// Nothing that listens.
+    pub fn none() -> Self {
+        Self { tasks: JoinSet::new() }
+    }
+
+    /// Closes all of them; their ports are free afterwards.
+    pub async fn close(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn accept(listener: Arc<TcpListener>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => { connections.spawn(echo(stream)); }
+                // Out of files, or the peer is gone again: the next one may do better.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+async fn echo(mut stream: TcpStream) {
+    let mut bytes = [0; 1024];
+    while let Ok(Ok(length @ 1..)) = tokio::time::timeout(IDLE, stream.read(&mut bytes)).await {
+        if stream.write_all(&bytes[..length]).await.is_err() {
+            break;
+        }
+    }
+}
+
+async fn echo_datagrams(socket: UdpSocket) {
+    let mut bytes = [0; 2048];
+    loop {
+        match socket.recv_from(&mut bytes).await {
+            Ok((length, peer)) => {
+                let _ = socket.send_to(&bytes[..length], peer).await;
+            }
+            // An ICMP error about an earlier answer.
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Real packets: a TCP connection and one byte there and back, or a UDP datagram and its echo.
+
+use super::flow::{Party, Probe};
+use super::socket::{self, SocketsError};
+use palisade_identity::Protocol;
+use socket2::Socket;
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, UdpSocket};
+use tokio::task::JoinSet;
+
+/// How long no answer must be missing until a flow counts as refused, where policy says that it is.
+const REFUSED_AFTER: Duration = Duration::from_secs(1);
+/// The same where policy allows it: a busy machine must not look like a defect.
+const LOST_AFTER: Duration = Duration::from_secs(5);
+/// A datagram is sent again after this long without an answer.
+const RESEND: Duration = Duration::from_millis(200);
+const BYTE: u8 = 0x50;
+
+/// A probe to be made.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// The flow.
+    pub probe: Probe,
+    /// Address of the target.
+    pub target: IpAddr,
+    /// Whether policy says that it passes.
+    pub allowed: bool,
+}
+
+/// How a probe ended: an answer, or how it failed.
+pub type Seen = Result<(), String>;
+
+/// Makes all attempts, at most `at_once` at the same time, and returns what was seen of each, in order.
+pub async fn run(attempts: &[Attempt], at_once: usize) -> Result<Vec<Seen>, SocketsError> {
+    let mut seen = Vec::with_capacity(attempts.len());
+    for batch in attempts.chunks(at_once.max(1)) {
+        seen.extend(run_batch(batch).await?);
+    }
+    Ok(seen)
+}
+
+async fn run_batch(attempts: &[Attempt]) -> Result<Vec<Seen>, SocketsError> {
+    let mut sockets = open(attempts)?;
+    let mut tasks = JoinSet::new();
+    for (index, attempt) in attempts.iter().enumerate() {
+        let Some(socket) = sockets.remove(&index) else { continue };
+        let (protocol, target) = (attempt.probe.protocol, SocketAddr::new(attempt.target, attempt.probe.port));
+        let patience = if attempt.allowed { LOST_AFTER } else { REFUSED_AFTER };
+        tasks.spawn(async move { (index, tried(socket, protocol, target, patience).await) });
+    }
+    let mut seen = vec![Err("not tried".to_owned()); attempts.len()];
+    while let Some(ended) = tasks.join_next().await {
+        if let Ok((index, result)) = ended {
+            seen[index] = result;
+        }
+    }
+    Ok(seen)
+}
+
+/// One socket per attempt, each opened in the namespace of its party; one visit per namespace.
+fn open(attempts: &[Attempt]) -> Result<BTreeMap<usize, Socket>, SocketsError> {
+    let mut by_party: BTreeMap<&Party, Vec<usize>> = BTreeMap::new();
+    for (index, attempt) in attempts.iter().enumerate() {
+        by_party.entry(&attempt.probe.from).or_default().push(index);
+    }
+    let mut sockets = BTreeMap::new();
+    for (party, indices) in by_party {
+        let opened: Result<Vec<_>, SocketsError> = socket::within(party, || {
+            let one = |&index: &usize| {
+                let attempt = &attempts[index];
+                let any = SocketAddr::new(socket::unspecified(attempt.target), 0);
+                Ok((index, socket::bound(party, attempt.probe.protocol, any)?))
+            };
+            indices.iter().map(one).collect()
+        })?;
+        sockets.extend(opened?);
+    }
+    Ok(sockets)
+}
+
+async fn tried(socket: Socket, protocol: Protocol, target: SocketAddr, patience: Duration) -> Seen {
+    let exchange = async {
+        match protocol {
+            Protocol::Udp => datagram(socket, target).await,
+            Protocol::Tcp | Protocol::Sctp => connection(socket, target).await,
+        }
+    };
+    match tokio::time::timeout(patience, exchange).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(failure(&error)),
+        Err(_) => Err(format!("no answer within {} s", patience.as_secs())),
+    }
+}
+
+async fn connection(socket: Socket, target: SocketAddr) -> std::io::Result<()> {
+    let mut stream = TcpSocket::from_std_stream(socket.into()).connect(target).await?;
+    stream.write_all(&[BYTE]).await?;
+    let mut answer = [0];
+    stream.read_exact(&mut answer).await?;
+    if answer == [BYTE] { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
+}
+
+async fn datagram(socket: Socket, target: SocketAddr) -> std::io::Result<()> {
+    let socket = UdpSocket::from_std(socket.into())?;
+    socket.connect(target).await?;
+    let mut answer = [0; 16];
+    loop {
+        socket.send(&[BYTE]).await?;
+        match tokio::time::timeout(RESEND, socket.recv(&mut answer)).await {
+            Ok(received) => return if received? == 1 && answer[0] == BYTE { Ok(()) } else { Err(ErrorKind::InvalidData.into()) },
+            Err(_) => continue,
+        }
+    }
+}
+
+fn failure(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "connection refused: nobody listens".into(),
+        ErrorKind::InvalidData => "a wrong answer".into(),
+        ErrorKind::UnexpectedEof => "closed without an answer".into(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,217 @@
+//! The truth table: who reaches whom on which port, and why not.
+
+use super::flow::{Party, Probe, ProbeResult, Report, Service, family_name};
+use crate::table::{Cell, Paint, Table, Tone};
+use palisade_protocol::{Family, VerdictName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+/// Wider tables number their columns.
+const WIDEST: usize = 110;
+
+/// The whole result: a table per port, then the refusals by their reason, then what is wrong.
+pub fn rendered(report: &Report, paint: Paint) -> String {
+    let mut text = String::new();
+    let services: BTreeSet<Service> = report.probes.iter().map(|result| (result.probe.protocol, result.probe.port)).collect();
+    for service in services {
+        let results: Vec<&ProbeResult> =
+            report.probes.iter().filter(|result| (result.probe.protocol, result.probe.port) == service).collect();
+        let _ = writeln!(text, "{}\n{}", paint.text(Tone::Heading, &format!("{} {}", service.0, service.1)), matrix(&results, paint));
+    }
+    if report.probes.is_empty() {
+        text.push_str("No pod declares a port, so there is nothing to probe: give containers `ports:`.\n\n");
+    }
+    refusals(&mut text, report, paint);
+    for gap in &report.not_probed {
+        let _ = writeln!(text, "Not probed: {} {} {}: {}", gap.to, gap.protocol, gap.port, gap.reason);
+    }
+    disagreements(&mut text, report, paint);
+    let _ = writeln!(text, "{}", summary(report));
+    text
+}
+
+/// One line: how many probes, and how they ended.
+pub fn summary(report: &Report) -> String {
+    let reached = report.probes.iter().filter(|result| result.reached).count();
+    let disagreements = report.disagreements().count();
+    let wrong = if disagreements == 0 { String::new() } else { format!(", {disagreements} DISAGREE with the policy") };
+    format!("{} probes: {reached} reached, {} refused{wrong}", report.probes.len(), report.probes.len() - reached)
+}
+
+fn matrix(results: &[&ProbeResult], paint: Paint) -> String {
+    let rows: BTreeSet<&Party> = results.iter().map(|result| &result.probe.from).collect();
+    let columns: BTreeSet<&Party> = results.iter().map(|result| &result.probe.to).collect();
+    let named = table(results, &rows, |party| party.to_string(), |party| party.to_string(), &columns);
+    if named.width() <= WIDEST {
+        return named.render(paint);
+    }
+    let numbers: BTreeMap<&Party, usize> = rows.iter().chain(&columns).copied().collect::<BTreeSet<_>>().into_iter().zip(1..).collect();
+    table(results, &rows, |party| format!("{:>2} {party}", numbers[party]), |party| numbers[party].to_string(), &columns).render(paint)
+}
+
+fn table(
+    results: &[&ProbeResult],
+    rows: &BTreeSet<&Party>,
+    row_name: impl Fn(&Party) -> String,
+    column_name: impl Fn(&Party) -> String,
+    columns: &BTreeSet<&Party>,
+) -> Table {
+    let mut cells: BTreeMap<(&Party, &Party), Vec<&ProbeResult>> = BTreeMap::new();
+    for result in results {
+        cells.entry((&result.probe.from, &result.probe.to)).or_default().push(result);
+    }
+    let mut table = Table::new(std::iter::once("from \\ to".to_owned()).chain(columns.iter().map(|party| column_name(party))));
+    for row in rows {
+        let line = columns.iter().map(|column| cells.get(&(*row, *column)).map_or_else(|| Cell::from("."), |results| cell(results)));
+        table.row(std::iter::once(Cell::from(row_name(row))).chain(line));
+    }
+    table
+}
+
+/// `yes` or `no`; where the families differ, which one passes; with `!` where packets and policy disagree.
+fn cell(results: &[&ProbeResult]) -> Cell {
+    let reached: Vec<&str> = results.iter().filter(|result| result.reached).map(|result| family_name(result.probe.family)).collect();
+    let (text, tone) = match reached[..] {
+        [] => ("no".to_owned(), Tone::Bad),
+        _ if reached.len() == results.len() => ("yes".to_owned(), Tone::Good),
+        _ => (format!("{} only", reached.join(" ")), Tone::Bad),
+    };
+    if results.iter().any(|result| result.disagreement.is_some()) { Cell::toned(text + " !", Tone::Alarm) } else { Cell::toned(text, tone) }
+}
+
+/// A group of refusals: the direction, and the reason.
+type Cause<'a> = (&'a str, &'a str);
+
+fn refusals(text: &mut String, report: &Report, paint: Paint) {
+    let mut causes: BTreeMap<Cause<'_>, Vec<&Probe>> = BTreeMap::new();
+    for result in report.probes.iter().filter(|result| !result.reached) {
+        for (direction, side) in result.denials() {
+            let reason = match side.verdict {
+                VerdictName::Error if side.reason.is_empty() => "the policy's rows are missing",
+                _ => &side.reason,
+            };
+            causes.entry((direction, reason)).or_default().push(&result.probe);
+        }
+    }
+    if causes.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "{}", paint.text(Tone::Heading, "Refused"));
+    for ((direction, reason), probes) in causes {
+        let _ = writeln!(text, "  {} {}", paint.text(Tone::Faint, direction), paint.text(Tone::Bad, reason));
+        for line in flows(&probes) {
+            let _ = writeln!(text, "    {line}");
+        }
+    }
+    text.push('\n');
+}
+
+/// One line per pair, with its ports; the family only where it is not both.
+pub fn flows(probes: &[&Probe]) -> Vec<String> {
+    let mut pairs: BTreeMap<(&Party, &Party), BTreeMap<Service, BTreeSet<Family>>> = BTreeMap::new();
+    for probe in probes {
+        let services = pairs.entry((&probe.from, &probe.to)).or_default();
+        services.entry((probe.protocol, probe.port)).or_default().insert(probe.family);
+    }
+    let service = |((protocol, port), families): (Service, BTreeSet<Family>)| {
+        let only = match families.iter().collect::<Vec<_>>()[..] {
+            [family] => format!(" ({})", family_name(*family)),
+            _ => String::new(),
+        };
+        format!("{protocol} {port}{only}")
+    };
+    pairs
+        .into_iter()
+        .map(|((from, to), services)| format!("{from} -> {to}: {}", services.into_iter().map(service).collect::<Vec<_>>().join(", ")))
+        .collect()
+}
+
+fn disagreements(text: &mut String, report: &Report, paint: Paint) {
+    if report.disagreements().next().is_none() {
+        return;
+    }
+    let _ = writeln!(text, "{}", paint.text(Tone::Alarm, "PACKETS AND POLICY DISAGREE (a defect of palisade, or of this kernel)"));
+    for result in report.disagreements() {
+        let _ = writeln!(text, "  {}: {}", result.probe, result.disagreement.as_deref().unwrap_or_default());
+    }
+    text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::flow::tests::result;
+    use super::*;
+    use Family::{Ipv4, Ipv6};
+    use palisade_protocol::Explained;
+
+    const REASON: &str = "default deny of ingress by backend/allow-frontend";
+
+    fn shop() -> Report {
+        let mut probes = Vec::new();
+        for family in [Ipv4, Ipv6] {
+            probes.push(result("frontend/web", "backend/api", family, None));
+            probes.push(result("guest/visitor", "backend/api", family, Some(REASON)));
+            probes.push(result("node", "backend/api", family, None));
+        }
+        probes.sort_by(|a, b| a.probe.cmp(&b.probe));
+        Report { probes, not_probed: vec![] }
+    }
+
+    #[test]
+    fn the_table_shows_who_reaches_whom_and_why_not() {
+        assert_eq!(
+            rendered(&shop(), Paint::none()),
+            "TCP 80
+from \\ to      backend/api
+frontend/web   yes
+guest/visitor  no
+node           yes
+
+Refused
+  ingress default deny of ingress by backend/allow-frontend
+    guest/visitor -> backend/api: TCP 80
+
+6 probes: 4 reached, 2 refused
+"
+        );
+    }
+
+    #[test]
+    fn families_that_differ_are_told_apart() {
+        let mut report = shop();
+        report.probes.retain(|result| result.probe.from.to_string() == "guest/visitor");
+        report.probes[0] = result("guest/visitor", "backend/api", Ipv4, None);
+        let text = rendered(&report, Paint::none());
+        assert!(text.contains("guest/visitor  ipv4 only\n"), "{text}");
+        assert!(text.contains("guest/visitor -> backend/api: TCP 80 (ipv6)\n"), "{text}");
+    }
+
+    #[test]
+    fn a_disagreement_is_marked_in_its_cell_and_listed() {
+        let mut report = shop();
+        let denied = report.probes.iter_mut().find(|result| !result.reached).unwrap();
+        let explained = Explained { egress: denied.egress.clone(), ingress: denied.ingress.clone() };
+        *denied = ProbeResult::new(denied.probe.clone(), Ok(()), explained);
+        let text = rendered(&report, Paint::none());
+        assert!(text.contains("guest/visitor  ipv4 only !\n"), "{text}");
+        assert!(text.contains("guest/visitor -> backend/api TCP 80 (ipv4): reached, although policy denies it"), "{text}");
+        assert!(text.ends_with("6 probes: 5 reached, 1 refused, 1 DISAGREE with the policy\n"), "{text}");
+    }
+
+    #[test]
+    fn a_table_too_wide_for_names_numbers_its_columns() {
+        let names: Vec<String> = (0..12).map(|number| format!("namespace/with-a-long-name-{number:02}")).collect();
+        let mut probes = Vec::new();
+        for (from, to) in names.iter().flat_map(|from| names.iter().map(move |to| (from, to))).filter(|(from, to)| from != to) {
+            probes.push(result(from, to, Ipv4, None));
+        }
+        let text = rendered(&Report { probes, not_probed: vec![] }, Paint::none());
+        assert!(text.lines().all(|line| line.len() <= WIDEST), "{text}");
+        assert!(text.contains("\n12 namespace/with-a-long-name-11  yes"), "{text}");
+    }
+
+    #[test]
+    fn nothing_to_probe_says_so() {
+        assert!(rendered(&Report::default(), Paint::none()).starts_with("No pod declares a port"));
+    }
+}
