@@ -1,0 +1,10 @@
+//! Scenarios on a real cluster with Palisade in it. They need a `KUBECONFIG` and `kubectl`, and nothing else.
+//!
+//! Every probe runs inside a pod (`kubectl exec`), so what is tested is what an application sees. The pods run
+//! `agnhost`, the image of Kubernetes' own tests.
+
+pub mod cluster;
+pub mod expectation;
+pub mod pod;
+pub mod probe;
+pub mod scene;

@@ -6,7 +6,7 @@ NODE_IMAGE_DIR=$KIND_DIR/node-image
 DEBIAN_SUITE=bookworm
 DEBIAN_MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 # dbus and the like are not needed: nothing logs in to a node.
-DEBIAN_PACKAGES=systemd,systemd-sysv,iproute2,iptables,nftables,conntrack,ethtool,socat,kmod,util-linux,procps,mount,ca-certificates,curl,jq,libseccomp2,containerd,runc,docker.io
+DEBIAN_PACKAGES=systemd,systemd-sysv,iproute2,iptables,nftables,conntrack,ethtool,socat,kmod,util-linux,procps,mount,ca-certificates,curl,jq,libseccomp2,containerd,runc,docker.io,busybox-static
 
 # Units without sense in a container, or that would change the machine.
 MASKED_UNITS=(
@@ -112,17 +112,23 @@ pause_image() {
 	rm -rf "$layer"
 }
 
-# Sets AGNHOST_ARCHIVE to the image of the tests' pods; makes it where it is missing. After build_tools.
+# Sets AGNHOST_ARCHIVE to the image of the tests' pods; makes it where it is missing. After the root directory and
+# build_tools. As upstream's it has a shell and small tools beside agnhost; here they are busybox's.
 agnhost_archive() {
 	AGNHOST_ARCHIVE=$TOOLS/agnhost.tar
 	[ -e "$AGNHOST_ARCHIVE" ] || step "Assembling the image agnhost" "Is there space in $WORK?" assemble_agnhost
 }
 
 assemble_agnhost() {
-	local layer
+	local layer applet
 	layer=$(mktemp -d "$WORK/layer.XXXXXX")
 	cp "$TOOLS/agnhost" "$layer/agnhost"
+	mkdir -p "$layer/bin"
 	mkdir -m 1777 "$layer/tmp"
-	make_image "$AGNHOST_ARCHIVE" "$layer" '{"Entrypoint":["/agnhost"],"Cmd":["pause"]}' "$AGNHOST_IMAGE"
+	cp "$NODE_ROOT/bin/busybox" "$layer/bin/busybox"
+	for applet in $("$layer/bin/busybox" --list); do
+		[ "$applet" = busybox ] || ln -s busybox "$layer/bin/$applet"
+	done
+	make_image "$AGNHOST_ARCHIVE" "$layer" '{"Entrypoint":["/agnhost"],"Cmd":["pause"],"Env":["PATH=/bin:/"]}' "$AGNHOST_IMAGE"
 	rm -rf "$layer"
 }

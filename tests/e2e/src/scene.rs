@@ -1,0 +1,115 @@
+//! A client and two servers, one on its node and one on another: every verdict is asked for on every path.
+
+use crate::cluster::{Cluster, Namespace};
+use crate::pod::{self, Pod, TCP_PORT, UDP_PORT, named};
+use crate::probe::{Outcome, Probe, run_all};
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// How long a change may take to be enforced: "a few seconds", on a machine that is busy.
+const SOON: Duration = Duration::from_secs(5);
+
+/// A client and two servers. Servers carry `app=server`, clients `app=client`.
+#[derive(Debug)]
+pub struct Scene {
+    /// Where the servers are.
+    pub servers_in: Namespace,
+    /// Where the client is.
+    pub clients_in: Namespace,
+    servers: Vec<Pod>,
+    client: Pod,
+}
+
+impl Scene {
+    /// Starts the pods, each of the two sides in a namespace of its own; no policy yet.
+    pub fn start(purpose: &str) -> Result<Self> {
+        let cluster = Cluster::connect();
+        let nodes = cluster.nodes()?;
+        let servers_in = Namespace::create(&cluster, &format!("{purpose}-servers"), &[])?;
+        let clients_in = Namespace::create(&cluster, &format!("{purpose}-clients"), &[("team", "frontend")])?;
+        let labels = [("app", "server")];
+        let servers = pod::start(&servers_in, &[pod::server("far", &nodes[1], &labels), pod::server("near", &nodes[0], &labels)])?;
+        let clients = pod::start(&clients_in, &[pod::server("client", &nodes[0], &[("app", "client")])])?;
+        let client = named(&clients, "client")?.clone();
+        Ok(Self { servers_in, clients_in, servers, client })
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &Cluster {
+        self.servers_in.cluster()
+    }
+
+    /// The name of the client's pod.
+    pub fn client(&self) -> &Pod {
+        &self.client
+    }
+
+    /// Makes a NetworkPolicy of this `spec` in the servers' namespace.
+    pub fn policy(&self, name: &str, spec: &Value) -> Result<()> {
+        policy(&self.servers_in, name, spec)
+    }
+
+    /// Every path from the client to the servers' port.
+    fn probes(&self, protocol: &str) -> Result<Vec<Probe>> {
+        let port = if protocol == "UDP" { UDP_PORT } else { TCP_PORT };
+        let mut probes = Vec::new();
+        for server in &self.servers {
+            for ipv6 in [false, true] {
+                probes.push(Probe {
+                    from: self.client.clone(),
+                    to: server.name.clone(),
+                    address: server.address(ipv6)?,
+                    port,
+                    protocol: protocol.to_owned(),
+                });
+            }
+        }
+        Ok(probes)
+    }
+
+    /// Asserts that TCP and UDP come to this on every path, soon, and then stay so.
+    ///
+    /// # Panics
+    /// With the paths that came to something else.
+    pub fn expect(&self, when: &str, tcp: &Outcome, udp: &Outcome) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            // Probes that begin in time count, however long they take.
+            let begun = Instant::now();
+            let wrong = self.wrong(tcp, udp);
+            if wrong.is_empty() {
+                break;
+            }
+            assert!(begun < deadline, "{when}, after {} s:\n{}", SOON.as_secs(), wrong.join("\n"));
+        }
+        let wrong = self.wrong(tcp, udp);
+        assert!(wrong.is_empty(), "{when}, it was right and did not stay so:\n{}", wrong.join("\n"));
+    }
+
+    fn wrong(&self, tcp: &Outcome, udp: &Outcome) -> Vec<String> {
+        let mut probes = Vec::new();
+        for protocol in ["TCP", "UDP"] {
+            match self.probes(protocol) {
+                Ok(more) => probes.extend(more),
+                Err(error) => return vec![format!("{error:#}")],
+            }
+        }
+        let results = run_all(self.cluster(), probes);
+        let wrong = results.into_iter().filter_map(|(probe, outcome)| {
+            let expected = if probe.protocol == "UDP" { udp } else { tcp };
+            (outcome != *expected).then(|| format!("{probe}: {outcome}, expected: {expected}"))
+        });
+        wrong.collect()
+    }
+}
+
+/// Makes or changes a NetworkPolicy.
+pub fn policy(namespace: &Namespace, name: &str, spec: &Value) -> Result<()> {
+    namespace.cluster().apply(&[json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": { "name": name, "namespace": namespace.name },
+        "spec": spec,
+    })])
+}

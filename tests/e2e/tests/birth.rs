@@ -1,0 +1,164 @@
+//! A new pod that a policy selects never gets a packet out or in that its policy refuses, from its first instant on.
+//!
+//! What counts is what arrived, as the kernel of the receiving pod counts it: an answer that is lost hides nothing.
+//! Each test shows first, with pods that no policy selects, that it would see such a packet.
+
+use anyhow::{Context, Result, ensure};
+use palisade_e2e::cluster::{Cluster, Namespace};
+use palisade_e2e::pod::{self, Pod, named};
+use palisade_e2e::scene::policy;
+use serde_json::{Value, json};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+/// How many pods of each kind are born on each node: one may be lucky.
+const BIRTHS: usize = 4;
+/// How many of the next addresses of a node are hammered.
+const AHEAD: u32 = 48;
+
+/// What arrived at a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Arrived {
+    echo_ipv4: u64,
+    echo_ipv6: u64,
+    udp_ipv4: u64,
+    udp_ipv6: u64,
+    tcp: u64,
+}
+
+impl Arrived {
+    const NOTHING: Self = Self { echo_ipv4: 0, echo_ipv6: 0, udp_ipv4: 0, udp_ipv6: 0, tcp: 0 };
+
+    fn at(cluster: &Cluster, pod: &Pod) -> Result<Self> {
+        Self::parse(&pod.shell(cluster, "cat /proc/net/snmp /proc/net/snmp6")?)
+    }
+
+    /// Reads the counters: `/proc/net/snmp` has a line of names and one of values, `snmp6` a name and a value a line.
+    fn parse(text: &str) -> Result<Self> {
+        let ipv4 = |protocol: &str, name: &str| {
+            let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(':'));
+            let column = lines.next()?.split_whitespace().position(|found| found == name)?;
+            lines.next()?.split_whitespace().nth(column)?.parse::<u64>().ok()
+        };
+        let ipv6 = |name: &str| {
+            let line = text.lines().find(|line| line.split_whitespace().next() == Some(name))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        };
+        let read = || {
+            Some(Self {
+                echo_ipv4: ipv4("Icmp", "InEchos")?,
+                echo_ipv6: ipv6("Icmp6InEchos")?,
+                udp_ipv4: ipv4("Udp", "InDatagrams")? + ipv4("Udp", "NoPorts")?,
+                udp_ipv6: ipv6("Udp6InDatagrams")? + ipv6("Udp6NoPorts")?,
+                tcp: ipv4("Tcp", "InSegs")?,
+            })
+        };
+        read().with_context(|| format!("no counters in:\n{text}"))
+    }
+}
+
+/// A pod that does nothing and listens nowhere: all that arrives was sent by somebody else.
+fn quiet(name: &str, node: &str, labels: &[(&str, &str)]) -> Value {
+    pod::shell(name, node, labels, "")
+}
+
+#[test]
+fn a_new_pod_never_sends_what_its_policy_refuses() -> Result<()> {
+    let cluster = Cluster::connect();
+    let nodes = cluster.nodes()?;
+    let namespace = Namespace::create(&cluster, "birth-egress", &[])?;
+    policy(&namespace, "mute", &json!({ "podSelector": { "matchLabels": { "kind": "mute" } }, "policyTypes": ["Egress"] }))?;
+    let sinks = pod::start(&namespace, &[quiet("sink-0", &nodes[0], &[]), quiet("sink-1", &nodes[1], &[])])?;
+
+    // Sends at once, over both families and in every way, and goes on for three seconds.
+    let mut script = String::new();
+    for address in sinks.iter().flat_map(|sink| &sink.addresses) {
+        let datagram = std::net::SocketAddr::new(*address, 9);
+        script += &format!("ping -q -i 0.02 -w 3 {address} & nc -w 3 {address} 9 </dev/null & ");
+        script += &format!("/agnhost connect --protocol=udp --timeout=1s {datagram} & ");
+    }
+    script += "wait; echo sent";
+    let born = |kind: &str| -> Vec<Value> {
+        let on = |node: &String| {
+            (0..BIRTHS).map(|count| pod::shell(&format!("{kind}-{node}-{count}"), node, &[("kind", kind)], &script)).collect::<Vec<_>>()
+        };
+        nodes[..2].iter().flat_map(on).collect()
+    };
+    let sent = |kind: &str| -> Result<()> {
+        for pod in pod::start(&namespace, &born(kind))?.iter().filter(|pod| pod.name.starts_with(kind)) {
+            until(|| Ok(pod.log(&cluster)?.contains("sent")), &format!("{} has sent", pod.name))?;
+        }
+        Ok(())
+    };
+
+    sent("mute")?;
+    for sink in &sinks {
+        assert_eq!(Arrived::at(&cluster, sink)?, Arrived::NOTHING, "at {} from pods that may send nothing", sink.name);
+    }
+    sent("free")?;
+    for sink in &sinks {
+        let arrived = Arrived::at(&cluster, sink)?;
+        let seen = [arrived.echo_ipv4, arrived.echo_ipv6, arrived.udp_ipv4, arrived.udp_ipv6, arrived.tcp];
+        assert!(seen.iter().all(|count| *count > 0), "the test would not have seen it: {arrived:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_new_pod_never_receives_what_its_policy_refuses() -> Result<()> {
+    let cluster = Cluster::connect();
+    let nodes = cluster.nodes()?;
+    let namespace = Namespace::create(&cluster, "birth-ingress", &[])?;
+    policy(&namespace, "deaf", &json!({ "podSelector": { "matchLabels": { "kind": "deaf" } }, "policyTypes": ["Ingress"] }))?;
+
+    // Where the next pods of the first node will be: behind the addresses that it gave last.
+    let scouts = pod::start(&namespace, &[quiet("scout", &nodes[0], &[])])?;
+    let hammered = next_addresses(named(&scouts, "scout")?)?;
+    let list: Vec<String> = hammered.iter().map(IpAddr::to_string).collect();
+    let script = format!("for a in {}; do ping -q -i 0.02 $a & done; echo hammering; wait", list.join(" "));
+    let hammers = [pod::shell("hammer-near", &nodes[0], &[], &script), pod::shell("hammer-far", &nodes[1], &[], &script)];
+    pod::start(&namespace, &hammers)?;
+
+    let born = |kind: &str| -> Result<Vec<Pod>> {
+        let pods: Vec<Value> = (0..BIRTHS).map(|count| quiet(&format!("{kind}-{count}"), &nodes[0], &[("kind", kind)])).collect();
+        let mut pods = pod::start(&namespace, &pods)?;
+        pods.retain(|pod| pod.name.starts_with(kind));
+        for address in pods.iter().flat_map(|pod| &pod.addresses) {
+            ensure!(hammered.contains(address), "{address} is not among the hammered addresses: the test would show nothing");
+        }
+        // Some hundred packets for each address.
+        std::thread::sleep(Duration::from_secs(3));
+        Ok(pods)
+    };
+    for pod in born("deaf")? {
+        assert_eq!(Arrived::at(&cluster, &pod)?, Arrived::NOTHING, "at {}, which may receive nothing", pod.name);
+    }
+    for pod in born("open")? {
+        let arrived = Arrived::at(&cluster, &pod)?;
+        assert!(arrived.echo_ipv4 > 0 && arrived.echo_ipv6 > 0, "the test would not have seen it at {}: {arrived:?}", pod.name);
+    }
+    Ok(())
+}
+
+/// The addresses behind those of the pod, of both families.
+fn next_addresses(pod: &Pod) -> Result<Vec<IpAddr>> {
+    let IpAddr::V4(ipv4) = pod.address(false)? else { unreachable!("asked for IPv4") };
+    let IpAddr::V6(ipv6) = pod.address(true)? else { unreachable!("asked for IPv6") };
+    let behind = (1..=AHEAD).flat_map(|step| {
+        let ipv4 = Ipv4Addr::from(u32::from(ipv4).wrapping_add(step));
+        let ipv6 = Ipv6Addr::from(u128::from(ipv6).wrapping_add(u128::from(step)));
+        [IpAddr::from(ipv4), IpAddr::from(ipv6)]
+    });
+    Ok(behind.collect())
+}
+
+/// Waits until it is so.
+fn until(mut so: impl FnMut() -> Result<bool>, what: &str) -> Result<()> {
+    for _ in 0..150 {
+        if so()? {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    anyhow::bail!("in vain: waited until {what}")
+}
