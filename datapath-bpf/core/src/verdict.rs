@@ -93,6 +93,9 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// No policy was asked.
+    pub const NOT_JUDGED: Self = Self { egress: Side::NOT_JUDGED, ingress: Side::NOT_JUDGED };
+
     /// Whether both sides let the flow pass.
     #[inline(always)]
     pub const fn passes(&self) -> bool {

@@ -20,7 +20,7 @@ pub struct ConnectionKey<A> {
     pub reserved: [u8; 3],
 }
 
-/// What is known of an allowed flow. A denied flow has no entry.
+/// What is known of an allowed flow. A flow that was never allowed has no entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
@@ -51,6 +51,8 @@ pub mod connection_flag {
     pub const RESET: u32 = 1 << 4;
     /// The node's own processes opened the flow: its ingress is not judged.
     pub const FROM_HOST: u32 = 1 << 5;
+    /// The flow was judged again and denied; it passes nothing. Kept so that who opened it is not forgotten.
+    pub const DENIED: u32 = 1 << 6;
 }
 
 /// What the fragments of one datagram have in common.
@@ -64,7 +66,7 @@ pub struct FragmentKey<A> {
     pub destination: A,
     /// Identification, network byte order; IPv4 uses the last two bytes.
     pub id: [u8; 4],
-    /// IP protocol number.
+    /// IP protocol number; for IPv6 that in the fragment header, maybe of an extension header.
     pub protocol: u8,
     /// Zero.
     pub reserved: [u8; 3],
@@ -81,8 +83,10 @@ pub struct FragmentPorts {
     pub source: [u8; 2],
     /// Destination port, network byte order.
     pub destination: [u8; 2],
+    /// Number of the transport protocol.
+    pub protocol: u8,
     /// Zero.
-    pub reserved: [u8; 4],
+    pub reserved: [u8; 3],
 }
 
 const _: () = assert!(size_of::<ConnectionKey<super::V4>>() == 16);

@@ -87,7 +87,7 @@ outcomes! {
     FragmentShort = 19 "fragment-short" false,
     /// A later fragment whose first was not seen.
     FragmentUnknown = 20 "fragment-unknown" false,
-    /// An ICMP error that quotes no packet of an allowed flow.
+    /// An ICMP error that quotes no packet of an allowed flow, or an echo reply that nobody asked for.
     IcmpUnrelated = 21 "icmp-unrelated" false,
     /// An ICMP message that is neither echo nor an error about a flow.
     IcmpTypeUnknown = 22 "icmp-type-unknown" false,
@@ -97,6 +97,8 @@ outcomes! {
     NeighbourDiscoveryInvalid = 24 "neighbour-discovery-invalid" false,
     /// Rewriting the frame failed.
     RewriteFailed = 25 "rewrite-failed" false,
+    /// A packet to a pod's interface whose destination is not the pod's address.
+    DestinationForeign = 26 "destination-foreign" false,
 }
 
 impl Outcome {

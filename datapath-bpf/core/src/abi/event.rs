@@ -51,4 +51,46 @@ pub struct DatapathEvent {
     pub reserved: [u8; 6],
 }
 
+/// What events must have in common for all but about one a second to be swallowed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct EventKey {
+    /// As in [`DatapathEvent`].
+    pub source: [u8; 16],
+    /// As in [`DatapathEvent`].
+    pub destination: [u8; 16],
+    /// As in [`DatapathEvent`].
+    pub ifindex: u32,
+    /// As in [`DatapathEvent`].
+    pub source_port: [u8; 2],
+    /// As in [`DatapathEvent`].
+    pub destination_port: [u8; 2],
+    /// As in [`DatapathEvent`].
+    pub protocol: u8,
+    /// As in [`DatapathEvent`].
+    pub outcome: u8,
+    /// As in [`DatapathEvent`].
+    pub hook: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// How many events one CPU may still send, and how many were swallowed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct EventBudget {
+    /// The jiffies at which the current second began.
+    pub since: u64,
+    /// Events sent in that second.
+    pub sent: u64,
+    /// Events swallowed since the last one that was sent.
+    pub suppressed: u64,
+    /// Events swallowed since the map was made.
+    pub suppressed_total: u64,
+}
+
+const _: () = assert!(size_of::<EventKey>() == 44 && align_of::<EventKey>() == 4);
+const _: () = assert!(size_of::<EventBudget>() == 32 && align_of::<EventBudget>() == 8);
 const _: () = assert!(size_of::<DatapathEvent>() == 80 && align_of::<DatapathEvent>() == 8);

@@ -13,7 +13,7 @@ mod policy;
 pub use connection::{Connection, ConnectionKey, FragmentKey, FragmentPorts, connection_flag};
 pub use counter::{Counter, Outcome};
 pub use endpoint::{Endpoint, LocalPod};
-pub use event::{DatapathEvent, Hook};
+pub use event::{DatapathEvent, EventBudget, EventKey, Hook};
 pub use policy::{Direction, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict};
 
 /// Version of every layout in this module; part of the name of the pin directory.
@@ -25,6 +25,8 @@ pub trait Address: Copy + Eq + Ord {
     const VERSION: u8;
     /// The protocol number of this family's ICMP.
     const ICMP: u8;
+    /// Whether this address compares higher, as a number, than another.
+    fn above(&self, other: &Self) -> bool;
 }
 
 /// An IPv4 address in network byte order.
@@ -35,11 +37,21 @@ pub type V6 = [u8; 16];
 impl Address for V4 {
     const VERSION: u8 = 4;
     const ICMP: u8 = 1;
+
+    #[inline(always)]
+    fn above(&self, other: &Self) -> bool {
+        u32::from_be_bytes(*self) > u32::from_be_bytes(*other)
+    }
 }
 
 impl Address for V6 {
     const VERSION: u8 = 6;
     const ICMP: u8 = 58;
+
+    #[inline(always)]
+    fn above(&self, other: &Self) -> bool {
+        u128::from_be_bytes(*self) > u128::from_be_bytes(*other)
+    }
 }
 
 /// The identity of an address that no selector matches, and, in a [`PolicyKey`], "any peer".
@@ -85,6 +97,10 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// Ring of [`DatapathEvent`](super::DatapathEvent).
     pub const EVENTS: &str = "EVENTS";
+    /// [`EventKey`](super::EventKey) to the jiffies (`u64`) of the last event of its flow.
+    pub const EVENT_FLOWS: &str = "EVENT_FLOWS";
+    /// One [`EventBudget`](super::EventBudget), per CPU.
+    pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
 }
 
 /// Indices of the `CONFIG` map.
@@ -93,6 +109,9 @@ pub mod cell {
     pub const EPOCH: u32 = 0;
     /// Not zero: new flows that are allowed make events too.
     pub const OBSERVE_ALLOWED: u32 = 1;
+    /// Jiffies in a second, which only user space can know: 10^9 over the resolution of CLOCK_MONOTONIC_COARSE in
+    /// nanoseconds. Written when the programs are loaded; while it is zero, every entry of a connection counts as expired.
+    pub const HERTZ: u32 = 2;
     /// Number of cells.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 3;
 }

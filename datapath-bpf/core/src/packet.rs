@@ -1,1 +1,0 @@
-//! Reading packets: pure functions over bytes.

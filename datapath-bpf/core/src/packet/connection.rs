@@ -1,0 +1,256 @@
+//! What the connection table says of a packet, and what the packet does to its entry.
+
+use super::{Packet, Segment, ending, protocol};
+use crate::abi::{Address, Connection, ConnectionKey, Outcome, SUBJECT_NONE, connection_flag as flag};
+use crate::verdict::{Flow, Verdict};
+
+/// Seconds after which an entry no longer speaks for its flow.
+pub mod lifetime {
+    /// TCP and SCTP, once both ends were heard.
+    pub const ESTABLISHED: u64 = 6 * 60 * 60;
+    /// TCP and SCTP, before the other end was heard.
+    pub const HALF_OPEN: u64 = 60;
+    /// TCP and SCTP, after a reset or after both ends have finished.
+    pub const CLOSED: u64 = 10;
+    /// UDP, once both ends were heard.
+    pub const DATAGRAM_REPLIED: u64 = 180;
+    /// UDP, before the other end was heard.
+    pub const DATAGRAM: u64 = 30;
+    /// ICMP echo.
+    pub const ECHO: u64 = 30;
+    /// The record that later fragments look up: what IPv6 grants a datagram to be put together.
+    pub const FRAGMENTS: u64 = 60;
+}
+
+/// The kernel's clock and the policy epoch, as a packet finds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// The kernel's jiffies.
+    pub jiffies: u64,
+    /// Jiffies in a second.
+    pub hertz: u32,
+    /// The policy epoch.
+    pub epoch: u32,
+}
+
+/// An end of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum End {
+    /// Who sent the packet at hand.
+    Source = 0,
+    /// Whom it goes to.
+    Destination = 1,
+}
+
+/// What the connection table says of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// The flow was judged under the current epoch, and allowed. The packet comes from the end that opened it, or not.
+    Pass {
+        /// The packet comes from the end that opened the flow.
+        from_opener: bool,
+    },
+    /// The entry is to be judged again: this end opened the flow.
+    Again(End),
+    /// Nobody knows the flow: the packet is judged as opened by its source.
+    Open,
+    /// Nobody knows the flow, and it may be older than the table: judged as opened by its source, and where that is
+    /// denied, as opened by its destination.
+    OpenOrReply,
+    /// The packet opens no flow and belongs to none.
+    Refuse(Outcome),
+}
+
+/// The key of a packet's flow, and whether the packet's source is its higher end.
+#[inline(always)]
+pub fn key<A: Address>(packet: &Packet<A>) -> (ConnectionKey<A>, bool) {
+    let source_is_high = source_is_high(packet);
+    let (low, low_port, high, high_port) = if source_is_high {
+        (packet.destination, packet.destination_port, packet.source, packet.source_port)
+    } else {
+        (packet.source, packet.source_port, packet.destination, packet.destination_port)
+    };
+    (ConnectionKey { low, high, low_port, high_port, protocol: packet.protocol, reserved: [0; 3] }, source_is_high)
+}
+
+/// Whether the source of a packet is the higher end of its flow's key.
+#[inline(always)]
+pub fn source_is_high<A: Address>(packet: &Packet<A>) -> bool {
+    packet.source.above(&packet.destination)
+        || (packet.source == packet.destination && u16::from_be_bytes(packet.source_port) > u16::from_be_bytes(packet.destination_port))
+}
+
+/// Seconds that an entry lives after its last packet.
+#[inline(always)]
+pub const fn lifetime_of(protocol: u8, flags: u32) -> u64 {
+    match protocol {
+        protocol::TCP | protocol::SCTP => {
+            let finished = flag::FIN_OPENER | flag::FIN_OTHER;
+            if flags & flag::RESET != 0 || flags & finished == finished {
+                lifetime::CLOSED
+            } else if flags & flag::REPLIED != 0 {
+                lifetime::ESTABLISHED
+            } else {
+                lifetime::HALF_OPEN
+            }
+        }
+        protocol::UDP => {
+            if flags & flag::REPLIED != 0 {
+                lifetime::DATAGRAM_REPLIED
+            } else {
+                lifetime::DATAGRAM
+            }
+        }
+        _ => lifetime::ECHO,
+    }
+}
+
+/// Whether an entry is too old to speak for its flow.
+#[inline(always)]
+pub const fn expired(protocol: u8, entry: &Connection, jiffies: u64, hertz: u32) -> bool {
+    // Another CPU may have seen a later jiffy than this one.
+    jiffies.saturating_sub(entry.seen) > lifetime_of(protocol, entry.flags) * hertz as u64
+}
+
+/// Whether the protocol marks the packet that opens a flow, so that no other packet can be taken for one.
+#[inline(always)]
+const fn marks_opening(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::SCTP)
+}
+
+#[inline(always)]
+const fn opener(entry: &Connection, source_is_high: bool) -> End {
+    if (entry.flags & flag::OPENED_BY_HIGH != 0) == source_is_high { End::Source } else { End::Destination }
+}
+
+/// What the table says of a packet whose flow has this entry, or none.
+#[inline(always)]
+pub fn look_up(entry: Option<&Connection>, protocol: u8, segment: Segment, source_is_high: bool, now: &Now) -> Lookup {
+    if let Some(entry) = entry
+        && !matches!(segment, Segment::Opening)
+    {
+        let opener = opener(entry, source_is_high);
+        let old = expired(protocol, entry, now.jiffies, now.hertz);
+        // Where openings are marked, even an old entry still knows who opened the flow.
+        if !old || marks_opening(protocol) {
+            let valid = !old && entry.epoch == now.epoch && entry.flags & flag::DENIED == 0;
+            // No policy is asked about what the node itself opened.
+            return if valid || entry.flags & flag::FROM_HOST != 0 {
+                Lookup::Pass { from_opener: matches!(opener, End::Source) }
+            } else {
+                Lookup::Again(opener)
+            };
+        }
+    }
+    match segment {
+        Segment::Opening | Segment::Datagram | Segment::EchoRequest | Segment::Bare => Lookup::Open,
+        Segment::MidStream => Lookup::OpenOrReply,
+        Segment::Later => Lookup::Refuse(Outcome::FragmentUnknown),
+        Segment::EchoReply | Segment::Error => Lookup::Refuse(Outcome::IcmpUnrelated),
+        Segment::Neighbour | Segment::Listener => Lookup::Refuse(Outcome::NeighbourDiscoveryInvalid),
+    }
+}
+
+/// The subject numbers of both ends of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subjects {
+    /// Of its source.
+    pub source: u32,
+    /// Of its destination.
+    pub destination: u32,
+}
+
+/// The flow of a packet as policy sees it, if `opener` opened it.
+#[inline(always)]
+pub fn flow<A: Address>(packet: &Packet<A>, subjects: Subjects, opener: End) -> Flow<A> {
+    // A pod always reaches itself.
+    let subjects = if packet.source == packet.destination { Subjects { source: SUBJECT_NONE, destination: SUBJECT_NONE } } else { subjects };
+    // For ICMP the ports are ids, which rules cannot name.
+    let port = |port: [u8; 2]| if packet.protocol == A::ICMP { 0 } else { u16::from_be_bytes(port) };
+    match opener {
+        End::Source => Flow {
+            opener: packet.source,
+            responder: packet.destination,
+            protocol: packet.protocol,
+            port: port(packet.destination_port),
+            egress_subject: subjects.source,
+            ingress_subject: subjects.destination,
+        },
+        End::Destination => Flow {
+            opener: packet.destination,
+            responder: packet.source,
+            protocol: packet.protocol,
+            port: port(packet.source_port),
+            egress_subject: subjects.destination,
+            ingress_subject: subjects.source,
+        },
+    }
+}
+
+/// The entry of a flow after a packet of it that was judged and allowed. `before` is its entry, where it had one and
+/// the packet did not open the flow anew.
+#[inline(always)]
+pub fn judged(before: Option<&Connection>, segment_ending: u8, source_is_high: bool, opener: End, verdict: &Verdict, now: &Now) -> Connection {
+    let from_opener = matches!(opener, End::Source);
+    let opened_by_high = if source_is_high == from_opener { flag::OPENED_BY_HIGH } else { 0 };
+    let before = match before {
+        Some(before) => before.flags & (flag::REPLIED | flag::FIN_OPENER | flag::FIN_OTHER | flag::RESET | flag::FROM_HOST),
+        None => 0,
+    };
+    Connection {
+        seen: now.jiffies,
+        epoch: now.epoch,
+        flags: advance(before | opened_by_high, segment_ending, from_opener),
+        egress_reason: verdict.egress.reason,
+        ingress_reason: verdict.ingress.reason,
+    }
+}
+
+/// The entry that a packet of the node's own processes makes, or `None`.
+///
+/// Nothing is made of a packet that opens no flow: the flow may be the pod's own, of which policy must be asked.
+#[inline(always)]
+pub fn from_host(segment: Segment, source_is_high: bool, now: &Now) -> Option<Connection> {
+    if !matches!(segment, Segment::Opening | Segment::Datagram | Segment::EchoRequest) {
+        return None;
+    }
+    let mut connection = judged(None, 0, source_is_high, End::Source, &Verdict::NOT_JUDGED, now);
+    connection.flags |= flag::FROM_HOST;
+    Some(connection)
+}
+
+/// The flags of an entry after a packet of its flow has passed.
+#[inline(always)]
+pub const fn advance(flags: u32, segment_ending: u8, from_opener: bool) -> u32 {
+    let heard = if from_opener { 0 } else { flag::REPLIED };
+    let finished = match (segment_ending & ending::FIN != 0, from_opener) {
+        (false, _) => 0,
+        (true, true) => flag::FIN_OPENER,
+        (true, false) => flag::FIN_OTHER,
+    };
+    let reset = if segment_ending & ending::RESET != 0 { flag::RESET } else { 0 };
+    flags | heard | finished | reset
+}
+
+/// What becomes of the entry of a flow that was judged again and denied: kept as denied, or `None`: removed.
+///
+/// Where the opening of a flow is marked, the entry is kept so that the opener is not forgotten: the packets that its
+/// ends go on sending would else be judged as replies of a flow in the other direction, and the change of policy that
+/// denied the flow would end with its first packet. The entry admits nothing.
+#[inline(always)]
+pub const fn denied(protocol: u8, entry: &Connection, now: &Now) -> Option<Connection> {
+    if !marks_opening(protocol) {
+        return None;
+    }
+    Some(Connection { seen: entry.seen, epoch: now.epoch, flags: entry.flags | flag::DENIED, egress_reason: 0, ingress_reason: 0 })
+}
+
+/// The jiffies of a moment, for a sweep in user space, which cannot read them: within seconds of the kernel's.
+///
+/// `monotonic` is CLOCK_MONOTONIC in nanoseconds; `tick` is the length of a jiffy in nanoseconds, the resolution of
+/// CLOCK_MONOTONIC_COARSE. The kernel starts to count five minutes before the low 32 bits overflow.
+pub const fn jiffies_at(monotonic: u64, tick: u64) -> u64 {
+    let hertz = 1_000_000_000 / tick;
+    (1 << 32) - 300 * hertz + monotonic / tick
+}

@@ -1,0 +1,305 @@
+//! What both programs do with a packet of a flow.
+
+use palisade_datapath_core::abi::{Connection, FragmentPorts, Hook, Outcome, SUBJECT_NONE, V4, V6, cell};
+use palisade_datapath_core::packet::connection::{self, End, Lookup, Subjects, lifetime};
+use palisade_datapath_core::packet::icmp::{self, Quoting};
+use palisade_datapath_core::packet::{Fragment, Packet, Segment, ipv4, ipv6};
+use palisade_datapath_core::verdict::{Verdict, verdict};
+
+use crate::event;
+use crate::frame::Frame;
+use crate::maps::{self, Family, Kernel};
+
+/// The subject number of an address: [`SUBJECT_NONE`] where it is no pod of this node.
+#[inline(always)]
+pub fn subject_of<A: Family>(address: &A) -> Result<u32, Outcome> {
+    match address.local() {
+        None => Ok(SUBJECT_NONE),
+        // A pod that is not realised yet, or no more, gets nothing.
+        Some(local) => match maps::subject(local.ifindex) {
+            SUBJECT_NONE => Err(Outcome::EndpointMissing),
+            subject => Ok(subject),
+        },
+    }
+}
+
+/// Asks the policies of both ends; whether the flow passes.
+#[inline(never)]
+fn judge<A: Family>(packet: &Packet<A>, source: u32, destination: u32, opener: End, result: &mut Verdict) -> i32 {
+    *result = verdict(&Kernel, &connection::flow(packet, Subjects { source, destination }, opener));
+    result.passes() as i32
+}
+
+/// Reads the IPv4 packet of a frame.
+#[inline(always)]
+pub fn read_v4(frame: &Frame, packet: &mut Packet<V4>) -> Result<(), Outcome> {
+    refusal(parse_v4(frame, packet))
+}
+
+/// Reads the IPv6 packet of a frame.
+#[inline(always)]
+pub fn read_v6(frame: &Frame, packet: &mut Packet<V6>) -> Result<(), Outcome> {
+    refusal(parse_v6(frame, packet))
+}
+
+/// The number of an outcome that a subprogram gives, 0 where there is no refusal. (0 is no refusal's number.)
+#[inline(always)]
+pub fn number(result: Result<(), Outcome>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(outcome) => outcome as i32,
+    }
+}
+
+#[inline(always)]
+pub fn refusal(number: i32) -> Result<(), Outcome> {
+    match number {
+        0 => Ok(()),
+        _ => Err(Outcome::from_byte(number as u8).unwrap_or(Outcome::HeaderInvalid)),
+    }
+}
+
+#[inline(never)]
+fn parse_v4(frame: &Frame, packet: &mut Packet<V4>) -> i32 {
+    number(ipv4::read(frame, packet))
+}
+
+#[inline(never)]
+fn parse_v6(frame: &Frame, packet: &mut Packet<V6>) -> i32 {
+    number(ipv6::read(frame, packet))
+}
+
+/// Gives a later fragment the ports and the protocol of its first.
+#[inline(always)]
+pub fn find_first<A: Family>(packet: &mut Packet<A>) -> Result<(), Outcome> {
+    if matches!(packet.fragment, Fragment::Later) { refusal(first_of(packet)) } else { Ok(()) }
+}
+
+#[inline(never)]
+fn first_of<A: Family>(packet: &mut Packet<A>) -> i32 {
+    number(try_first_of(packet))
+}
+
+#[inline(always)]
+fn try_first_of<A: Family>(packet: &mut Packet<A>) -> Result<(), Outcome> {
+    let Some(first) = A::fragment(&packet.fragment_key()) else { return Err(Outcome::FragmentUnknown) };
+    let age = maps::jiffies().saturating_sub(first.seen);
+    if age > lifetime::FRAGMENTS * maps::config(cell::HERTZ) as u64 {
+        return Err(Outcome::FragmentUnknown);
+    }
+    packet.source_port = first.source;
+    packet.destination_port = first.destination;
+    packet.protocol = first.protocol;
+    Ok(())
+}
+
+/// Records what the later fragments of a datagram need, once its first has passed.
+#[inline(always)]
+pub fn remember_first<A: Family>(packet: &Packet<A>) {
+    if matches!(packet.fragment, Fragment::First) {
+        record_first(packet);
+    }
+}
+
+#[inline(never)]
+fn record_first<A: Family>(packet: &Packet<A>) -> i32 {
+    let ports = FragmentPorts {
+        seen: maps::jiffies(),
+        source: packet.source_port,
+        destination: packet.destination_port,
+        protocol: packet.protocol,
+        reserved: [0; 3],
+    };
+    A::remember_fragment(&packet.fragment_key(), &ports);
+    0
+}
+
+/// Counts a packet that passes by the entry of its flow, and brings the entry up to date.
+#[inline(always)]
+pub fn touch<A: Family>(frame: &Frame, packet: &Packet<A>, entry: *mut Connection, from_opener: bool, jiffies: u64) {
+    // SAFETY: the pointer is to a row of the connection table, whose memory lasts while the program runs. Should
+    // another CPU reuse the row for another flow meanwhile, that flow only looks younger, or heard, than it is.
+    unsafe {
+        if (*entry).seen != jiffies {
+            (*entry).seen = jiffies;
+        }
+        let flags = (*entry).flags;
+        let advanced = connection::advance(flags, packet.ending, from_opener);
+        if advanced != flags {
+            (*entry).flags = advanced;
+        }
+    }
+    event::count(frame, if from_opener { Outcome::AllowedEstablished } else { Outcome::AllowedReply });
+}
+
+/// The pod behind the interface at hand.
+#[derive(Clone, Copy)]
+pub struct Pod {
+    /// Its subject number.
+    pub subject: u32,
+    /// The program that runs, which says what end of a packet the pod is.
+    pub hook: Hook,
+}
+
+impl Pod {
+    /// The subject numbers of both ends of a packet.
+    #[inline(always)]
+    fn subjects<A: Family>(self, packet: &Packet<A>) -> Result<Subjects, Outcome> {
+        Ok(match self.hook {
+            Hook::FromPod => Subjects { source: self.subject, destination: subject_of(&packet.destination)? },
+            Hook::ToPod => Subjects { source: subject_of(&packet.source)?, destination: self.subject },
+        })
+    }
+}
+
+/// Whether a packet may pass, by its flow's entry or by the policies of both ends; writes and counts what follows from it.
+///
+/// On an error the caller drops and counts.
+#[inline(always)]
+pub fn admit<A: Family>(frame: &Frame, pod: Pod, packet: &Packet<A>, result: &mut Verdict) -> Result<(), Outcome> {
+    match established(frame, packet) {
+        ESTABLISHED => return Ok(()),
+        ASK => {}
+        outcome => return refusal(outcome),
+    }
+    match ask(packet, pod, result) {
+        0 => {
+            event::allowed(frame, pod.hook, packet, result);
+            Ok(())
+        }
+        outcome => refusal(outcome),
+    }
+}
+
+// Subprograms from here on: each has the stack for itself, and gives the number of an outcome.
+
+const ESTABLISHED: i32 = 0;
+const ASK: i32 = -1;
+
+/// Passes a packet by the entry of its flow, and counts it.
+#[inline(never)]
+fn established<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
+    let now = maps::now();
+    let (key, source_is_high) = connection::key(packet);
+    let entry = A::connection(&key);
+    // SAFETY: the pointer is to a row of the connection table; see `touch` for what a reuse meanwhile can do.
+    let known = entry.map(|entry| unsafe { &*entry });
+    match (connection::look_up(known, packet.protocol, packet.segment, source_is_high, &now), entry) {
+        (Lookup::Pass { from_opener }, Some(entry)) => {
+            touch(frame, packet, entry, from_opener, now.jiffies);
+            ESTABLISHED
+        }
+        (Lookup::Refuse(outcome), _) => outcome as i32,
+        _ => ASK,
+    }
+}
+
+/// Asks the policies about a packet and writes the entry of its flow.
+#[inline(never)]
+fn ask<A: Family>(packet: &Packet<A>, pod: Pod, result: &mut Verdict) -> i32 {
+    number(try_ask(packet, pod, result))
+}
+
+#[inline(always)]
+fn try_ask<A: Family>(packet: &Packet<A>, pod: Pod, result: &mut Verdict) -> Result<(), Outcome> {
+    let now = maps::now();
+    let (key, source_is_high) = connection::key(packet);
+    // SAFETY: as in `established`.
+    let known = A::connection(&key).map(|entry| unsafe { &*entry });
+    let (before, mut opener) = match connection::look_up(known, packet.protocol, packet.segment, source_is_high, &now) {
+        Lookup::Again(opener) => (known, opener),
+        _ => (None, End::Source),
+    };
+    let Subjects { source, destination } = pod.subjects(packet)?;
+    let mut passes = judge(packet, source, destination, opener, result) != 0;
+    if !passes && before.is_none() && matches!(packet.segment, Segment::MidStream) {
+        let mut as_reply = Verdict::NOT_JUDGED;
+        if judge(packet, source, destination, End::Destination, &mut as_reply) != 0 {
+            *result = as_reply;
+            opener = End::Destination;
+            passes = true;
+        }
+    }
+    if passes {
+        A::remember(&key, &connection::judged(before, packet.ending, source_is_high, opener, result, &now));
+        return Ok(());
+    }
+    // What was never allowed leaves no trace.
+    if let Some(before) = before {
+        match connection::denied(packet.protocol, before, &now) {
+            Some(denied) => A::remember(&key, &denied),
+            None => A::forget(&key),
+        }
+    }
+    Err(result.outcome())
+}
+
+/// Whether an ICMP error is about a flow that is allowed now; counts it.
+#[inline(always)]
+pub fn related<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, pod: Pod) -> Result<(), Outcome> {
+    match Outcome::from_byte(quotes_flow(frame, outer, pod) as u8) {
+        Some(Outcome::AllowedRelated) => {
+            event::count(frame, Outcome::AllowedRelated);
+            Ok(())
+        }
+        Some(outcome) => Err(outcome),
+        None => Err(Outcome::IcmpUnrelated),
+    }
+}
+
+/// Whether an ICMP error quotes a packet of a flow that is allowed now.
+#[inline(never)]
+fn quotes_flow<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, pod: Pod) -> i32 {
+    let mut quoted = Packet::<A>::default();
+    let outcome = read_quoted(frame, outer, &mut quoted);
+    if outcome != 0 {
+        return outcome;
+    }
+    // The error goes to who sent what it quotes; a pod complains only of what was sent to itself.
+    if quoted.source != outer.destination || (matches!(pod.hook, Hook::FromPod) && quoted.destination != outer.source) {
+        return Outcome::IcmpUnrelated as i32;
+    }
+    let opener = match opener_of(&quoted) {
+        ESTABLISHED => return Outcome::AllowedRelated as i32,
+        OPENED_BY_SOURCE => End::Source,
+        OPENED_BY_DESTINATION => End::Destination,
+        _ => return Outcome::IcmpUnrelated as i32,
+    };
+    let mut result = Verdict::NOT_JUDGED;
+    // The quoted packet went the other way.
+    let passes = match pod.hook {
+        Hook::FromPod => match subject_of(&quoted.source) {
+            Ok(source) => judge(&quoted, source, pod.subject, opener, &mut result),
+            Err(outcome) => return outcome as i32,
+        },
+        Hook::ToPod => match subject_of(&quoted.destination) {
+            Ok(destination) => judge(&quoted, pod.subject, destination, opener, &mut result),
+            Err(outcome) => return outcome as i32,
+        },
+    };
+    if passes != 0 { Outcome::AllowedRelated as i32 } else { Outcome::IcmpUnrelated as i32 }
+}
+
+#[inline(never)]
+fn read_quoted<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, quoted: &mut Packet<A>) -> i32 {
+    number(icmp::quoted(frame, outer, quoted))
+}
+
+const OPENED_BY_SOURCE: i32 = 1;
+const OPENED_BY_DESTINATION: i32 = 2;
+const UNKNOWN: i32 = 3;
+
+/// Whether the entry of a quoted packet's flow lets it stand, or who opened the flow that is to be judged again.
+#[inline(never)]
+fn opener_of<A: Family>(quoted: &Packet<A>) -> i32 {
+    let now = maps::now();
+    let (key, source_is_high) = connection::key(quoted);
+    // SAFETY: as in `established`.
+    let Some(entry) = A::connection(&key).map(|entry| unsafe { &*entry }) else { return UNKNOWN };
+    match connection::look_up(Some(entry), quoted.protocol, quoted.segment, source_is_high, &now) {
+        Lookup::Pass { .. } => ESTABLISHED,
+        Lookup::Again(End::Source) => OPENED_BY_SOURCE,
+        Lookup::Again(End::Destination) => OPENED_BY_DESTINATION,
+        Lookup::Open | Lookup::OpenOrReply | Lookup::Refuse(_) => UNKNOWN,
+    }
+}

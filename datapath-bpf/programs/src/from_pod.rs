@@ -1,0 +1,138 @@
+//! Packets that a pod sends.
+
+use aya_ebpf::helpers::generated::bpf_redirect_peer;
+use palisade_datapath_core::abi::{Endpoint, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6};
+use palisade_datapath_core::packet::ethernet::{self, ether_type};
+use palisade_datapath_core::packet::icmp::Quoting;
+use palisade_datapath_core::packet::{Bytes, Packet, Segment, arp, ipv4, neighbour};
+use palisade_datapath_core::verdict::Verdict;
+
+use crate::event::{count, drop_frame, drop_packet};
+use crate::flow::{self, Pod};
+use crate::frame::{Frame, action};
+use crate::maps::{self, Family};
+
+const HOOK: Hook = Hook::FromPod;
+
+/// Runs the program.
+#[inline(always)]
+pub fn run(frame: &Frame) -> i32 {
+    let endpoint = match maps::endpoint(frame.ifindex()) {
+        Some(endpoint) if endpoint.subject != SUBJECT_NONE => endpoint,
+        _ => return drop_frame(frame, HOOK, Outcome::EndpointMissing),
+    };
+    frame.gather();
+    let Some(header) = frame.head::<0, { ethernet::LENGTH }>() else { return drop_frame(frame, HOOK, Outcome::Truncated) };
+    let header = ethernet::Header::read(&header);
+    if header.source != endpoint.pod_mac {
+        return drop_frame(frame, HOOK, Outcome::SourceMacForeign);
+    }
+    if frame.vlan() {
+        return drop_frame(frame, HOOK, Outcome::EtherTypeUnknown);
+    }
+    match header.ether_type {
+        ether_type::IPV4 => v4(frame, endpoint),
+        ether_type::IPV6 => v6(frame, endpoint),
+        ether_type::ARP => arp(frame, endpoint),
+        _ => drop_frame(frame, HOOK, Outcome::EtherTypeUnknown),
+    }
+}
+
+#[inline(never)]
+fn arp(frame: &Frame, endpoint: &Endpoint) -> i32 {
+    let Some(packet) = frame.head::<{ ethernet::LENGTH }, { arp::LENGTH }>() else {
+        return drop_frame(frame, HOOK, Outcome::Truncated);
+    };
+    match arp::check(&packet, &endpoint.pod_mac, &endpoint.ipv4) {
+        Ok(()) => {
+            count(frame, Outcome::Arp);
+            action::PASS
+        }
+        Err(outcome) => drop_frame(frame, HOOK, outcome),
+    }
+}
+
+// Subprograms, so that the packets of both families do not add up on the stack.
+#[inline(never)]
+fn v4(frame: &Frame, endpoint: &Endpoint) -> i32 {
+    let mut packet = Packet::<V4>::default();
+    let mut verdict = Verdict::NOT_JUDGED;
+    let forward = flow::read_v4(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut verdict)).and_then(|()| {
+        forward(frame, &packet, || match frame.head::<TTL, 4>() {
+            Some(bytes) => frame.write::<TTL, 4>(&ipv4::lower_ttl(bytes)),
+            None => false,
+        })
+    });
+    match forward {
+        Ok(action) => action,
+        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),
+    }
+}
+
+#[inline(never)]
+fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
+    let mut packet = Packet::<V6>::default();
+    let mut verdict = Verdict::NOT_JUDGED;
+    let read = flow::read_v6(frame, &mut packet);
+    if read.is_ok() && matches!(packet.segment, Segment::Neighbour | Segment::Listener) {
+        return match flow::refusal(neighbour(frame, &packet, endpoint)) {
+            Ok(()) => {
+                count(frame, Outcome::NeighbourDiscovery);
+                action::PASS
+            }
+            Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),
+        };
+    }
+    let forward = read.and_then(|()| judge(frame, endpoint, &mut packet, &mut verdict)).and_then(|()| {
+        forward(frame, &packet, || frame.write::<HOP_LIMIT, 1>(&[packet.hop_limit - 1]))
+    });
+    match forward {
+        Ok(action) => action,
+        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),
+    }
+}
+
+#[inline(never)]
+fn neighbour(frame: &Frame, packet: &Packet<V6>, endpoint: &Endpoint) -> i32 {
+    let target = frame.at(packet.transport + neighbour::TARGET);
+    flow::number(neighbour::check(packet, target, &endpoint.pod_mac, &endpoint.ipv6))
+}
+
+/// Offset in the frame of the TTL, the protocol and the checksum.
+const TTL: usize = ethernet::LENGTH + 8;
+/// Offset in the frame of the hop limit.
+const HOP_LIMIT: usize = ethernet::LENGTH + 7;
+
+#[inline(always)]
+fn judge<A: Family + Quoting>(frame: &Frame, endpoint: &Endpoint, packet: &mut Packet<A>, verdict: &mut Verdict) -> Result<(), Outcome> {
+    let own = A::own(endpoint);
+    if packet.source != *own || *own == A::default() {
+        return Err(Outcome::SourceAddressForeign);
+    }
+    let pod = Pod { subject: endpoint.subject, hook: HOOK };
+    if matches!(packet.segment, Segment::Error) {
+        return flow::related(frame, packet, pod);
+    }
+    flow::find_first(packet)?;
+    flow::admit(frame, pod, packet, verdict)?;
+    flow::remember_first(packet);
+    Ok(())
+}
+
+/// Takes a packet for a pod of this node straight into the pod's namespace; leaves any other to the stack.
+#[inline(always)]
+fn forward<A: Family>(frame: &Frame, packet: &Packet<A>, lower_hop_limit: impl Fn() -> bool) -> Result<i32, Outcome> {
+    let Some(&LocalPod { ifindex, pod_mac, host_mac }) = packet.destination.local() else { return Ok(action::PASS) };
+    // The stack tells the sender that the packet has come to its end.
+    if packet.hop_limit <= 1 {
+        return Ok(action::PASS);
+    }
+    let mut addresses = [0; 12];
+    addresses[..6].copy_from_slice(&pod_mac);
+    addresses[6..].copy_from_slice(&host_mac);
+    if !frame.write::<0, 12>(&addresses) || !lower_hop_limit() {
+        return Err(Outcome::RewriteFailed);
+    }
+    // SAFETY: the helper takes numbers only.
+    Ok(unsafe { bpf_redirect_peer(ifindex, 0) } as i32)
+}

@@ -1,0 +1,199 @@
+//! The maps, under the names of `abi::map`, and what the programs ask of them.
+//!
+//! The sizes here are defaults: the loader sets the ones that a node wants.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use palisade_datapath_core::abi::{
+    Address, Connection, ConnectionKey, Counter, Endpoint, EventBudget, EventKey, FragmentKey, FragmentPorts, IDENTITY_ANY, LocalPod,
+    Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, SUBJECT_NONE, V4, V6, cell,
+};
+use palisade_datapath_core::packet::connection::Now;
+use palisade_datapath_core::verdict::Tables;
+
+// Rows that the agent replaces while packets read them: without preallocation the kernel keeps an old row as long as
+// any program may look at it, so that a reader never sees half of two rows.
+const SHARED: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub static ENDPOINTS: HashMap<u32, Endpoint, 4096, SHARED> = HashMap::new();
+#[btf_map]
+static LOCAL_V4: HashMap<V4, LocalPod, 4096, SHARED> = HashMap::new();
+#[btf_map]
+static LOCAL_V6: HashMap<V6, LocalPod, 4096, SHARED> = HashMap::new();
+#[btf_map]
+static ADDRESS_V4: HashMap<V4, u32, 262_144, SHARED> = HashMap::new();
+#[btf_map]
+static ADDRESS_V6: HashMap<V6, u32, 262_144, SHARED> = HashMap::new();
+#[btf_map]
+static PREFIX_V4: LpmTrie<V4, u32, 65_536> = LpmTrie::new();
+#[btf_map]
+static PREFIX_V6: LpmTrie<V6, u32, 65_536> = LpmTrie::new();
+#[btf_map]
+static POLICY: HashMap<PolicyKey, PolicyEntry, 1_048_576, SHARED> = HashMap::new();
+#[btf_map]
+static PORTS: LpmTrie<PortKey, PortEntry, 262_144> = LpmTrie::new();
+#[btf_map]
+static CONNECTIONS_V4: LruHashMap<ConnectionKey<V4>, Connection, 262_144> = LruHashMap::new();
+#[btf_map]
+static CONNECTIONS_V6: LruHashMap<ConnectionKey<V6>, Connection, 262_144> = LruHashMap::new();
+#[btf_map]
+static FRAGMENTS_V4: LruHashMap<FragmentKey<V4>, FragmentPorts, 8192> = LruHashMap::new();
+#[btf_map]
+static FRAGMENTS_V6: LruHashMap<FragmentKey<V6>, FragmentPorts, 8192> = LruHashMap::new();
+#[btf_map]
+static CONFIG: Array<u32, { cell::COUNT as usize }> = Array::new();
+#[btf_map]
+pub static COUNTERS: PerCpuArray<Counter, { Outcome::COUNT as usize }> = PerCpuArray::new();
+// Its value type is left open: libbpf refuses a ring buffer that states one.
+#[btf_map]
+pub static EVENTS: RingBuf<(), 1_048_576> = RingBuf::new();
+#[btf_map]
+pub static EVENT_FLOWS: LruHashMap<EventKey, u64, 8192> = LruHashMap::new();
+#[btf_map]
+pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+
+/// The value of a cell of `CONFIG`.
+#[inline(always)]
+pub fn config(index: u32) -> u32 {
+    CONFIG.get(index).copied().unwrap_or(0)
+}
+
+/// The clock and the epoch, read once per packet.
+#[inline(always)]
+pub fn now() -> Now {
+    Now { jiffies: jiffies(), hertz: config(cell::HERTZ), epoch: config(cell::EPOCH) }
+}
+
+/// The kernel's jiffies.
+#[inline(always)]
+pub fn jiffies() -> u64 {
+    // SAFETY: the helper takes nothing and gives a number.
+    unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() }
+}
+
+/// The endpoint behind a host-side interface.
+#[inline(always)]
+pub fn endpoint(ifindex: u32) -> Option<&'static Endpoint> {
+    // SAFETY: the map is not preallocated: the row stays as it is until no program can look at it.
+    unsafe { ENDPOINTS.get(ifindex) }
+}
+
+/// The subject number of an endpoint, or [`SUBJECT_NONE`].
+#[inline(always)]
+pub fn subject(ifindex: u32) -> u32 {
+    match endpoint(ifindex) {
+        Some(endpoint) => endpoint.subject,
+        None => SUBJECT_NONE,
+    }
+}
+
+/// The maps of one address family.
+pub trait Family: Address + Default + 'static {
+    /// Where a pod of this node is reached.
+    fn local(&self) -> Option<&'static LocalPod>;
+    /// The identity of an address by its own row, else by its longest prefix.
+    fn identity(&self) -> u32;
+    /// The entry of a connection, to be read and written in place.
+    fn connection(key: &ConnectionKey<Self>) -> Option<*mut Connection>;
+    /// Writes the entry of a connection.
+    fn remember(key: &ConnectionKey<Self>, connection: &Connection);
+    /// Removes the entry of a connection.
+    fn forget(key: &ConnectionKey<Self>);
+    /// The record of a datagram's first fragment.
+    fn fragment(key: &FragmentKey<Self>) -> Option<FragmentPorts>;
+    /// Writes the record of a datagram's first fragment.
+    fn remember_fragment(key: &FragmentKey<Self>, ports: &FragmentPorts);
+    /// The address as an event shows it.
+    fn wide(&self) -> [u8; 16];
+    /// The address of an endpoint in this family, or all zero.
+    fn own(endpoint: &Endpoint) -> &Self;
+}
+
+macro_rules! family {
+    ($address:ty, $bits:literal, $field:ident, $local:ident, $addresses:ident, $prefixes:ident, $connections:ident, $fragments:ident) => {
+        impl Family for $address {
+            #[inline(always)]
+            fn local(&self) -> Option<&'static LocalPod> {
+                // SAFETY: as in `endpoint`.
+                unsafe { $local.get(self) }
+            }
+
+            #[inline(always)]
+            fn identity(&self) -> u32 {
+                // SAFETY: as in `endpoint`.
+                if let Some(identity) = unsafe { $addresses.get(self) } {
+                    return *identity;
+                }
+                $prefixes.get(&Key::new($bits, *self)).copied().unwrap_or(IDENTITY_ANY)
+            }
+
+            #[inline(always)]
+            fn connection(key: &ConnectionKey<Self>) -> Option<*mut Connection> {
+                $connections.get_ptr_mut(key)
+            }
+
+            #[inline(always)]
+            fn remember(key: &ConnectionKey<Self>, connection: &Connection) {
+                // A full table evicts; an error leaves the flow without entry: its next packet is judged again.
+                let _ = $connections.insert(key, connection, 0);
+            }
+
+            #[inline(always)]
+            fn forget(key: &ConnectionKey<Self>) {
+                // It fails only where another CPU or an eviction was first.
+                let _ = $connections.remove(key);
+            }
+
+            #[inline(always)]
+            fn fragment(key: &FragmentKey<Self>) -> Option<FragmentPorts> {
+                // SAFETY: a plain copy; whatever was torn in it is judged by the connection table.
+                unsafe { $fragments.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn remember_fragment(key: &FragmentKey<Self>, ports: &FragmentPorts) {
+                // An error leaves the later fragments unknown: they are dropped.
+                let _ = $fragments.insert(key, ports, 0);
+            }
+
+            #[inline(always)]
+            fn wide(&self) -> [u8; 16] {
+                let mut wide = [0; 16];
+                wide[..$bits / 8].copy_from_slice(self);
+                wide
+            }
+
+            #[inline(always)]
+            fn own(endpoint: &Endpoint) -> &Self {
+                &endpoint.$field
+            }
+        }
+    };
+}
+
+family!(V4, 32, ipv4, LOCAL_V4, ADDRESS_V4, PREFIX_V4, CONNECTIONS_V4, FRAGMENTS_V4);
+family!(V6, 128, ipv6, LOCAL_V6, ADDRESS_V6, PREFIX_V6, CONNECTIONS_V6, FRAGMENTS_V6);
+
+/// The tables of the verdict.
+pub struct Kernel;
+
+impl<A: Family> Tables<A> for Kernel {
+    #[inline(always)]
+    fn identity(&self, address: &A) -> u32 {
+        address.identity()
+    }
+
+    #[inline(always)]
+    fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry> {
+        // SAFETY: as in `endpoint`.
+        unsafe { POLICY.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn port(&self, table: u32, protocol: u8, port: u16) -> Option<PortEntry> {
+        PORTS.get(&Key::new(PortKey::FIXED_BITS + 16, PortKey::new(table, protocol, port))).copied()
+    }
+}

@@ -1,0 +1,124 @@
+//! Packets that go to a pod through the node's stack. What `from_pod` redirects never comes here.
+
+use palisade_datapath_core::abi::{Endpoint, Hook, Outcome, SUBJECT_NONE, V4, V6};
+use palisade_datapath_core::packet::connection::{self, Lookup};
+use palisade_datapath_core::packet::ethernet::{self, ether_type};
+use palisade_datapath_core::packet::icmp::Quoting;
+use palisade_datapath_core::packet::{Bytes, Packet, Segment};
+use palisade_datapath_core::verdict::Verdict;
+
+use crate::event::{count, drop_frame, drop_packet};
+use crate::flow::{self, Pod};
+use crate::frame::{Frame, action};
+use crate::maps::{self, Family};
+
+const HOOK: Hook = Hook::ToPod;
+
+/// Runs the program.
+#[inline(always)]
+pub fn run(frame: &Frame) -> i32 {
+    let endpoint = match maps::endpoint(frame.ifindex()) {
+        Some(endpoint) if endpoint.subject != SUBJECT_NONE => endpoint,
+        _ => return drop_frame(frame, HOOK, Outcome::EndpointMissing),
+    };
+    frame.gather();
+    let Some(header) = frame.head::<0, { ethernet::LENGTH }>() else { return drop_frame(frame, HOOK, Outcome::Truncated) };
+    if frame.vlan() {
+        return drop_frame(frame, HOOK, Outcome::EtherTypeUnknown);
+    }
+    match ethernet::Header::read(&header).ether_type {
+        ether_type::IPV4 => v4(frame, endpoint),
+        ether_type::IPV6 => v6(frame, endpoint),
+        ether_type::ARP => arp(frame),
+        _ => drop_frame(frame, HOOK, Outcome::EtherTypeUnknown),
+    }
+}
+
+/// Whether a process, or the kernel, of this node made the packet. A source address proves nothing; that the packet
+/// came in through no interface does.
+#[inline(always)]
+fn from_host(frame: &Frame) -> bool {
+    frame.ingress_ifindex() == 0
+}
+
+#[inline(always)]
+fn arp(frame: &Frame) -> i32 {
+    if !from_host(frame) {
+        return drop_frame(frame, HOOK, Outcome::ArpInvalid);
+    }
+    count(frame, Outcome::Arp);
+    action::PASS
+}
+
+// Subprograms, so that the packets of both families do not add up on the stack.
+#[inline(never)]
+fn v4(frame: &Frame, endpoint: &Endpoint) -> i32 {
+    let mut packet = Packet::<V4>::default();
+    let mut verdict = Verdict::NOT_JUDGED;
+    match flow::read_v4(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut verdict)) {
+        Ok(()) => action::PASS,
+        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),
+    }
+}
+
+#[inline(never)]
+fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
+    let mut packet = Packet::<V6>::default();
+    let mut verdict = Verdict::NOT_JUDGED;
+    match flow::read_v6(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut verdict)) {
+        Ok(()) => action::PASS,
+        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),
+    }
+}
+
+#[inline(always)]
+fn judge<A: Family + Quoting>(frame: &Frame, endpoint: &Endpoint, packet: &mut Packet<A>, verdict: &mut Verdict) -> Result<(), Outcome> {
+    let host = from_host(frame);
+    if matches!(packet.segment, Segment::Neighbour | Segment::Listener) {
+        // They are never forwarded: from elsewhere they are forged.
+        if !host {
+            return Err(Outcome::NeighbourDiscoveryInvalid);
+        }
+        count(frame, Outcome::NeighbourDiscovery);
+        return Ok(());
+    }
+    let own = A::own(endpoint);
+    if packet.destination != *own || *own == A::default() {
+        return Err(Outcome::DestinationForeign);
+    }
+    if host {
+        pass_host(frame, packet);
+        return Ok(());
+    }
+    let pod = Pod { subject: endpoint.subject, hook: HOOK };
+    if matches!(packet.segment, Segment::Error) {
+        return flow::related(frame, packet, pod);
+    }
+    flow::find_first(packet)?;
+    flow::admit(frame, pod, packet, verdict)?;
+    flow::remember_first(packet);
+    Ok(())
+}
+
+/// Passes a packet of the node's own, and sees to it that the pod can answer.
+#[inline(never)]
+fn pass_host<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
+    let now = maps::now();
+    let (key, source_is_high) = connection::key(packet);
+    let entry = A::connection(&key);
+    // SAFETY: a plain copy of a row; see `flow::touch` for what a reuse meanwhile can do.
+    let known = entry.map(|entry| unsafe { *entry });
+    match (connection::look_up(known.as_ref(), packet.protocol, packet.segment, source_is_high, &now), entry) {
+        (Lookup::Pass { from_opener }, Some(entry)) => flow::touch(frame, packet, entry, from_opener, now.jiffies),
+        (Lookup::Open, _) => {
+            if let Some(connection) = connection::from_host(packet.segment, source_is_high, &now) {
+                A::remember(&key, &connection);
+            }
+            count(frame, Outcome::AllowedNew);
+        }
+        // The flow may be the pod's own, whose policy the pod's next packet will be asked about.
+        (Lookup::Again(_) | Lookup::OpenOrReply | Lookup::Pass { .. }, _) => count(frame, Outcome::AllowedReply),
+        (Lookup::Refuse(_), _) => count(frame, Outcome::AllowedRelated),
+    }
+    action::PASS
+}
