@@ -83,9 +83,9 @@ fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
             Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),
         };
     }
-    let forward = read.and_then(|()| judge(frame, endpoint, &mut packet, &mut verdict)).and_then(|()| {
-        forward(frame, &packet, || frame.write::<HOP_LIMIT, 1>(&[packet.hop_limit - 1]))
-    });
+    let forward = read
+        .and_then(|()| judge(frame, endpoint, &mut packet, &mut verdict))
+        .and_then(|()| forward(frame, &packet, || frame.write::<HOP_LIMIT, 1>(&[packet.hop_limit - 1])));
     match forward {
         Ok(action) => action,
         Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),

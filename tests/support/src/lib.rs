@@ -2,6 +2,7 @@
 
 mod leak;
 mod namespace;
+pub mod packet;
 mod requirement;
 
 pub use leak::Snapshot;

@@ -165,7 +165,8 @@ pub struct Subjects {
 #[inline(always)]
 pub fn flow<A: Address>(packet: &Packet<A>, subjects: Subjects, opener: End) -> Flow<A> {
     // A pod always reaches itself.
-    let subjects = if packet.source == packet.destination { Subjects { source: SUBJECT_NONE, destination: SUBJECT_NONE } } else { subjects };
+    let subjects =
+        if packet.source == packet.destination { Subjects { source: SUBJECT_NONE, destination: SUBJECT_NONE } } else { subjects };
     // For ICMP the ports are ids, which rules cannot name.
     let port = |port: [u8; 2]| if packet.protocol == A::ICMP { 0 } else { u16::from_be_bytes(port) };
     match opener {
@@ -191,7 +192,14 @@ pub fn flow<A: Address>(packet: &Packet<A>, subjects: Subjects, opener: End) -> 
 /// The entry of a flow after a packet of it that was judged and allowed. `before` is its entry, where it had one and
 /// the packet did not open the flow anew.
 #[inline(always)]
-pub fn judged(before: Option<&Connection>, segment_ending: u8, source_is_high: bool, opener: End, verdict: &Verdict, now: &Now) -> Connection {
+pub fn judged(
+    before: Option<&Connection>,
+    segment_ending: u8,
+    source_is_high: bool,
+    opener: End,
+    verdict: &Verdict,
+    now: &Now,
+) -> Connection {
     let from_opener = matches!(opener, End::Source);
     let opened_by_high = if source_is_high == from_opener { flag::OPENED_BY_HIGH } else { 0 };
     let before = match before {

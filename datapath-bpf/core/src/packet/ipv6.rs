@@ -63,7 +63,11 @@ pub(super) fn walk<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<V6>) -> Res
     let mut offset = packet.transport;
     let mut next = packet.protocol;
     for count in 0..EXTENSION_HEADERS {
-        let Some(header) = bytes.at::<8>(offset) else { return Err(Outcome::Truncated) };
+        // A header behind the packet's own end is padding of the frame.
+        if offset + 8 > end {
+            return Err(packet.short());
+        }
+        let Some(header) = bytes.at::<8>(offset) else { return Err(packet.short()) };
         let [following, length, f0, f1, i0, i1, i2, i3] = header;
         let size = match next {
             // Only the first may be of this kind: routers look nowhere else for it.

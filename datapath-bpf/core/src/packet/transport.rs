@@ -78,8 +78,7 @@ fn tcp<A: Address>(header: [u8; TCP_LENGTH], packet: &mut Packet<A>) -> Result<(
     } else {
         Segment::Bare
     };
-    packet.ending =
-        if flags & TCP_FIN != 0 { ending::FIN } else { 0 } | if flags & TCP_RST != 0 { ending::RESET } else { 0 };
+    packet.ending = if flags & TCP_FIN != 0 { ending::FIN } else { 0 } | if flags & TCP_RST != 0 { ending::RESET } else { 0 };
     Ok(())
 }
 
