@@ -82,7 +82,7 @@ go_build() {
 tool() {
 	local own
 	mkdir -p "$WORK/bin"
-	own=$(PATH=${PATH//$WORK\/bin:/} command -v "$1" || true)
+	own=$(command -v "$1" || true)
 	if [ -n "$own" ] && suits "$1" "$own"; then
 		ln -sfn "$own" "$WORK/bin/$1"
 	elif [ "$1" = kubectl ]; then

@@ -49,7 +49,7 @@ install_root() {
 # Sets NODE_ARCHIVE to the nodes' file system as a tar; makes it where it is missing. After the root directory and build_tools.
 node_archive() {
 	local key
-	key=$(echo "$NODE_ROOT $TOOLS $PAUSE_VERSION $ETCD_VERSION" | content_key "$NODE_IMAGE_DIR/rootfs" "$NODE_IMAGE_DIR/build.sh")
+	key=$(echo "$NODE_ROOT $TOOLS $PAUSE_VERSION $ETCD_VERSION" | content_key "$NODE_IMAGE_DIR/rootfs" "$NODE_IMAGE_DIR/build.sh" "$NODE_IMAGE_DIR/pack")
 	NODE_ARCHIVE=$WORK/node-$key.tar
 	forget_other node- "node-$key.tar"
 	[ -e "$NODE_ARCHIVE" ] && return
@@ -57,32 +57,29 @@ node_archive() {
 }
 
 assemble_node() {
-	local stage=$WORK/node-stage name unit
+	local stage=$WORK/node-stage top=$WORK/node-stage/top name unit
 	rm -rf "$stage"
-	mkdir -p "$stage/kind/images" "$stage/usr/bin" "$stage/etc/systemd/system/multi-user.target.wants"
-	cp -a "$NODE_IMAGE_DIR/rootfs/." "$stage/"
-	sed -i "s/@PAUSE@/$PAUSE_VERSION/" "$stage/etc/containerd/config.toml"
-	echo "$KUBERNETES_VERSION" >"$stage/kind/version"
+	mkdir -p "$top/kind/images" "$top/usr/bin" "$top/etc/systemd/system/multi-user.target.wants"
+	cp -a "$NODE_IMAGE_DIR/rootfs/." "$top/"
+	sed -i "s/@PAUSE@/$PAUSE_VERSION/" "$top/etc/containerd/config.toml"
+	echo "$KUBERNETES_VERSION" >"$top/kind/version"
 
 	for name in kubeadm kubectl kubelet; do
-		ln -s kubernetes "$stage/usr/bin/$name"
+		ln -s kubernetes "$top/usr/bin/$name"
 	done
-	cp "$TOOLS/kubernetes" "$stage/usr/bin/kubernetes"
-	control_plane_image "$stage/kind/images/control-plane.tar"
-	pause_image "$stage/kind/images/pause.tar"
+	cp "$TOOLS/kubernetes" "$top/usr/bin/kubernetes"
+	control_plane_image "$top/kind/images/control-plane.tar"
+	pause_image "$top/kind/images/pause.tar"
 
 	for unit in "${MASKED_UNITS[@]}"; do
-		ln -s /dev/null "$stage/etc/systemd/system/$unit"
+		ln -s /dev/null "$top/etc/systemd/system/$unit"
 	done
-	ln -s /lib/systemd/system/multi-user.target "$stage/etc/systemd/system/default.target"
-	ln -s /etc/systemd/system/kubelet.service "$stage/etc/systemd/system/multi-user.target.wants/kubelet.service"
-	chown -R 0:0 "$stage"
+	ln -s /lib/systemd/system/multi-user.target "$top/etc/systemd/system/default.target"
+	ln -s /etc/systemd/system/kubelet.service "$top/etc/systemd/system/multi-user.target.wants/kubelet.service"
+	chown -R 0:0 "$top"
 
-	# The engine is not for the nodes; what apt links where we mask would come in the way.
-	tar -C "$NODE_ROOT" --one-file-system --numeric-owner -cf "$NODE_ARCHIVE.part" \
-		--exclude=./usr/bin/docker --exclude=./usr/sbin/dockerd --exclude=./usr/sbin/docker-proxy --exclude=./dev \
-		--exclude=./etc/machine-id --exclude=./etc/systemd/system/getty.target.wants .
-	tar -C "$stage" --numeric-owner -rf "$NODE_ARCHIVE.part" .
+	mkdir "$stage/merged"
+	unshare --mount --propagation private "$NODE_IMAGE_DIR/pack" "$stage" "$NODE_ROOT" "$NODE_ARCHIVE.part"
 	rm -rf "$stage"
 	mv "$NODE_ARCHIVE.part" "$NODE_ARCHIVE"
 }
