@@ -2,7 +2,9 @@ use super::{LinkError, Netlink};
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeader, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeader, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
+};
 use nix::libc;
 use std::net::IpAddr;
 
@@ -29,6 +31,24 @@ impl Netlink {
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
         let action = || format!("add address {address} to link number {link}");
+        self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE, action)
+    }
+
+    /// Gives an interface an address that answers, but that the node's own packets do not choose as their source as
+    /// long as there is another: the address of a gateway that has no other purpose.
+    pub fn add_gateway_address(&self, link: u32, address: IpNet) -> Result<(), LinkError> {
+        let mut message = message(link, address);
+        if address.addr().is_ipv6() {
+            message.header.flags = AddressHeaderFlags::Nodad;
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            // Valid for ever, preferred never: what the kernel calls deprecated.
+            let mut lifetime = CacheInfo::default();
+            lifetime.ifa_valid = u32::MAX;
+            message.attributes.push(AddressAttribute::CacheInfo(lifetime));
+        } else {
+            message.header.scope = AddressScope::Host;
+        }
+        let action = || format!("add gateway address {address} to link number {link}");
         self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE, action)
     }
 
