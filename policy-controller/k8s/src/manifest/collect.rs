@@ -1,19 +1,17 @@
 //! Gathers the objects of all files, and everything that is wrong with them.
 
 use super::decode::decode;
-use super::deployment;
 use super::error::{ManifestError, ManifestErrors, ManifestProblem, Place};
+use super::written;
 use super::yaml::{self, Node};
 use super::{Manifest, Note};
 use crate::convert;
 use crate::field::FieldPath;
 use crate::problem::{FieldError, NameRule, Problem};
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use palisade_policy::model::ObjectName;
-use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -129,8 +127,8 @@ impl Collected {
     }
 
     fn take_namespace(&mut self, document: &Document) {
-        let Some(mut namespace) = self.decoded::<Namespace>(document, "Namespace") else { return };
-        namespace.metadata = written(namespace.metadata, None);
+        let Some(mut namespace) = self.decoded::<Namespace>(document, decode(document.node, "Namespace")) else { return };
+        namespace.metadata = kept(namespace.metadata, None);
         namespace.status = None;
         let checked = convert::cluster_name(&namespace.metadata, NameRule::DnsLabel)
             .and_then(|name| convert::namespace(&namespace).map(|_| name).map_err(|refusal| refusal.error));
@@ -142,9 +140,8 @@ impl Collected {
     }
 
     fn take_pod(&mut self, document: &Document) {
-        let Some(mut pod) = self.decoded::<Pod>(document, "Pod") else { return };
-        pod.metadata = written(pod.metadata, Some(DEFAULT_NAMESPACE));
-        pod.status = None;
+        let Some(mut pod) = self.decoded(document, written::pod(document.node)) else { return };
+        pod.metadata = kept(pod.metadata, Some(DEFAULT_NAMESPACE));
         if let Some(name) = self.checked(document, check_pod(&pod)) {
             self.lives(&name, document);
             if self.takes("Pod", name, document) {
@@ -154,16 +151,21 @@ impl Collected {
     }
 
     fn take_deployment(&mut self, document: &Document) {
-        let Some(mut deployment) = self.decoded::<Deployment>(document, "Deployment") else { return };
-        deployment.metadata = written(deployment.metadata, Some(DEFAULT_NAMESPACE));
-        let checked = convert::namespaced_name(&deployment.metadata).and_then(|name| Ok((name, deployment::pods(&deployment)?)));
-        let Some((name, pods)) = self.checked(document, checked) else { return };
+        let Some(deployment) = self.decoded(document, written::deployment(document.node)) else { return };
+        let metadata = kept(deployment.metadata, Some(DEFAULT_NAMESPACE));
+        let Some(name) = self.checked(document, convert::namespaced_name(&metadata)) else { return };
         self.lives(&name, document);
-        if !self.takes("Deployment", name, document) {
+        if !self.takes("Deployment", name.clone(), document) {
             return;
         }
-        for pod in pods {
-            let in_template = |error: FieldError| FieldError::new(deployment::template_field().join(&error.field), error.problem);
+        for number in 0..deployment.replicas {
+            let mut pod = deployment.template.clone();
+            pod.metadata = ObjectMeta {
+                name: Some(format!("{}-{number}", name.name)),
+                namespace: Some(name.namespace.clone()),
+                ..kept(pod.metadata, None)
+            };
+            let in_template = |error: FieldError| FieldError::new(written::template_field().join(&error.field), error.problem);
             // What is wrong with one pod of a template is wrong with all of them.
             let Some(name) = self.checked(document, check_pod(&pod).map_err(in_template)) else { return };
             if self.takes("Pod", name, document) {
@@ -173,8 +175,8 @@ impl Collected {
     }
 
     fn take_policy(&mut self, document: &Document) {
-        let Some(mut policy) = self.decoded::<NetworkPolicy>(document, "NetworkPolicy") else { return };
-        policy.metadata = written(policy.metadata, Some(DEFAULT_NAMESPACE));
+        let Some(mut policy) = self.decoded::<NetworkPolicy>(document, decode(document.node, "NetworkPolicy")) else { return };
+        policy.metadata = kept(policy.metadata, Some(DEFAULT_NAMESPACE));
         let checked = convert::namespaced_name(&policy.metadata)
             .and_then(|name| convert::network_policy(&policy).map(|_| name).map_err(|refusal| refusal.error));
         if let Some(name) = self.checked(document, checked) {
@@ -185,16 +187,11 @@ impl Collected {
         }
     }
 
-    fn decoded<T: DeserializeOwned>(&mut self, document: &Document, kind: &str) -> Option<T> {
-        match decode(document.node, kind) {
-            Ok(object) => Some(object),
-            Err(errors) => {
-                for error in errors {
-                    self.fail_in(document, &error.field.clone(), error.into());
-                }
-                None
-            }
+    fn decoded<T>(&mut self, document: &Document, decoded: Result<T, Vec<FieldError>>) -> Option<T> {
+        for error in decoded.as_ref().err().into_iter().flatten() {
+            self.fail_in(document, &error.field, error.clone().into());
         }
+        decoded.ok()
     }
 
     fn checked<T>(&mut self, document: &Document, checked: Result<T, FieldError>) -> Option<T> {
@@ -254,7 +251,7 @@ fn order(metadata: &ObjectMeta) -> (&Option<String>, &Option<String>) {
 
 /// What a person writes of metadata. The rest is the API server's to set: a manifest that was dumped from a cluster
 /// means what it would mean when applied.
-fn written(metadata: ObjectMeta, namespace: Option<&str>) -> ObjectMeta {
+fn kept(metadata: ObjectMeta, namespace: Option<&str>) -> ObjectMeta {
     let ObjectMeta { name, namespace: named, labels, annotations, .. } = metadata;
     let namespace = namespace.map(|default| named.filter(|name| !name.is_empty()).unwrap_or_else(|| default.to_owned()));
     ObjectMeta { name, namespace, labels, annotations, ..ObjectMeta::default() }

@@ -5,8 +5,8 @@
 
 mod collect;
 mod decode;
-mod deployment;
 mod error;
+mod written;
 mod yaml;
 
 pub use error::{ManifestError, ManifestErrors, ManifestProblem, Place};

@@ -20,21 +20,26 @@ const MOST_DEPTH: usize = 100;
 pub(super) struct Node {
     /// The line on which it begins, counted from 1.
     pub line: usize,
-    value: Value,
+    shape: Shape,
 }
 
+/// What stands in a node.
 #[derive(Clone, Debug, PartialEq)]
-enum Value {
+pub(super) enum Shape {
+    /// Null, a boolean, a number or a text.
     Scalar(Json),
     List(Vec<Node>),
+    /// In the order of the text; no key stands twice.
     Map(Vec<Entry>),
 }
 
+/// A key and its value.
 #[derive(Clone, Debug, PartialEq)]
-struct Entry {
-    key: String,
-    line: usize,
-    value: Node,
+pub(super) struct Entry {
+    pub key: String,
+    /// The line of the key, counted from 1.
+    pub line: usize,
+    pub value: Node,
 }
 
 /// A text that is no YAML, or none that is read here.
@@ -55,7 +60,7 @@ pub(super) fn documents(text: &str) -> Result<Vec<Node>, SyntaxError> {
                 composer.anchors.clear();
                 let (event, span) = composer.next()?;
                 let document = composer.node(event, span, 0)?;
-                if document.value != Value::Scalar(Json::Null) {
+                if document.shape != Shape::Scalar(Json::Null) {
                     documents.push(document);
                 }
             }
@@ -65,24 +70,29 @@ pub(super) fn documents(text: &str) -> Result<Vec<Node>, SyntaxError> {
 }
 
 impl Node {
+    /// What stands in it.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
     /// The value of a key, where this is a map that has it.
     pub fn get(&self, key: &str) -> Option<&Node> {
-        let Value::Map(entries) = &self.value else { return None };
+        let Shape::Map(entries) = &self.shape else { return None };
         entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value)
     }
 
     /// The text, where this is one.
     pub fn text(&self) -> Option<&str> {
-        match &self.value {
-            Value::Scalar(Json::String(text)) => Some(text),
+        match &self.shape {
+            Shape::Scalar(Json::String(text)) => Some(text),
             _ => None,
         }
     }
 
     /// The elements, where this is a list.
     pub fn items(&self) -> Option<&[Node]> {
-        match &self.value {
-            Value::List(items) => Some(items),
+        match &self.shape {
+            Shape::List(items) => Some(items),
             _ => None,
         }
     }
@@ -90,10 +100,10 @@ impl Node {
     /// This map with `key`, unless it has it.
     pub fn with_default(&self, key: &str, text: &str) -> Node {
         let mut node = self.clone();
-        if let Value::Map(entries) = &mut node.value
+        if let Shape::Map(entries) = &mut node.shape
             && !entries.iter().any(|entry| entry.key == key)
         {
-            let value = Node { line: self.line, value: Value::Scalar(Json::String(text.to_owned())) };
+            let value = Node { line: self.line, shape: Shape::Scalar(Json::String(text.to_owned())) };
             entries.push(Entry { key: key.to_owned(), line: self.line, value });
         }
         node
@@ -103,12 +113,12 @@ impl Node {
     pub fn line_of(&self, field: &FieldPath) -> usize {
         let (mut node, mut line) = (self, self.line);
         for segment in field.segments() {
-            match (segment, &node.value) {
-                (Segment::Key(key), Value::Map(entries)) => {
+            match (segment, &node.shape) {
+                (Segment::Key(key), Shape::Map(entries)) => {
                     let Some(entry) = entries.iter().find(|entry| entry.key == *key) else { break };
                     (node, line) = (&entry.value, entry.line);
                 }
-                (Segment::Index(index), Value::List(items)) => {
+                (Segment::Index(index), Shape::List(items)) => {
                     let Some(item) = items.get(*index) else { break };
                     (node, line) = (item, item.line);
                 }
@@ -118,21 +128,12 @@ impl Node {
         line
     }
 
-    /// The same without lines.
-    pub fn to_json(&self) -> Json {
-        match &self.value {
-            Value::Scalar(scalar) => scalar.clone(),
-            Value::List(items) => Json::Array(items.iter().map(Node::to_json).collect()),
-            Value::Map(entries) => Json::Object(entries.iter().map(|entry| (entry.key.clone(), entry.value.to_json())).collect()),
-        }
-    }
-
     /// Number of nodes in this one, itself included.
     fn size(&self) -> usize {
-        1 + match &self.value {
-            Value::Scalar(_) => 0,
-            Value::List(items) => items.iter().map(Node::size).sum(),
-            Value::Map(entries) => entries.iter().map(|entry| entry.value.size()).sum(),
+        1 + match &self.shape {
+            Shape::Scalar(_) => 0,
+            Shape::List(items) => items.iter().map(Node::size).sum(),
+            Shape::Map(entries) => entries.iter().map(|entry| entry.value.size()).sum(),
         }
     }
 }
@@ -162,21 +163,21 @@ impl<'a> Composer<'a> {
         if depth > MOST_DEPTH || self.nodes > MOST_NODES {
             return Err(wrong("too large or too deep for a manifest".to_owned()));
         }
-        let (anchor, value) = match event {
-            Event::Scalar(text, style, anchor, tag) => (anchor, Value::Scalar(scalar(text, style, tag.as_deref()).map_err(wrong)?)),
+        let (anchor, shape) = match event {
+            Event::Scalar(text, style, anchor, tag) => (anchor, Shape::Scalar(scalar(text, style, tag.as_deref()).map_err(wrong)?)),
             Event::SequenceStart(anchor, tag) => {
                 check_tag(tag.as_deref(), "seq").map_err(wrong)?;
                 let mut items = Vec::new();
                 loop {
                     match self.next()? {
-                        (Event::SequenceEnd, _) => break (anchor, Value::List(items)),
+                        (Event::SequenceEnd, _) => break (anchor, Shape::List(items)),
                         (event, span) => items.push(self.node(event, span, depth + 1)?),
                     }
                 }
             }
             Event::MappingStart(anchor, tag) => {
                 check_tag(tag.as_deref(), "map").map_err(wrong)?;
-                (anchor, Value::Map(self.entries(depth)?))
+                (anchor, Shape::Map(self.entries(depth)?))
             }
             Event::Alias(anchor) => {
                 let Some(node) = self.anchors.get(&anchor) else {
@@ -188,7 +189,7 @@ impl<'a> Composer<'a> {
             }
             other => return Err(wrong(format!("no valid YAML: unexpected {other:?}"))),
         };
-        let node = Node { line, value };
+        let node = Node { line, shape };
         if anchor != 0 {
             self.anchors.insert(anchor, node.clone());
         }

@@ -1,0 +1,366 @@
+//! The index: its model is a function of the present objects.
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use palisade_k8s::index::{Index, Instead, Kind, Realisable};
+use palisade_policy::model::{self, Model, ObjectName, Policy};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::net::IpAddr;
+
+fn object<T: serde::de::DeserializeOwned>(version: &str, kind: &str, mut object: Value) -> T {
+    object["apiVersion"] = version.into();
+    object["kind"] = kind.into();
+    serde_json::from_value(object).expect("a decodable object")
+}
+
+fn namespace(name: &str, label: &str) -> Namespace {
+    object("v1", "Namespace", json!({"metadata": {"name": name, "labels": {"l": label}}}))
+}
+
+fn node(name: &str, address: &str) -> Node {
+    object("v1", "Node", json!({"metadata": {"name": name}, "status": {"addresses": [{"type": "InternalIP", "address": address}]}}))
+}
+
+/// A running pod `n/NAME`.
+fn pod(name: &str, uid: &str, created: &str, address: &str) -> Pod {
+    let metadata = json!({"namespace": "n", "name": name, "uid": uid, "creationTimestamp": created, "labels": {"uid": uid}});
+    object("v1", "Pod", json!({"metadata": metadata, "status": {"phase": "Running", "podIPs": [{"ip": address}]}}))
+}
+
+/// The policy `n/NAME` that lets `port` in to the pods that are labelled `a: subject`.
+fn policy(name: &str, subject: &str, port: i32) -> NetworkPolicy {
+    let spec = json!({"podSelector": {"matchLabels": {"a": subject}}, "ingress": [{"ports": [{"port": port}]}]});
+    object("networking.k8s.io/v1", "NetworkPolicy", json!({"metadata": {"namespace": "n", "name": name}, "spec": spec}))
+}
+
+fn n(name: &str) -> ObjectName {
+    ObjectName::new("n", name)
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn addresses(index: &Index, name: &str) -> Vec<IpAddr> {
+    index.model().pods.get(&n(name)).map(|pod| pod.addresses.clone()).unwrap_or_default()
+}
+
+const EARLY: &str = "2026-01-01T00:00:00Z";
+const LATE: &str = "2026-01-02T00:00:00Z";
+
+#[test]
+fn it_is_synced_when_every_kind_has_been_seen_whole_once() {
+    let mut index = Index::new();
+    assert_eq!(index.not_synced(), Kind::ALL);
+    index.upsert(&namespace("n", "x"));
+    assert!(!index.resync_end::<Namespace>(), "an end without a beginning");
+    assert_eq!(index.not_synced(), Kind::ALL);
+    assert!(index.resync::<Namespace>(&[]), "the first time counts, also when it is empty");
+    assert!(!index.resync::<Namespace>(&[]));
+    index.resync::<Pod>(&[]);
+    index.resync::<NetworkPolicy>(&[]);
+    assert_eq!(index.not_synced(), [Kind::Node]);
+    index.set_nodes([("a".to_owned(), model::Node::default())].into());
+    assert!(index.synced());
+}
+
+#[test]
+fn a_resync_forgets_what_is_gone_and_nothing_before_it_ends() {
+    let mut index = Index::new();
+    index.resync(&[pod("a", "1", EARLY, "10.0.0.1"), pod("b", "2", EARLY, "10.0.0.2")]);
+    index.resync_begin::<Pod>();
+    index.upsert(&pod("c", "3", EARLY, "10.0.0.3"));
+    assert_eq!(index.model().pods.len(), 3);
+    // The watch breaks off and begins again.
+    index.resync_begin::<Pod>();
+    index.upsert(&pod("b", "2", EARLY, "10.0.0.2"));
+    assert!(index.resync_end::<Pod>());
+    assert_eq!(index.model().pods.into_keys().collect::<Vec<_>>(), [n("b")]);
+    assert!(!index.resync(&[pod("b", "2", EARLY, "10.0.0.2")]), "nothing is different");
+}
+
+#[test]
+fn an_upsert_that_changes_nothing_that_policy_needs_says_so() {
+    let mut index = Index::new();
+    let mut first = pod("a", "1", EARLY, "10.0.0.1");
+    assert!(index.upsert(&first));
+    first.metadata.resource_version = Some("2".to_owned());
+    assert!(!index.upsert(&first));
+    first.metadata.labels = None;
+    assert!(index.upsert(&first));
+    assert!(index.delete(&first));
+    assert!(!index.delete(&first));
+}
+
+#[test]
+fn a_late_delete_of_an_older_pod_of_the_same_name_never_strips_the_new_one() {
+    let mut index = Index::new();
+    let old = pod("a", "1", EARLY, "10.0.0.1");
+    index.upsert(&old);
+    index.upsert(&pod("a", "2", LATE, "10.0.0.1"));
+    assert!(!index.delete(&old));
+    assert_eq!(addresses(&index, "a"), [ip("10.0.0.1")]);
+    assert_eq!(index.pod_uid(&n("a")), Some("2"));
+    assert!(index.delete(&pod("a", "2", LATE, "10.0.0.1")));
+}
+
+#[test]
+fn an_address_that_changed_hands_belongs_to_the_new_pod_whatever_comes_of_the_old_one() {
+    let old = pod("old", "1", EARLY, "10.0.0.1");
+    let new = pod("new", "2", LATE, "10.0.0.1");
+    for order in [[&old, &new], [&new, &old]] {
+        let mut index = Index::new();
+        order.into_iter().for_each(|pod| drop(index.upsert(pod)));
+        assert_eq!((addresses(&index, "old"), addresses(&index, "new")), (vec![], vec![ip("10.0.0.1")]));
+        index.delete(&old);
+        assert_eq!(addresses(&index, "new"), [ip("10.0.0.1")]);
+    }
+    // One that terminates gives way even to an older one.
+    let mut terminating = new.clone();
+    terminating.metadata.deletion_timestamp = terminating.metadata.creation_timestamp.clone();
+    let mut index = Index::new();
+    index.upsert(&old);
+    index.upsert(&terminating);
+    assert_eq!((addresses(&index, "old"), addresses(&index, "new")), (vec![ip("10.0.0.1")], vec![]));
+    // A terminating pod that nobody contests keeps its address.
+    index.delete(&old);
+    assert_eq!(addresses(&index, "new"), [ip("10.0.0.1")]);
+}
+
+#[test]
+fn addresses_of_realised_endpoints_win_over_status_and_over_other_pods() {
+    let mut index = Index::new();
+    index.upsert(&pod("a", "1", EARLY, "10.0.0.1"));
+    index.upsert(&pod("b", "2", LATE, "10.0.0.7"));
+    assert!(index.set_local_addresses(&n("a"), Some("1"), vec![ip("10.0.0.7"), ip("fd00::7")]));
+    assert!(!index.set_local_addresses(&n("a"), Some("1"), vec![ip("10.0.0.7"), ip("fd00::7")]));
+    assert_eq!((addresses(&index, "a"), addresses(&index, "b")), (vec![ip("10.0.0.7"), ip("fd00::7")], vec![]));
+    assert!(index.clear_local_addresses(&n("a"), Some("1")));
+    assert_eq!((addresses(&index, "a"), addresses(&index, "b")), (vec![ip("10.0.0.1")], vec![ip("10.0.0.7")]));
+}
+
+#[test]
+fn addresses_of_an_endpoint_hold_only_for_the_pod_of_its_uid() {
+    let mut index = Index::new();
+    index.set_local_addresses(&n("a"), Some("1"), vec![ip("10.0.0.7")]);
+    index.upsert(&pod("a", "2", LATE, "10.0.0.2"));
+    assert_eq!(addresses(&index, "a"), [ip("10.0.0.2")]);
+    // The new pod's endpoint is realised; then the old one's is released, late.
+    index.set_local_addresses(&n("a"), Some("2"), vec![ip("10.0.0.8")]);
+    assert!(!index.clear_local_addresses(&n("a"), Some("1")));
+    assert_eq!(addresses(&index, "a"), [ip("10.0.0.8")]);
+    // Who gives no UID means the pod by its name.
+    assert!(index.set_local_addresses(&n("a"), None, vec![ip("10.0.0.9")]));
+    assert_eq!(addresses(&index, "a"), [ip("10.0.0.9")]);
+    assert!(index.clear_local_addresses(&n("a"), Some("2")));
+}
+
+#[test]
+fn a_pod_can_be_realised_when_it_and_its_namespace_are_known() {
+    let mut index = Index::new();
+    let ready = |index: &Index, uid| index.pod_ready_to_realise(&n("a"), uid);
+    assert_eq!(ready(&index, None), Realisable::Unknown);
+    index.upsert(&pod("a", "1", EARLY, "10.0.0.1"));
+    assert_eq!(ready(&index, Some("1")), Realisable::NamespaceUnknown);
+    index.upsert(&namespace("n", "x"));
+    assert_eq!((ready(&index, Some("1")), ready(&index, None)), (Realisable::Ready, Realisable::Ready));
+    assert_eq!(ready(&index, Some("2")), Realisable::OtherUid { known: "1".to_owned() });
+    let mut mirror = pod("a", "1", EARLY, "10.0.0.1");
+    mirror.metadata.annotations = Some([("kubernetes.io/config.mirror".to_owned(), "2".to_owned())].into());
+    index.upsert(&mirror);
+    assert_eq!(ready(&index, Some("2")), Realisable::Ready, "a kubelet starts a pod from a file under another UID");
+    let mut finished = mirror.clone();
+    finished.status.as_mut().expect("a status").phase = Some("Failed".to_owned());
+    index.upsert(&finished);
+    assert_eq!(ready(&index, Some("1")), Realisable::Finished);
+    let mut host = mirror;
+    host.spec.get_or_insert_default().host_network = Some(true);
+    index.upsert(&host);
+    assert_eq!(ready(&index, Some("1")), Realisable::HostNetwork);
+}
+
+#[test]
+fn host_network_and_finished_pods_drop_out_of_the_model_and_claim_no_address() {
+    let mut index = Index::new();
+    let mut done = pod("done", "9", LATE, "10.0.0.1");
+    done.status.as_mut().expect("a status").phase = Some("Succeeded".to_owned());
+    let mut host = pod("host", "8", LATE, "10.0.0.1");
+    host.spec.get_or_insert_default().host_network = Some(true);
+    index.resync(&[done, host, pod("a", "1", EARLY, "10.0.0.1")]);
+    assert_eq!(index.model().pods.keys().collect::<Vec<_>>(), [&n("a")]);
+    assert_eq!(addresses(&index, "a"), [ip("10.0.0.1")]);
+}
+
+fn isolated(index: &Index) -> Policy {
+    index.model().policies.remove(&n("p")).expect("never a no-op")
+}
+
+#[test]
+fn a_policy_that_is_refused_isolates_when_there_is_no_good_version() {
+    let mut index = Index::new();
+    assert!(index.upsert(&policy("p", "x", 70000)));
+    let stands = isolated(&index);
+    assert_eq!((stands.ingress, stands.egress), (Some(vec![]), None));
+    let refused = index.refused().remove(0);
+    assert_eq!((refused.kind, refused.object.as_str(), refused.instead), (Kind::NetworkPolicy, "n/p", Instead::Isolated));
+    assert_eq!(
+        refused.to_string(),
+        "NetworkPolicy n/p: spec.ingress[0].ports[0].port: 70000 is no port: ports are 1 to 65535 (the pods that it selects are isolated)"
+    );
+}
+
+#[test]
+fn a_policy_that_is_refused_keeps_its_last_good_version() {
+    let mut index = Index::new();
+    index.upsert(&policy("p", "x", 80));
+    let good = isolated(&index);
+    index.upsert(&policy("p", "x", 70000));
+    index.upsert(&policy("p", "x", 70001));
+    assert_eq!(isolated(&index), good);
+    assert_eq!(index.refused()[0].instead, Instead::LastGood);
+    index.upsert(&policy("p", "x", 81));
+    assert_ne!(isolated(&index), good);
+    assert_eq!(index.refused(), []);
+}
+
+#[test]
+fn the_last_good_version_is_not_kept_where_it_would_leave_pods_open() {
+    // The new version selects other pods.
+    let mut index = Index::new();
+    index.upsert(&policy("p", "x", 80));
+    index.upsert(&policy("p", "y", 70000));
+    assert_eq!((isolated(&index).ingress, index.refused()[0].instead), (Some(vec![]), Instead::Isolated));
+    // The new version isolates egress too.
+    let mut index = Index::new();
+    index.upsert(&policy("p", "x", 80));
+    let mut wider = policy("p", "x", 70000);
+    wider.spec.as_mut().expect("a spec").policy_types = Some(vec!["Ingress".to_owned(), "Egress".to_owned()]);
+    index.upsert(&wider);
+    assert_eq!((isolated(&index).ingress, isolated(&index).egress), (Some(vec![]), Some(vec![])));
+    // Deleted and created anew, it is another policy: nothing of the old one lives on.
+    let mut index = Index::new();
+    index.upsert(&policy("p", "x", 80));
+    index.delete(&policy("p", "x", 80));
+    index.upsert(&policy("p", "x", 70000));
+    assert_eq!(isolated(&index).ingress, Some(vec![]));
+}
+
+#[test]
+fn an_object_whose_name_cannot_be_read_is_reported() {
+    let mut index = Index::new();
+    let mut bad = namespace("Not A Name", "x");
+    index.upsert(&bad);
+    assert_eq!((index.refused()[0].instead, index.model().namespaces.len()), (Instead::Nothing, 0));
+    bad.metadata.name = Some("n".to_owned());
+    index.resync(&[bad]);
+    assert_eq!(index.refused(), []);
+}
+
+/// Something that a source may tell.
+#[derive(Clone, Debug)]
+enum Told {
+    Namespace(u8, u8),
+    Node(u8, u8),
+    /// Number of the name, address, version of the UID.
+    Pod(u8, u8, u8),
+    Policy(u8, u8, i32),
+    Gone(Kind, u8),
+    Local(u8, u8),
+}
+
+fn told() -> impl Strategy<Value = Told> {
+    prop_oneof![
+        (0..3u8, 0..3u8).prop_map(|(name, label)| Told::Namespace(name, label)),
+        (0..2u8, 0..3u8).prop_map(|(name, address)| Told::Node(name, address)),
+        (0..4u8, 0..3u8, 0..3u8).prop_map(|(name, address, uid)| Told::Pod(name, address, uid)),
+        (0..3u8, 0..2u8, prop_oneof![Just(80), Just(81)]).prop_map(|(name, subject, port)| Told::Policy(name, subject, port)),
+        (prop::sample::select(Kind::ALL), 0..3u8).prop_map(|(kind, name)| Told::Gone(kind, name)),
+        (0..4u8, 0..3u8).prop_map(|(name, address)| Told::Local(name, address)),
+    ]
+}
+
+impl Told {
+    /// Which object it is about: what is told of one object comes in order, what is told of several need not.
+    fn about(&self) -> (u8, u8) {
+        match self {
+            Told::Namespace(name, _) => (Kind::Namespace as u8, *name),
+            Told::Pod(name, ..) => (Kind::Pod as u8, *name),
+            Told::Node(name, _) => (Kind::Node as u8, *name),
+            Told::Policy(name, ..) => (Kind::NetworkPolicy as u8, *name),
+            Told::Gone(kind, name) => (*kind as u8, *name),
+            Told::Local(name, _) => (9, *name),
+        }
+    }
+
+    fn tell(&self, index: &mut Index) {
+        let address = |number: &u8| format!("10.0.0.{number}");
+        match self {
+            Told::Namespace(name, label) => index.upsert(&namespace(&format!("n{name}"), &format!("l{label}"))),
+            Told::Node(name, at) => index.upsert(&node(&format!("n{name}"), &address(at))),
+            Told::Pod(name, at, uid) => index.upsert(&pod(&format!("p{name}"), &format!("{name}-{uid}"), EARLY, &address(at))),
+            Told::Policy(name, subject, port) => index.upsert(&policy(&format!("p{name}"), &format!("s{subject}"), *port)),
+            Told::Local(name, at) => index.set_local_addresses(&n(&format!("p{name}")), None, vec![ip(&address(at))]),
+            Told::Gone(Kind::Namespace, name) => index.delete(&namespace(&format!("n{name}"), "")),
+            Told::Gone(Kind::Node, name) => index.delete(&node(&format!("n{name}"), "10.0.0.1")),
+            Told::Gone(Kind::NetworkPolicy, name) => index.delete(&policy(&format!("p{name}"), "s", 80)),
+            Told::Gone(Kind::Pod, name) => {
+                let mut gone = pod(&format!("p{name}"), "", EARLY, "10.0.0.1");
+                gone.metadata.uid = None;
+                index.delete(&gone)
+            }
+        };
+    }
+}
+
+/// The present objects, as a list of a source would show them.
+fn listed(story: &[Told]) -> Vec<&Told> {
+    let last: std::collections::BTreeMap<_, _> = story.iter().map(|told| (told.about(), told)).collect();
+    last.into_values().filter(|told| !matches!(told, Told::Gone(..))).collect()
+}
+
+fn model_of<'a>(story: impl IntoIterator<Item = &'a Told>) -> Model {
+    let mut index = Index::new();
+    story.into_iter().for_each(|told| told.tell(&mut index));
+    index.model()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_model_does_not_depend_on_the_order_in_which_objects_were_seen(
+        story in prop::collection::vec(told(), 0..30),
+        shuffle in prop::collection::vec(any::<u32>(), 30),
+        repeat in prop::collection::vec(any::<bool>(), 30),
+    ) {
+        let model = model_of(&story);
+        // Another interleaving of the objects: each object's own story stays in order.
+        let mut lanes: std::collections::BTreeMap<_, std::collections::VecDeque<&Told>> = Default::default();
+        story.iter().for_each(|told| lanes.entry(told.about()).or_default().push_back(told));
+        let mut shuffled = Vec::new();
+        for (&pick, &twice) in shuffle.iter().zip(&repeat) {
+            let Some(&about) = lanes.keys().nth(pick as usize % lanes.len().max(1)) else { break };
+            let lane = lanes.get_mut(&about).expect("a lane");
+            let told = lane.pop_front().expect("lanes are not empty");
+            shuffled.extend(std::iter::repeat_n(told, 1 + usize::from(twice)));
+            lanes.retain(|_, lane| !lane.is_empty());
+        }
+        prop_assert_eq!(&model, &model_of(shuffled));
+        // Only what is there now, in the order of a list.
+        prop_assert_eq!(&model, &model_of(listed(&story)));
+        // A full resync on top changes nothing.
+        let mut index = Index::new();
+        story.iter().for_each(|told| told.tell(&mut index));
+        index.resync_begin::<Namespace>();
+        index.resync_begin::<Pod>();
+        index.resync_begin::<Node>();
+        index.resync_begin::<NetworkPolicy>();
+        listed(&story).into_iter().rev().for_each(|told| told.tell(&mut index));
+        index.resync_end::<Namespace>();
+        index.resync_end::<Pod>();
+        index.resync_end::<Node>();
+        index.resync_end::<NetworkPolicy>();
+        prop_assert_eq!(&model, &index.model());
+    }
+}

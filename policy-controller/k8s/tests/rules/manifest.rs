@@ -1,0 +1,342 @@
+//! Directories of manifests: what is read, and what is refused with file, line and field.
+
+use palisade_k8s::convert::ContainerPort;
+use palisade_k8s::index::Index;
+use palisade_k8s::manifest::{Manifest, ManifestErrors, read};
+use palisade_policy::model::ObjectName;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+const POLICY: &str = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  namespace: shop
+  name: p
+spec:
+  podSelector: {}
+  ingress:
+  - from:
+    - podSelector:
+        matchLabels: {a: b}
+    ports:
+    - port: 80
+";
+
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn of(files: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        for (name, text) in files {
+            let path = directory.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("a sub-directory");
+            std::fs::write(path, text).expect("a file");
+        }
+        Self(directory)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn read(&self) -> Result<Manifest, ManifestErrors> {
+        read(self.path())
+    }
+
+    #[track_caller]
+    fn good(&self) -> Manifest {
+        self.read().unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    /// The errors, one a line, without the directory's own path.
+    #[track_caller]
+    fn errors(&self) -> Vec<String> {
+        let errors = self.read().expect_err("refused").to_string();
+        errors.lines().map(|line| line.replace(&format!("{}/", self.path().display()), "")).collect()
+    }
+}
+
+/// The errors of one file `f.yaml` that follows a namespace `shop` declared elsewhere.
+#[track_caller]
+fn errors(text: &str) -> Vec<String> {
+    Directory::of(&[("a.yaml", NAMESPACE), ("f.yaml", text)]).errors()
+}
+
+/// The error of the policy with `from` replaced by `to`.
+#[track_caller]
+fn error_of_policy(from: &str, to: &str) -> String {
+    assert!(POLICY.contains(from), "{from:?} is in the policy");
+    let errors = errors(&POLICY.replacen(from, to, 1));
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    errors[0].strip_prefix("f.yaml:").expect("the file").to_owned()
+}
+
+fn pod(name: &str) -> String {
+    format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{containers: [{{name: c}}]}}\n")
+}
+
+fn names(manifest: &Manifest) -> Vec<String> {
+    manifest.declared_pods().iter().map(|pod| pod.name.to_string()).collect()
+}
+
+#[test]
+fn documents_lists_and_json_are_read_and_files_come_in_the_order_of_their_names() {
+    let json = "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Pod\",\n\t\"metadata\": {\"name\": \"j\", \"namespace\": \"shop\"},\n\t\"spec\": {\"containers\": [{\"name\": \"c\"}]}\n}";
+    let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: l, namespace: shop}, spec: {containers: [{name: c}]}}\n";
+    let pods = "apiVersion: v1\nkind: PodList\nitems:\n- {metadata: {name: k, namespace: shop}, spec: {containers: [{name: c}]}}\n";
+    let documents = format!("# first\n---\n{}---\n---\n{}...\n---\n{POLICY}", pod("b"), pod("a"));
+    let directory = Directory::of(&[
+        ("z.yml", NAMESPACE),
+        ("a.yaml", &documents),
+        ("b.json", json),
+        ("c.yaml", list),
+        ("d.yaml", pods),
+        ("readme.md", "# none"),
+        (".hidden.yaml", "]["),
+    ]);
+    let manifest = directory.good();
+    assert_eq!(names(&manifest), ["shop/a", "shop/b", "shop/j", "shop/k", "shop/l"]);
+    assert_eq!((manifest.namespaces.len(), manifest.policies.len(), manifest.ignored.len()), (1, 1, 0));
+    assert_eq!(read(&directory.path().join("z.yml")).expect("one file").namespaces.len(), 1);
+}
+
+#[test]
+fn sub_directories_are_listed_and_not_entered_as_kubectl_does() {
+    let directory = Directory::of(&[("a.yaml", NAMESPACE), ("more/b.yaml", "][")]);
+    let ignored: Vec<String> = directory.good().ignored.iter().map(|note| format!("{} {}", note.kind, note.object)).collect();
+    assert_eq!(ignored, ["directory more"]);
+}
+
+#[test]
+fn the_pods_of_a_deployment_are_named_by_number_and_labelled_by_its_template() {
+    let deployment = |replicas: &str| {
+        format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web, namespace: shop, labels: {{of: deployment}}}}\nspec:\n  {replicas}\n  \
+             selector: {{matchLabels: {{app: web}}}}\n  template:\n    metadata: {{labels: {{app: web, tier: front}}}}\n    spec:\n      \
+             containers:\n      - name: c\n        ports: [{{containerPort: 8080, name: http}}]\n"
+        )
+    };
+    let pods = |replicas: &str| Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", &deployment(replicas))]).good();
+    assert_eq!(names(&pods("replicas: 3")), ["shop/web-0", "shop/web-1", "shop/web-2"]);
+    assert_eq!(names(&pods("replicas: 0")), [""; 0]);
+    let one = pods("paused: false");
+    assert_eq!(names(&one), ["shop/web-0"], "replicas default to one");
+    let labels: BTreeMap<_, _> = [("app", "web"), ("tier", "front")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    assert_eq!(one.pods[0].metadata.labels, Some(labels));
+    let text = deployment("replicas: 1");
+    let refused = |from: &str, to: &str| errors(&text.replace(from, to)).join("\n");
+    assert_eq!(refused("app: web, tier", "tier"), "f.yaml:6: Deployment shop/web: spec.selector: the selector does not match the labels of the template");
+    assert_eq!(refused("replicas: 1", "replicas: -1"), "f.yaml:5: Deployment shop/web: spec.replicas: -1 replicas: 0 to 1000 can be read from a file");
+    assert_eq!(
+        refused("8080", "70000"),
+        "f.yaml:12: Deployment shop/web: spec.template.spec.containers[0].ports[0].containerPort: 70000 is no port: ports are 1 to 65535"
+    );
+}
+
+#[test]
+fn a_pod_is_declared_with_its_ports_and_whether_it_shares_the_nodes_network() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\nspec:\n  hostNetwork: true\n  containers:\n  - name: c\n    ports:\n    \
+                - {containerPort: 53, protocol: UDP, name: dns}\n    - {containerPort: 80}\n";
+    let declared = Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", text)]).good().declared_pods().remove(0);
+    let port = |name: Option<&str>, protocol, port| ContainerPort { name: name.map(str::to_owned), protocol, port };
+    assert_eq!((declared.name, declared.host_network), (ObjectName::new("shop", "a"), true));
+    assert_eq!(declared.ports, [port(Some("dns"), palisade_identity::Protocol::Udp, 53), port(None, palisade_identity::Protocol::Tcp, 80)]);
+}
+
+#[test]
+fn services_and_unknown_kinds_are_listed_with_their_place() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
+    let other = "apiVersion: batch/v1\nkind: Job\nmetadata: {name: once}\nspec: {anything: [goes]}\n";
+    let knative = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: k}\n";
+    let directory = Directory::of(&[("a.yaml", &format!("{service}---\n{other}---\n{knative}"))]);
+    let manifest = directory.good();
+    let shown = |note: &palisade_k8s::manifest::Note| note.to_string().replace(&format!("{}/", directory.path().display()), "");
+    assert_eq!(manifest.services.iter().map(shown).collect::<Vec<_>>(), ["a.yaml:1: Service shop/web"]);
+    assert_eq!(manifest.ignored.iter().map(shown).collect::<Vec<_>>(), ["a.yaml:6: Job once", "a.yaml:11: Service (serving.knative.dev/v1) k"]);
+}
+
+#[test]
+fn a_namespace_must_be_declared_unless_every_cluster_has_it() {
+    let text = pod("a").replace(", namespace: shop", "") + "---\n" + &pod("b").replace("shop", "kube-system");
+    let manifest = Directory::of(&[("a.yaml", &text)]).good();
+    assert_eq!(names(&manifest), ["default/a", "kube-system/b"]);
+    let mut index = Index::new();
+    assert!(manifest.feed(&mut index));
+    let label = |name: &str| [("kubernetes.io/metadata.name".to_owned(), name.to_owned())].into();
+    assert_eq!(index.model().namespaces, ["default", "kube-system"].map(|name| (name.to_owned(), label(name))).into());
+    assert_eq!(
+        Directory::of(&[("f.yaml", &pod("a"))]).errors(),
+        ["f.yaml:3: Pod shop/a: metadata.namespace: there is no namespace \"shop\": declare it with kind: Namespace"]
+    );
+}
+
+#[test]
+fn a_directory_feeds_the_index_whole() {
+    let directory = Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", &pod("a")), ("c.yaml", POLICY)]);
+    let mut index = Index::new();
+    directory.good().feed(&mut index);
+    index.set_nodes(BTreeMap::new());
+    assert!(index.synced());
+    assert_eq!((index.model().pods.len(), index.model().policies.len()), (1, 1));
+    assert!(!directory.good().feed(&mut index), "nothing is different");
+    std::fs::remove_file(directory.path().join("c.yaml")).expect("the file is there");
+    assert!(directory.good().feed(&mut index));
+    assert_eq!((index.model().pods.len(), index.model().policies.len()), (1, 0));
+}
+
+#[test]
+fn what_the_api_server_sets_is_dropped() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop, uid: u, resourceVersion: '1', deletionTimestamp: '2026-01-01T00:00:00Z'}\n\
+                spec: {containers: [{name: c}]}\nstatus: {phase: Succeeded, podIPs: [{ip: 10.0.0.1}]}\n";
+    let mut index = Index::new();
+    Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", text)]).good().feed(&mut index);
+    assert_eq!(index.model().pods[&ObjectName::new("shop", "a")].addresses, []);
+    assert_eq!(index.pod_uid(&ObjectName::new("shop", "a")), None);
+}
+
+#[test]
+fn one_error_anywhere_and_nothing_is_taken_and_every_error_is_told() {
+    let bad = POLICY.replace("port: 80", "port: 70000");
+    let directory = Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", &bad), ("c.yaml", "a: [b"), ("d.yaml", &pod("ok"))]);
+    let errors = directory.errors();
+    assert_eq!(errors.len(), 2);
+    assert_eq!(errors[0], "b.yaml:13: NetworkPolicy shop/p: spec.ingress[0].ports[0].port: 70000 is no port: ports are 1 to 65535");
+    assert!(errors[1].starts_with("c.yaml:") && errors[1].contains("no valid YAML"), "{}", errors[1]);
+}
+
+#[test]
+fn a_syntax_error_names_file_and_line() {
+    let starts = |text: &str, place: &str| {
+        let errors = errors(text);
+        assert!(errors[0].starts_with(place), "{errors:?}");
+    };
+    starts("apiVersion: v1\nkind: Pod\n\tmetadata: {}\n", "f.yaml:3: no valid YAML");
+    starts("apiVersion: v1\nkind: Pod\nmetadata: {name: a\nspec: b\n", "f.yaml:4: no valid YAML");
+    starts("apiVersion: v1\nkind: \"Pod\n", "f.yaml:");
+    starts("- just\n- a list\n", "f.yaml:1: the document is no Kubernetes object: kind is missing");
+    starts("kind: Pod\n", "f.yaml:1: the document is no Kubernetes object: apiVersion is missing");
+    starts("apiVersion: v1\nkind: List\n", "f.yaml:1: the document is no Kubernetes object: items is missing");
+}
+
+#[test]
+fn two_objects_of_one_kind_and_name_are_refused_with_both_places() {
+    let twice = |text: &str| errors(&format!("{text}---\n{text}")).join("\n");
+    let directory = Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", &pod("a")), ("c.yaml", &pod("a"))]);
+    assert_eq!(directory.errors(), ["c.yaml:3: Pod shop/a: this name is taken already, at b.yaml:3"]);
+    assert!(twice(POLICY).starts_with("f.yaml:18: NetworkPolicy shop/p: this name is taken already, at f.yaml:5"), "{}", twice(POLICY));
+    let deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a, namespace: shop}\nspec:\n  selector: {matchLabels: {a: b}}\n  \
+                      template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c}]}}\n";
+    let directory = Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", &pod("a-0")), ("c.yaml", deployment)]);
+    assert_eq!(directory.errors(), ["c.yaml:3: Pod shop/a-0: this name is taken already, at b.yaml:3"]);
+}
+
+#[test]
+fn a_value_that_means_nothing_is_refused_with_its_line_and_field() {
+    let policy = |from: &str, to: &str, place: &str, message: &str| {
+        let error = error_of_policy(from, to);
+        let (line, field) = place.split_once(' ').expect("line and field");
+        assert!(error.starts_with(&format!("{line}: NetworkPolicy shop/p: {field}: ")) && error.contains(message), "{error}");
+    };
+    policy("port: 80", "port: 0", "13 spec.ingress[0].ports[0].port", "0 is no port");
+    policy("port: 80", "{port: 80, endPort: 79}", "13 spec.ingress[0].ports[0].endPort", "before its first port");
+    policy("port: 80", "protocol: TPC", "13 spec.ingress[0].ports[0].protocol", "no protocol \"TPC\"");
+    policy("port: 80", "port: '80'", "13 spec.ingress[0].ports[0].port", "a number is written without quotes");
+    policy("port: 80", "port: 80.5", "13 spec.ingress[0].ports[0].port", "invalid type");
+    policy("port: 80", "port: 99999999999", "13 spec.ingress[0].ports[0].port", "32-bit");
+    policy("    - podSelector:\n        matchLabels: {a: b}", "    - ipBlock:\n        cidr: 10.0.0.0/40", "11 spec.ingress[0].from[0].ipBlock.cidr", "no CIDR");
+    policy(
+        "    - podSelector:\n        matchLabels: {a: b}",
+        "    - ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/8]}",
+        "10 spec.ingress[0].from[0].ipBlock.except[0]",
+        "not a part of",
+    );
+    policy(
+        "matchLabels: {a: b}",
+        "matchExpressions:\n        - key: a\n          operator: Near\n",
+        "13 spec.ingress[0].from[0].podSelector.matchExpressions[0].operator",
+        "no operator \"Near\"",
+    );
+    policy(
+        "matchLabels: {a: b}",
+        "matchExpressions:\n        - {key: a, operator: In}\n",
+        "12 spec.ingress[0].from[0].podSelector.matchExpressions[0].values",
+        "In needs at least one value",
+    );
+    policy("    - podSelector:\n        matchLabels: {a: b}", "    - podSelector:", "10 spec.ingress[0].from[0]", "names nothing");
+    policy("  name: p", "  name: P_", "5 metadata.name", "no valid name");
+    policy("  name: p\n", "", "3 metadata.name", "is missing");
+}
+
+#[test]
+fn an_unknown_field_is_refused_because_a_typo_would_widen_the_policy() {
+    assert_eq!(error_of_policy("from:", "form:"), "9: NetworkPolicy shop/p: spec.ingress[0].form: there is no such field in NetworkPolicy");
+    assert_eq!(
+        error_of_policy("matchLabels", "matchLabel"),
+        "11: NetworkPolicy shop/p: spec.ingress[0].from[0].podSelector.matchLabel: there is no such field in NetworkPolicy"
+    );
+    let pod = pod("a").replace("namespace: shop", "namespace: shop, label: {a: b}");
+    assert_eq!(errors(&pod), ["f.yaml:3: Pod shop/a: metadata.label: there is no such field in Pod"]);
+}
+
+#[test]
+fn a_key_that_stands_twice_is_refused_because_one_would_replace_the_other() {
+    assert_eq!(
+        error_of_policy("matchLabels: {a: b}", "matchLabels: {a: b}\n        matchLabels: {c: d}"),
+        "12: \"matchLabels\" stands here a second time; the first is in line 11"
+    );
+}
+
+#[test]
+fn a_known_kind_of_another_version_is_refused_and_never_passed_over() {
+    assert_eq!(
+        error_of_policy("networking.k8s.io/v1", "extensions/v1beta1"),
+        "1: NetworkPolicy shop/p: apiVersion \"extensions/v1beta1\" of this kind is not known: write networking.k8s.io/v1"
+    );
+}
+
+#[test]
+fn plain_scalars_are_read_as_kubectl_reads_them() {
+    let label = |value: &str| error_of_policy("{a: b}", &format!("{{a: {value}}}"));
+    for value in ["yes", "On", "n", "true", "80", "1.5", "0x10", "1_000", "~"] {
+        assert!(label(value).starts_with("11: NetworkPolicy shop/p: spec.ingress[0].from[0].podSelector.matchLabels.a: invalid type"), "{value}");
+    }
+    for value in ["'yes'", "\"80\"", "!!str 80", "1.2.3", "v1", "0b", "2026-01-01"] {
+        let text = POLICY.replacen("{a: b}", &format!("{{a: {value}}}"), 1);
+        Directory::of(&[("a.yaml", NAMESPACE), ("f.yaml", &text)]).good();
+    }
+}
+
+#[test]
+fn anchors_are_read_and_cannot_blow_a_file_up() {
+    let text = POLICY.replace("podSelector: {}", "podSelector: &x {matchLabels: {a: b}}").replace("    - podSelector:\n        matchLabels: {a: b}", "    - podSelector: *x");
+    let policy = Directory::of(&[("a.yaml", NAMESPACE), ("f.yaml", &text)]).good().policies.remove(0);
+    let spec = policy.spec.expect("a spec");
+    let from = spec.ingress.expect("rules")[0].from.clone().expect("peers");
+    assert_eq!(from[0].pod_selector, spec.pod_selector);
+    let mut bomb = "a: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..10 {
+        let alias = format!("*a{}", level - 1);
+        bomb += &format!("b{level}: &a{level} [{}]\n", [alias.as_str(); 10].join(", "));
+    }
+    assert!(errors(&bomb)[0].contains("too large"), "{:?}", errors(&bomb));
+    assert!(errors(&("a: ".to_owned() + &"[".repeat(500)))[0].contains("f.yaml:1"), "too deep");
+    assert!(error_of_policy("matchLabels: {a: b}", "<<: {}").contains("merge keys"), "merge keys are not read");
+}
+
+#[test]
+fn a_directory_without_manifests_or_that_is_not_there_says_so() {
+    let directory = Directory::of(&[("notes.txt", "none")]);
+    assert!(directory.read().expect_err("refused").to_string().contains("holds no manifest"));
+    let missing = directory.path().join("missing");
+    assert!(read(&missing).expect_err("refused").to_string().contains("cannot be read: No such file"));
+    std::fs::write(directory.path().join("a.yaml"), [0xff, 0xfe, 0x00]).expect("a file");
+    assert_eq!(directory.errors(), ["a.yaml: is not UTF-8 text"]);
+}
+
+#[test]
+fn a_pod_needs_a_container() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\nspec: {containers: []}\n";
+    assert_eq!(errors(text), ["f.yaml:4: Pod shop/a: spec.containers: is missing"]);
+}
