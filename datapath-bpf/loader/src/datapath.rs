@@ -162,6 +162,16 @@ impl Datapath {
             .collect()
     }
 
+    /// The maps that rows are written to, and how many rows each has room for.
+    pub fn limits(&self) -> Vec<(&'static str, u32)> {
+        let mut limits = vec![(self.policy.name(), self.policy.max_entries()), self.ports.limit()];
+        limits.extend(self.addresses.limits());
+        limits.extend(self.prefixes.limits());
+        limits.push((self.endpoints.name(), self.endpoints.max_entries()));
+        limits.extend(self.local.limits());
+        limits
+    }
+
     /// The ring of events. Read it in one place only: all readers share one position.
     ///
     /// # Errors

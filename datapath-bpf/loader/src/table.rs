@@ -28,6 +28,10 @@ struct Identity {
 }
 
 impl Identity {
+    fn limit(&self) -> (&'static str, u32) {
+        (self.map, self.max_entries)
+    }
+
     fn error(&self, operation: &'static str, key: &dyn Debug, error: MapError) -> LoaderError {
         // A hash map answers E2BIG, a trie ENOSPC.
         if operation == "write" && matches!(os_error(&error), Some(E2BIG | ENOSPC)) {
@@ -153,6 +157,11 @@ impl<V: Cell> AddressTable<V> {
         Ok(Self { v4: Table::open(pin, v4)?, v6: Table::open(pin, v6)? })
     }
 
+    /// The names of both maps, and how many rows each has room for.
+    pub fn limits(&self) -> [(&'static str, u32); 2] {
+        [self.v4.identity.limit(), self.v6.identity.limit()]
+    }
+
     /// The row of an address, if there is one.
     ///
     /// # Errors
@@ -254,6 +263,11 @@ impl PrefixTable {
         Ok(Self { v4: Trie::open(pin, v4)?, v6: Trie::open(pin, v6)? })
     }
 
+    /// The names of both maps, and how many rows each has room for.
+    pub fn limits(&self) -> [(&'static str, u32); 2] {
+        [self.v4.identity.limit(), self.v6.identity.limit()]
+    }
+
     /// The row of exactly this prefix, if there is one. Reads the whole table: the kernel answers only with the
     /// longest prefix that contains one.
     ///
@@ -320,6 +334,11 @@ pub struct PortTable {
 impl PortTable {
     pub(crate) fn open(pin: &PinDir, map: &'static str) -> Result<Self, LoaderError> {
         Ok(Self { trie: Trie::open(pin, map)? })
+    }
+
+    /// The name of the map, and how many rows it has room for.
+    pub fn limit(&self) -> (&'static str, u32) {
+        self.trie.identity.limit()
     }
 
     /// The row of exactly this prefix, if there is one. Reads the whole map: the kernel answers only with the
