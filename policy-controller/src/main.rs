@@ -1,1 +1,176 @@
-fn main() {}
+//! `palisade-agent`: the node agent, and the installer of the CNI plugin.
+
+mod install;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use palisade_runtime::protocol::{DEFAULT_PIN_DIR, DEFAULT_RUN_DIR};
+use palisade_runtime::{AgentConfig, AgentError, Source};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The node agent of Palisade: keeps the kernel of this node enforcing the cluster's network policies.
+///
+/// Exit codes: 0 ended by SIGTERM or SIGINT; 1 a part of the agent died; 2 wrong arguments; 3 the run directory cannot be
+/// used; 4 another agent runs on it; 5 the metrics address cannot be used. What can pass by itself (no API server, no bpf
+/// file system) is no reason to end: `palisade status` and /readyz name it, and the agent tries again.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Run,
+    /// How to write the log.
+    #[arg(long, global = true, env = "PALISADE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the agent; what happens without a command, too.
+    Run(Run),
+    /// Makes a node ready for its agent: bpf file system, forwarding, CNI plugin and configuration.
+    InstallCni(install::Install),
+}
+
+#[derive(Args, Clone, Debug)]
+struct Run {
+    /// Read manifests from a directory instead of the API server; all pods in it are on this node.
+    #[arg(long, env = "PALISADE_DIRECTORY", value_name = "DIR", conflicts_with = "api_server")]
+    directory: Option<PathBuf>,
+    /// Name of this node.
+    #[arg(long, env = "NODE_NAME", default_value = "")]
+    node: String,
+    /// The run directory: node socket and endpoint records.
+    #[arg(long, env = "PALISADE_RUN_DIR", value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
+    run_dir: PathBuf,
+    /// A directory in a bpf file system: maps, programs and links.
+    #[arg(long, env = "PALISADE_PIN_DIR", value_name = "DIR", default_value = DEFAULT_PIN_DIR)]
+    pin_dir: PathBuf,
+    /// host:port of the API server; default: as the service account's environment or KUBECONFIG says.
+    #[arg(long, env = "PALISADE_API_SERVER", value_name = "ADDRESS")]
+    api_server: Option<String>,
+    /// Address and port of /metrics, /healthz and /readyz.
+    #[arg(long, env = "PALISADE_METRICS", value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
+    /// The node's pod ranges, one per family; default: spec.podCIDRs of the Node.
+    #[arg(long, env = "PALISADE_RANGES", value_name = "CIDR", value_delimiter = ',')]
+    ranges: Vec<IpNet>,
+    /// MTU of pod interfaces in bytes; default: that of the interface with the default route.
+    #[arg(long, env = "PALISADE_MTU", value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
+    mtu: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log(arguments.log_format);
+    match arguments.command {
+        Some(Command::InstallCni(install)) => match install::run(&install) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!("{error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Some(Command::Run(run)) => agent(run),
+        None => agent(arguments.run),
+    }
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn agent(run: Run) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(async { palisade_runtime::run(configuration(run), shutdown()?).await.map_err(anyhow::Error::from) }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(error.downcast_ref::<AgentError>().map_or(1, exit_code))
+        }
+    }
+}
+
+fn configuration(run: Run) -> AgentConfig {
+    let source = match run.directory {
+        Some(directory) => Source::Directory(directory),
+        None => Source::Kubernetes { server: run.api_server },
+    };
+    AgentConfig {
+        pin_dir: run.pin_dir,
+        run_dir: run.run_dir,
+        ranges: run.ranges,
+        mtu: run.mtu,
+        metrics: run.metrics,
+        ..AgentConfig::new(run.node, source)
+    }
+}
+
+/// Ready when the agent is told to end.
+fn shutdown() -> Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn exit_code(error: &AgentError) -> u8 {
+    match error {
+        AgentError::Ended { .. } => 1,
+        AgentError::Config(_) => 2,
+        AgentError::RunDir { .. } | AgentError::Socket { .. } => 3,
+        AgentError::Running(_) => 4,
+        AgentError::Metrics { .. } => 5,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_agent_runs_with_and_without_the_word_run() {
+        let bare = Arguments::try_parse_from(["palisade-agent", "--directory", "d", "--node", "n", "--ranges", "10.0.0.0/24,fd00::/64"]).unwrap();
+        assert!(bare.command.is_none());
+        assert_eq!(bare.run.ranges.len(), 2);
+        let word = Arguments::try_parse_from(["palisade-agent", "run", "--node=n", "--api-server=https://192.0.2.1:6443", "--log-format=json"]).unwrap();
+        assert!(matches!(word.command, Some(Command::Run(_))));
+    }
+
+    #[test]
+    fn a_directory_and_an_api_server_exclude_each_other() {
+        assert!(Arguments::try_parse_from(["palisade-agent", "--directory", "d", "--api-server", "a:1"]).is_err());
+    }
+}

@@ -1,0 +1,120 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod agent;
+mod config;
+mod error;
+mod event;
+mod explain;
+mod kernel;
+mod lock;
+mod metrics;
+mod node;
+mod problem;
+mod realise;
+mod reconcile;
+mod record;
+mod route;
+mod socket;
+mod source;
+mod state;
+mod status;
+
+pub use config::{AgentConfig, DEFAULT_MTU, DEFAULT_STATE_DIR, Source};
+pub use error::AgentError;
+pub use palisade_loader::Sizes;
+pub use palisade_protocol as protocol;
+pub use route::enable_forwarding;
+
+use agent::Agent;
+use kernel::{Kernel, KernelHandle};
+use lock::RunLock;
+use problem::Part;
+use socket::NodeSocket;
+use state::State;
+use std::convert::Infallible;
+use std::fmt::Display;
+use std::future::Future;
+use std::sync::Arc;
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+
+/// Runs an agent until `shutdown` is ready, or a part of it ends that never should.
+///
+/// All threads of the calling runtime must be in the network namespace of the node: interfaces, routes and settings are
+/// those of that namespace. Nothing is global, so many agents can run in one process, each with directories of its own.
+/// When it returns, or is dropped, what is pinned goes on enforcing.
+///
+/// # Errors
+/// What no waiting would mend: directories that cannot be used, another agent on them, an address that is taken, a
+/// configuration that makes no sense; [`AgentError::Ended`] for a part that died. Everything else is in the agent's status.
+pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+    check(&config)?;
+    let lock = RunLock::take(&config.run_dir)?;
+    let scrapes = match config.metrics {
+        Some(address) => Some(metrics::listen(address).await?),
+        None => None,
+    };
+    let state = Arc::new(State::new(config));
+    let run_dir = state.config.run_dir.clone();
+    let kernel = Kernel::new(Arc::clone(&state), lock).map_err(|error| AgentError::RunDir { path: run_dir, error })?;
+    let kernel = KernelHandle::new(kernel);
+    let socket = NodeSocket::bind(&state.config.socket())?;
+    let agent = Arc::new(Agent { state: Arc::clone(&state), kernel: kernel.clone(), reader: OnceCell::new() });
+    tracing::info!(node = state.config.node, source = %state.config.source, run_dir = %state.config.run_dir.display(), "palisade-agent runs");
+
+    if let Err(error) = route::enable_forwarding() {
+        state.problems.set(Part::Forwarding, format!("packets are not forwarded: {error}"));
+    }
+    let mut parts: JoinSet<AgentError> = JoinSet::new();
+    parts.spawn(forever("datapath", reconcile::datapath(Arc::clone(&state), kernel.clone())));
+    parts.spawn(forever("node socket", socket.serve(Arc::clone(&agent))));
+    if let Some(listener) = scrapes {
+        parts.spawn(forever("metrics server", metrics::serve(Arc::clone(&state), kernel, listener)));
+    }
+    match state.config.source.clone() {
+        Source::Kubernetes { server } => {
+            let (for_node, for_routes) = (Arc::clone(&state), Arc::clone(&state));
+            parts.spawn(forever("watches", async { Ok::<_, Infallible>(source::kubernetes::watch(agent, server).await) }));
+            parts.spawn(forever("node watch", async { Ok::<_, Infallible>(node::follow(for_node).await) }));
+            parts.spawn(forever("routes", async { Ok::<_, Infallible>(route::follow(for_routes).await) }));
+        }
+        Source::Directory(directory) => {
+            let for_node = Arc::clone(&state);
+            parts.spawn(forever("directory watch", async { Ok::<_, Infallible>(source::directory::follow(state, directory).await) }));
+            parts.spawn(forever("node watch", async { Ok::<_, Infallible>(node::follow(for_node).await) }));
+        }
+    }
+    // Dropping the set on the way out ends every part.
+    tokio::select! {
+        () = shutdown => {
+            tracing::info!("palisade-agent ends; what is pinned goes on enforcing");
+            Ok(())
+        }
+        Some(ended) = parts.join_next() => Err(ended.unwrap_or_else(|error| AgentError::Ended { part: "task", reason: error.to_string() })),
+    }
+}
+
+fn check(config: &AgentConfig) -> Result<(), AgentError> {
+    if config.node.is_empty() {
+        return Err(AgentError::Config("the node's name is missing: --node, or NODE_NAME from the field spec.nodeName".to_owned()));
+    }
+    let ranges = |ipv6: bool| config.ranges.iter().filter(|range| range.addr().is_ipv6() == ipv6).count();
+    if ranges(false) > 1 || ranges(true) > 1 {
+        return Err(AgentError::Config("--ranges takes at most one range per family".to_owned()));
+    }
+    if matches!(config.source, Source::Directory(_)) && config.ranges.is_empty() {
+        return Err(AgentError::Config("with --directory the node's pod ranges are needed: --ranges 10.0.0.0/24,fd00::/64".to_owned()));
+    }
+    Ok(())
+}
+
+/// Turns a part that should run for ever into the error that its end is.
+async fn forever<T, E: Display>(part: &'static str, work: impl Future<Output = Result<T, E>>) -> AgentError {
+    let reason = match work.await {
+        Ok(_) => "it came to an end".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    tracing::error!(part, reason, "a part of the agent ended");
+    AgentError::Ended { part, reason }
+}

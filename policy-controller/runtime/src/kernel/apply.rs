@@ -1,0 +1,140 @@
+//! A change of the model, put into the kernel.
+
+use super::{Good, Kernel, KernelError, chain, pod_name};
+use palisade_datapath_core::abi::{Endpoint, SUBJECT_NONE};
+use palisade_policy::model::{Model, ObjectName};
+use palisade_policy::{Compiled, Plan, Step, plan};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Kernel {
+    /// Puts the model of what is known now into the kernel.
+    ///
+    /// A write that fails ends the change: endpoints keep their subjects, the last model that was whole in the kernel is
+    /// put back, and the error is for the caller to show and to try again.
+    ///
+    /// # Errors
+    /// The datapath is not open, not everything was read yet, or a write failed.
+    pub fn reconcile(&mut self) -> Result<(), KernelError> {
+        let model = {
+            let index = self.state.index();
+            let missing = index.not_synced();
+            if !missing.is_empty() {
+                let kinds: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                return Err(KernelError::NotSynced(format!("all objects of {} are still to be listed", kinds.join(", "))));
+            }
+            Arc::new(index.model())
+        };
+        let local = self.local();
+        let began = Instant::now();
+        match self.apply(&model, &local) {
+            Ok(rows_changed) => {
+                self.good = Some(Good { model, local });
+                self.state.metrics.reconciled(began.elapsed(), rows_changed);
+                if rows_changed > 0 {
+                    tracing::debug!(rows_changed, duration = ?began.elapsed(), "the model is in the kernel");
+                }
+                if self.incomplete {
+                    self.complete_endpoints()?;
+                }
+                self.publish()
+            }
+            Err(error) => {
+                self.state.metrics.reconcile_failed();
+                self.put_back();
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the writes from what the maps hold to what the model wants. Returns how many there were.
+    fn apply(&mut self, model: &Model, local: &BTreeSet<ObjectName>) -> Result<usize, KernelError> {
+        let old = match self.applied.take() {
+            Some(applied) => applied,
+            None => Arc::new(self.read_back()?),
+        };
+        let Plan { steps, next } = plan(&old, model, local, &mut self.numbering.numbers);
+        // Before the first row: a restarted agent must know every number that it may meet.
+        if let Err(error) = self.numbering.save() {
+            self.applied = Some(old);
+            return Err(error.into());
+        }
+        for step in &steps {
+            self.make(step)?;
+        }
+        self.applied = Some(Arc::new(next));
+        Ok(steps.len())
+    }
+
+    /// Makes one write.
+    fn make(&mut self, step: &Step) -> Result<(), KernelError> {
+        if let Step::Flip { pod, subject } = step {
+            return self.flip(pod, *subject);
+        }
+        let datapath = self.datapath()?;
+        match step {
+            Step::WritePort { key, length, entry } => datapath.ports.insert(&(*key, *length), entry)?,
+            Step::WritePolicy { key, entry } => datapath.policy.insert(key, entry)?,
+            Step::WritePrefix { prefix, identity } => datapath.prefixes.insert(prefix, identity)?,
+            Step::WriteAddress { address, identity } => datapath.addresses.insert(address, identity)?,
+            Step::Flip { .. } => {}
+            Step::BumpEpoch => drop(datapath.bump_epoch()?),
+            Step::RemoveAddress(address) => drop(datapath.addresses.remove(address)?),
+            Step::RemovePrefix(prefix) => drop(datapath.prefixes.remove(prefix)?),
+            Step::RemovePolicy(key) => drop(datapath.policy.remove(key)?),
+            Step::RemovePort(key, length) => drop(datapath.ports.remove(&(*key, *length))?),
+        }
+        Ok(())
+    }
+
+    /// Gives every endpoint of a pod another subject: each one map write, by which the change takes effect.
+    fn flip(&mut self, pod: &ObjectName, subject: u32) -> Result<(), KernelError> {
+        let attachments: Vec<_> = self.endpoints.iter().filter(|(_, endpoint)| pod_name(&endpoint.spec) == *pod).map(|(name, _)| name.clone()).collect();
+        for attachment in attachments {
+            let index = self.endpoints[&attachment].spec.host_index;
+            let datapath = self.datapath()?;
+            // An endpoint that is just being realised has no row yet; it gets one with this subject at the end.
+            if let Some(row) = datapath.endpoints.get(&index)? {
+                datapath.endpoints.insert(&index, &Endpoint { subject, ..row })?;
+            }
+            if let Some(endpoint) = self.endpoints.get_mut(&attachment) {
+                endpoint.subject = subject;
+            }
+        }
+        Ok(())
+    }
+
+    /// After a change that failed: takes what it had written away again, as far as the kernel lets us, so that what is
+    /// enforced, shown and explained is the last good model. Every state on the way has the old verdicts or the new ones.
+    fn put_back(&mut self) {
+        if self.applied.is_some() {
+            return;
+        }
+        let Some(good) = &self.good else { return };
+        let (model, local) = (Arc::clone(&good.model), good.local.clone());
+        if let Err(error) = self.apply(&model, &local) {
+            tracing::warn!(error = chain(&error), "what a failed change had written is still there; it is read back at the next change");
+        }
+    }
+
+    /// What the maps hold.
+    pub(super) fn read_back(&mut self) -> Result<Compiled, KernelError> {
+        let endpoints: Vec<_> = self.endpoints.values().map(|endpoint| (pod_name(&endpoint.spec), endpoint.spec.host_index)).collect();
+        let datapath = self.datapath()?;
+        let mut subjects: BTreeMap<ObjectName, u32> = BTreeMap::new();
+        for (pod, index) in endpoints {
+            let Some(row) = datapath.endpoints.get(&index)? else { continue };
+            // Two endpoints of one pod that differ: the flip was cut short. No number is right for both, so they are flipped again.
+            subjects.entry(pod).and_modify(|known| if *known != row.subject { *known = SUBJECT_NONE }).or_insert(row.subject);
+        }
+        Ok(Compiled {
+            universe: BTreeSet::new(),
+            subjects,
+            addresses: datapath.addresses.rows()?,
+            prefixes: datapath.prefixes.rows()?,
+            policy: datapath.policy.rows()?,
+            ports: datapath.ports.rows()?,
+        })
+    }
+}

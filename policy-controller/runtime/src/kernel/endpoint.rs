@@ -1,0 +1,249 @@
+//! Endpoints: realised, released, compared.
+
+use super::takeover::{is_there, links};
+use super::{Kernel, KernelError, chain, pod_name};
+use crate::state::Realised;
+use palisade_cni::link::MacAddress;
+use palisade_datapath_core::abi::{Direction, Endpoint, IDENTITY_ANY, LocalPod, PolicyKey, SUBJECT_NONE};
+use palisade_loader::endpoint_attached;
+use palisade_protocol::{Attachment, EndpointSpec};
+use std::net::IpAddr;
+
+impl Kernel {
+    /// Puts everything that polices an endpoint into the kernel: the rows of its policy first, the endpoint's own row
+    /// last. Returns when all of it is there; undone when a part fails. A further call for the same attachment is fine.
+    ///
+    /// # Errors
+    /// The interface is not as said or has no programs; not everything was read yet; a write failed.
+    pub fn realise(&mut self, spec: EndpointSpec) -> Result<(), KernelError> {
+        self.datapath()?;
+        let rows = Rows::of(&spec)?;
+        self.check_wiring(&spec)?;
+        self.make_room(&spec)?;
+        // The record before the rows: what a killed agent leaves behind is known to the next, which sweeps it or finishes it.
+        self.records.write(&spec)?;
+        let attachment = spec.attachment.clone();
+        self.endpoints.insert(attachment.clone(), Realised { spec: spec.clone(), subject: SUBJECT_NONE });
+        self.tell_addresses(&spec);
+        let written = self.reconcile().and_then(|()| self.write_rows(&spec, &rows));
+        if let Err(error) = written {
+            if let Err(undo) = self.release(&attachment) {
+                tracing::warn!(error = chain(&undo), pod = %pod_name(&spec), "an endpoint that failed could not be undone at once");
+            }
+            return Err(error);
+        }
+        self.publish()
+    }
+
+    /// Makes sure that the rows of every endpoint are there: those that an agent was killed before are written now.
+    ///
+    /// # Errors
+    /// A write failed.
+    pub(super) fn complete_endpoints(&mut self) -> Result<(), KernelError> {
+        let mut unknown = false;
+        for spec in self.endpoints.values().map(|endpoint| endpoint.spec.clone()).collect::<Vec<_>>() {
+            let rows = Rows::of(&spec)?;
+            match self.differences(&spec, &rows) {
+                Ok(differences) if differences.is_empty() => {}
+                // A pod that the source does not know (any more, or yet) has no subject: its row, if it has one, is closed.
+                Err(KernelError::PodGone(_)) => unknown = true,
+                Err(error) => return Err(error),
+                Ok(differences) => {
+                    tracing::info!(pod = %pod_name(&spec), differences = differences.join(", "), "completing an endpoint");
+                    self.write_rows(&spec, &rows)?;
+                }
+            }
+        }
+        self.incomplete = unknown;
+        Ok(())
+    }
+
+    /// Forgets an endpoint: closed first, then its addresses, then its record. Fine when it is unknown.
+    ///
+    /// # Errors
+    /// A row or the record could not be removed. What is left is swept when the agent starts again.
+    pub fn release(&mut self, attachment: &Attachment) -> Result<(), KernelError> {
+        let Some(endpoint) = self.endpoints.get(attachment) else {
+            self.records.remove(attachment)?;
+            return Ok(());
+        };
+        let spec = endpoint.spec.clone();
+        if let Some(datapath) = &mut self.datapath {
+            datapath.endpoints.remove(&spec.host_index)?;
+            for address in &spec.addresses {
+                // A late DEL: the address may be another pod's by now.
+                if datapath.local.get(address)?.is_some_and(|row| row.ifindex == spec.host_index) {
+                    datapath.local.remove(address)?;
+                }
+            }
+            datapath.bump_epoch()?;
+        }
+        self.endpoints.remove(attachment);
+        self.records.remove(attachment)?;
+        let pod = pod_name(&spec);
+        let other = self.endpoints.values().find(|endpoint| pod_name(&endpoint.spec) == pod).map(|endpoint| endpoint.spec.clone());
+        match other {
+            Some(other) => self.tell_addresses(&other),
+            None => self.state.change(|index| {
+                index.clear_local_addresses(&pod, spec.uid.as_deref());
+                // One subject less, whether or not an address changed.
+                true
+            }),
+        }
+        self.publish()
+    }
+
+    /// Compares what the kernel holds for an endpoint with what should be there.
+    ///
+    /// # Errors
+    /// [`KernelError::Unknown`], [`KernelError::Differs`] with every difference.
+    pub fn check(&mut self, attachment: &Attachment) -> Result<(), KernelError> {
+        let Some(endpoint) = self.endpoints.get(attachment) else { return Err(KernelError::Unknown(attachment.clone())) };
+        let spec = endpoint.spec.clone();
+        self.check_wiring(&spec).map_err(|error| KernelError::Differs(error.to_string()))?;
+        let differences = self.differences(&spec, &Rows::of(&spec)?)?;
+        if differences.is_empty() { Ok(()) } else { Err(KernelError::Differs(differences.join("; "))) }
+    }
+
+    /// Releases endpoints whose interfaces vanished without a DEL, so that nothing stays open for an index that is given anew.
+    ///
+    /// # Errors
+    /// The interfaces cannot be listed, or a row cannot be removed.
+    pub fn release_vanished(&mut self) -> Result<(), KernelError> {
+        let vanished = self.vanished()?;
+        let gone: Vec<Attachment> =
+            self.endpoints.iter().filter(|(_, endpoint)| vanished.contains(&endpoint.spec.host_index)).map(|(name, _)| name.clone()).collect();
+        for attachment in gone {
+            tracing::info!(container = attachment.container_id, "the endpoint's interface is gone: released");
+            self.release(&attachment)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the index the addresses of an endpoint.
+    pub(super) fn tell_addresses(&self, spec: &EndpointSpec) {
+        self.state.change(|index| index.set_local_addresses(&pod_name(spec), spec.uid.as_deref(), spec.addresses.clone()));
+    }
+
+    /// Whether the interface is the one that was said, and every packet of it meets the programs.
+    fn check_wiring(&self, spec: &EndpointSpec) -> Result<(), KernelError> {
+        let links = links()?;
+        if !is_there(spec, &links) {
+            let found = links.get(&spec.host_index).map_or_else(
+                || "there is none of this index".to_owned(),
+                |link| format!("it is {} with {}", link.name, link.mac.map_or_else(|| "no hardware address".to_owned(), |mac| mac.to_string())),
+            );
+            return Err(KernelError::Invalid(format!(
+                "interface {} with index {} and hardware address {} is not on this node: {found}",
+                spec.host_interface, spec.host_index, spec.host_mac
+            )));
+        }
+        if !endpoint_attached(&self.pin, &spec.host_interface, spec.host_index)? {
+            return Err(KernelError::Invalid(format!("interface {} does not have the programs attached", spec.host_interface)));
+        }
+        Ok(())
+    }
+
+    /// Refuses an index or address that another endpoint has, unless that one's interface is gone.
+    fn make_room(&mut self, spec: &EndpointSpec) -> Result<(), KernelError> {
+        let in_the_way = |endpoint: &&Realised| {
+            let other = &endpoint.spec;
+            other.attachment != spec.attachment
+                && (other.host_index == spec.host_index || other.addresses.iter().any(|address| spec.addresses.contains(address)))
+        };
+        if self.endpoints.values().any(|endpoint| in_the_way(&endpoint)) {
+            self.release_vanished()?;
+        }
+        if let Some(other) = self.endpoints.values().find(in_the_way) {
+            return Err(KernelError::Invalid(format!(
+                "an address or the interface is already that of pod {} (container {}): DEL that one first",
+                pod_name(&other.spec),
+                other.spec.attachment.container_id
+            )));
+        }
+        // The same attachment anew, with another index or other addresses: the old rows must not stay.
+        if self.endpoints.get(&spec.attachment).is_some_and(|known| known.spec != *spec) {
+            self.release(&spec.attachment)?;
+        }
+        Ok(())
+    }
+
+    /// The subject of an endpoint's pod, once its rows and its addresses' are in the kernel.
+    fn subject(&self, spec: &EndpointSpec) -> Result<u32, KernelError> {
+        let pod = pod_name(spec);
+        let applied = self.applied.as_ref();
+        let subject = applied.and_then(|applied| applied.subjects.get(&pod)).copied();
+        let owns = |address: &IpAddr| {
+            self.good.as_ref().and_then(|good| good.model.pods.get(&pod)).is_some_and(|pod| pod.addresses.contains(address))
+        };
+        match subject {
+            Some(subject) if subject != SUBJECT_NONE && spec.addresses.iter().all(owns) => Ok(subject),
+            _ => Err(KernelError::PodGone(pod)),
+        }
+    }
+
+    /// Writes where the endpoint is reached, then its own row, which opens it; then flows are judged again.
+    fn write_rows(&mut self, spec: &EndpointSpec, rows: &Rows) -> Result<(), KernelError> {
+        let subject = self.subject(spec)?;
+        let datapath = self.datapath()?;
+        for address in &spec.addresses {
+            datapath.local.insert(address, &rows.local)?;
+        }
+        datapath.endpoints.insert(&spec.host_index, &Endpoint { subject, ..rows.endpoint })?;
+        datapath.bump_epoch()?;
+        if let Some(endpoint) = self.endpoints.get_mut(&spec.attachment) {
+            endpoint.subject = subject;
+        }
+        Ok(())
+    }
+
+    /// What of an endpoint the kernel does not hold as it should, in words.
+    fn differences(&mut self, spec: &EndpointSpec, rows: &Rows) -> Result<Vec<String>, KernelError> {
+        let subject = self.subject(spec)?;
+        let identities: Vec<_> = {
+            let applied = self.applied.as_ref();
+            spec.addresses.iter().map(|address| (*address, applied.and_then(|applied| applied.addresses.get(address)).copied())).collect()
+        };
+        let datapath = self.datapath()?;
+        let mut differences = Vec::new();
+        let mut compare = |what: String, same: bool| {
+            if !same {
+                differences.push(what);
+            }
+        };
+        let wanted = Endpoint { subject, ..rows.endpoint };
+        compare("the endpoint's row".to_owned(), datapath.endpoints.get(&spec.host_index)? == Some(wanted));
+        for (address, identity) in identities {
+            compare(format!("the local row of {address}"), datapath.local.get(&address)? == Some(rows.local));
+            compare(format!("the identity of {address}"), datapath.addresses.get(&address)? == identity && identity.is_some());
+        }
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let row = datapath.policy.get(&PolicyKey::new(subject, direction, IDENTITY_ANY))?;
+            compare(format!("the {} rows of its policy", palisade_policy::reason::direction_name(direction)), row.is_some());
+        }
+        Ok(differences)
+    }
+}
+
+/// The rows of an endpoint, but for its subject.
+struct Rows {
+    endpoint: Endpoint,
+    local: LocalPod,
+}
+
+impl Rows {
+    fn of(spec: &EndpointSpec) -> Result<Self, KernelError> {
+        let mac = |text: &str| -> Result<[u8; 6], KernelError> {
+            text.parse::<MacAddress>().map(|mac| mac.0).map_err(|error| KernelError::Invalid(error.to_string()))
+        };
+        let (pod_mac, host_mac) = (mac(&spec.pod_mac)?, mac(&spec.host_mac)?);
+        let mut endpoint = Endpoint { subject: SUBJECT_NONE, pod_mac, host_mac, ..Endpoint::default() };
+        for address in &spec.addresses {
+            match address {
+                IpAddr::V4(address) => endpoint.ipv4 = address.octets(),
+                IpAddr::V6(address) => endpoint.ipv6 = address.octets(),
+            }
+        }
+        Ok(Self { endpoint, local: LocalPod { ifindex: spec.host_index, pod_mac, host_mac } })
+    }
+}

@@ -1,0 +1,264 @@
+//! The one writer of the maps: rows, endpoints, and what is remembered of them in the run directory.
+//!
+//! Everything here is synchronous and blocks (BPF system calls, files, netlink); [`KernelHandle::run`] keeps it off
+//! the threads of the asynchronous part, one operation at a time.
+
+mod apply;
+mod endpoint;
+mod numbering;
+mod takeover;
+
+use crate::lock::RunLock;
+use crate::record::Records;
+use crate::state::{MapSize, Published, Realised, State};
+use numbering::Numbering;
+use palisade_cni::link::LinkError;
+use palisade_datapath_core::abi::{Counter, Outcome, map};
+use palisade_loader::{Datapath, EventRing, LoaderError, PinDir};
+use palisade_policy::Compiled;
+use palisade_policy::model::{Model, ObjectName};
+use palisade_protocol::Attachment;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+
+/// Why the kernel does not hold what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The datapath is not open.
+    #[error("the programs are not loaded: {0}")]
+    Closed(String),
+    /// Not everything was read yet.
+    #[error("not everything has been read yet: {0}")]
+    NotSynced(String),
+    /// A BPF operation failed.
+    #[error("{}", chain(.0))]
+    Loader(#[from] LoaderError),
+    /// A file in the run directory could not be read or written.
+    #[error("cannot write to the run directory: {0}")]
+    Run(#[from] std::io::Error),
+    /// The kernel could not be asked about interfaces.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The endpoint cannot be realised as it was asked.
+    #[error("{0}")]
+    Invalid(String),
+    /// The pod went away, or lost its addresses to another, while it was realised.
+    #[error("pod {0} is not known any more")]
+    PodGone(ObjectName),
+    /// No such endpoint.
+    #[error("there is no endpoint {} of container {}", .0.interface, .0.container_id)]
+    Unknown(Attachment),
+    /// What the kernel holds is not what should be there.
+    #[error("the kernel differs from what should be there: {0}")]
+    Differs(String),
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// The way to the [`Kernel`] for asynchronous callers.
+#[derive(Clone, Debug)]
+pub struct KernelHandle(Arc<Mutex<Kernel>>);
+
+impl KernelHandle {
+    /// A handle of a kernel that is not open yet.
+    pub fn new(kernel: Kernel) -> Self {
+        Self(Arc::new(Mutex::new(kernel)))
+    }
+
+    /// Runs `work` on a thread that may block, after what was asked before.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce(&mut Kernel) -> T + Send + 'static) -> T {
+        let kernel = Arc::clone(&self.0);
+        let work = move || work(&mut kernel.lock().expect("no holder of this lock panics"));
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // Cancelled: the runtime ends, and with it whoever waits.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// What the agent has in the kernel and in its run directory.
+pub struct Kernel {
+    state: Arc<State>,
+    pin: PinDir,
+    records: Records,
+    numbering: Numbering,
+    datapath: Option<Datapath>,
+    endpoints: BTreeMap<Attachment, Realised>,
+    /// What the maps hold; `None` when it must be read back first.
+    applied: Option<Arc<Compiled>>,
+    /// Whether rows of endpoints may be missing that an earlier agent was killed before it wrote.
+    incomplete: bool,
+    /// What was compiled into them.
+    good: Option<Good>,
+    /// Held as long as anybody may write: an operation outlives the task that asked for it.
+    _lock: RunLock,
+}
+
+/// The last model that is whole in the kernel.
+struct Good {
+    model: Arc<Model>,
+    local: BTreeSet<ObjectName>,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("pin", &self.pin).field("endpoints", &self.endpoints.len()).finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// The kernel's side of an agent, with nothing open yet.
+    ///
+    /// # Errors
+    /// The run directory cannot be written.
+    pub fn new(state: Arc<State>, lock: RunLock) -> std::io::Result<Self> {
+        let records = Records::open(state.config.records())?;
+        let numbering = Numbering::new(state.config.numbers());
+        let pin = PinDir::new(&state.config.pin_dir);
+        Ok(Self {
+            state,
+            pin,
+            records,
+            numbering,
+            datapath: None,
+            endpoints: BTreeMap::new(),
+            applied: None,
+            incomplete: false,
+            good: None,
+            _lock: lock,
+        })
+    }
+
+    /// Loads the programs, takes over what an earlier agent has pinned, and sweeps what belongs to nobody. What is
+    /// pinned goes on enforcing whether or not this succeeds.
+    ///
+    /// # Errors
+    /// No bpffs, no way to attach, no permission, foreign layouts; files of the run directory.
+    pub fn open(&mut self) -> Result<EventRing, KernelError> {
+        let mut datapath = Datapath::open(&self.pin, &self.state.config.sizes)?;
+        // An agent that was killed may have left it on.
+        datapath.observe_allowed(false)?;
+        let ring = datapath.events()?;
+        self.datapath = Some(datapath);
+        let taken = self.take_over();
+        if taken.is_err() {
+            self.datapath = None;
+        }
+        taken?;
+        self.publish()?;
+        Ok(ring)
+    }
+
+    /// Switches events of allowed flows. Without a datapath there is nothing to switch.
+    pub fn observe_allowed(&mut self, on: bool) -> Result<(), KernelError> {
+        if let Some(datapath) = &mut self.datapath {
+            datapath.observe_allowed(on)?;
+        }
+        Ok(())
+    }
+
+    /// Packets by outcome; none while the datapath is not open.
+    pub fn counters(&self) -> Vec<(Outcome, Counter)> {
+        let counters = self.datapath.as_ref().map(Datapath::counters).transpose();
+        counters.unwrap_or_else(|error| {
+            tracing::error!(error = chain(&error), "the counters cannot be read");
+            None
+        })
+        .unwrap_or_default()
+    }
+
+    /// Removes connections that have expired, endpoints whose interfaces vanished without a DEL, and pins of such.
+    pub fn sweep(&mut self) -> Result<(), KernelError> {
+        if let Some(datapath) = &mut self.datapath {
+            let expired = datapath.sweep_connections()?;
+            self.state.metrics.connections_expired(expired);
+            self.sweep_pins()?;
+        }
+        Ok(())
+    }
+
+    fn datapath(&mut self) -> Result<&mut Datapath, KernelError> {
+        let problem = || self.state.problems.of(crate::problem::Part::Datapath).unwrap_or_else(|| "not opened yet".to_owned());
+        self.datapath.as_mut().ok_or_else(|| KernelError::Closed(problem()))
+    }
+
+    /// The pods that have endpoints on this node.
+    fn local(&self) -> BTreeSet<ObjectName> {
+        self.endpoints.values().map(|endpoint| pod_name(&endpoint.spec)).collect()
+    }
+
+    /// Tells everybody what is in the kernel now.
+    fn publish(&self) -> Result<(), KernelError> {
+        let Some(datapath) = &self.datapath else { return Ok(()) };
+        let before = self.state.published();
+        let (model, reconciled) = match &self.good {
+            Some(good) => (Arc::clone(&good.model), true),
+            None => (Arc::clone(&before.model), false),
+        };
+        let compiled = self.applied.clone().unwrap_or_default();
+        let names = if Arc::ptr_eq(&model, &before.model) { Arc::clone(&before.names) } else { Arc::new(names(&model)) };
+        self.state.publish(Published {
+            reconciled,
+            attach: Some(datapath.attach_kind()),
+            epoch: datapath.epoch()?,
+            sizes: sizes(datapath, &compiled, &self.endpoints),
+            model,
+            compiled,
+            numbers: self.numbering.shared(),
+            endpoints: self.endpoints.clone(),
+            names,
+        });
+        Ok(())
+    }
+}
+
+/// The pod of an endpoint.
+pub fn pod_name(spec: &palisade_protocol::EndpointSpec) -> ObjectName {
+    ObjectName::new(&spec.namespace, &spec.pod)
+}
+
+/// Whose an address is, as events show it.
+fn names(model: &Model) -> BTreeMap<IpAddr, String> {
+    let mut names = BTreeMap::new();
+    for node in model.nodes.values() {
+        names.extend(node.addresses.iter().map(|address| (*address, "node".to_owned())));
+    }
+    for (name, pod) in &model.pods {
+        names.extend(pod.addresses.iter().map(|address| (*address, name.to_string())));
+    }
+    names
+}
+
+fn sizes(datapath: &Datapath, compiled: &Compiled, endpoints: &BTreeMap<Attachment, Realised>) -> Vec<MapSize> {
+    let v4 = compiled.addresses.keys().filter(|address| address.is_ipv4()).count();
+    let prefixes_v4 = compiled.prefixes.keys().filter(|prefix| prefix.addr().is_ipv4()).count();
+    let local_v4 = endpoints.values().filter(|endpoint| endpoint.spec.addresses.iter().any(IpAddr::is_ipv4)).count();
+    let local_v6 = endpoints.values().filter(|endpoint| endpoint.spec.addresses.iter().any(IpAddr::is_ipv6)).count();
+    let rows = |name: &str| match name {
+        map::POLICY => compiled.policy.len(),
+        map::PORTS => compiled.ports.len(),
+        map::ADDRESS_V4 => v4,
+        map::ADDRESS_V6 => compiled.addresses.len() - v4,
+        map::PREFIX_V4 => prefixes_v4,
+        map::PREFIX_V6 => compiled.prefixes.len() - prefixes_v4,
+        map::LOCAL_V4 => local_v4,
+        map::LOCAL_V6 => local_v6,
+        _ => endpoints.len(),
+    };
+    datapath.limits().into_iter().map(|(map, limit)| MapSize { map, rows: rows(map), limit }).collect()
+}

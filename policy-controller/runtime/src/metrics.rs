@@ -1,0 +1,231 @@
+//! What the agent counts, and the HTTP server that shows it.
+
+use crate::error::AgentError;
+use crate::kernel::KernelHandle;
+use crate::state::State;
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use palisade_datapath_core::abi::{Counter as PacketCounter, Outcome};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// Upper bounds of the buckets of a change's duration, in seconds.
+const RECONCILE_BUCKETS: [f64; 11] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0];
+
+/// What the agent counts.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    packets: Family<OutcomeLabels, Counter>,
+    bytes: Family<OutcomeLabels, Counter>,
+    rows: Family<MapLabels, Gauge>,
+    limits: Family<MapLabels, Gauge>,
+    endpoints: Gauge,
+    identities: Gauge,
+    subjects: Gauge,
+    refused: Gauge,
+    ready: Gauge,
+    epoch: Gauge,
+    reconciles: Histogram,
+    reconcile_failures: Counter,
+    rows_changed: Counter,
+    events_suppressed: Counter,
+    events_lost: Counter,
+    watch_restarts: Family<KindLabels, Counter>,
+    expired: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: String,
+    passes: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MapLabels {
+    map: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: String,
+}
+
+impl Metrics {
+    /// Everything at zero.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("palisade"),
+            packets: Family::default(),
+            bytes: Family::default(),
+            rows: Family::default(),
+            limits: Family::default(),
+            endpoints: Gauge::default(),
+            identities: Gauge::default(),
+            subjects: Gauge::default(),
+            refused: Gauge::default(),
+            ready: Gauge::default(),
+            epoch: Gauge::default(),
+            reconciles: Histogram::new(RECONCILE_BUCKETS),
+            reconcile_failures: Counter::default(),
+            rows_changed: Counter::default(),
+            events_suppressed: Counter::default(),
+            events_lost: Counter::default(),
+            watch_restarts: Family::default(),
+            expired: Counter::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("packets", "Packets by what became of them", self.packets.clone());
+        registry.register_with_unit("traffic", "Bytes of packets by what became of them", Unit::Bytes, self.bytes.clone());
+        registry.register("map_rows", "Rows in a BPF map that the agent writes", self.rows.clone());
+        registry.register("map_limit", "Rows that a BPF map has room for", self.limits.clone());
+        registry.register("endpoints", "Pod interfaces on this node", self.endpoints.clone());
+        registry.register("identities", "Identities in use on this node", self.identities.clone());
+        registry.register("subjects", "Distinct effective policies on this node", self.subjects.clone());
+        registry.register("refused_objects", "Objects that could not be used as they are", self.refused.clone());
+        registry.register("ready", "1 when everything was read and is in the kernel", self.ready.clone());
+        registry.register("policy_epoch", "Moves with every change that could alter a verdict", self.epoch.clone());
+        registry.register_with_unit("reconcile", "Time from a changed model to its rows in the kernel", Unit::Seconds, self.reconciles.clone());
+        registry.register("reconcile_failures", "Changes that could not be put into the kernel", self.reconcile_failures.clone());
+        registry.register("rows_changed", "Rows written and removed", self.rows_changed.clone());
+        registry.register("events_suppressed", "Events that the datapath's rate limit swallowed", self.events_suppressed.clone());
+        registry.register("events_lost", "Events that observers were too slow for", self.events_lost.clone());
+        registry.register("watch_restarts", "Watches of the API server that broke off", self.watch_restarts.clone());
+        registry.register("connections_expired", "Connections that the sweep removed", self.expired.clone());
+    }
+
+    /// A change was put into the kernel.
+    pub fn reconciled(&self, duration: Duration, rows_changed: usize) {
+        self.reconciles.observe(duration.as_secs_f64());
+        self.rows_changed.inc_by(rows_changed as u64);
+    }
+
+    /// A change could not be put into the kernel.
+    pub fn reconcile_failed(&self) {
+        self.reconcile_failures.inc();
+    }
+
+    /// The datapath's rate limit swallowed events.
+    pub fn events_suppressed(&self, count: u64) {
+        self.events_suppressed.inc_by(count);
+    }
+
+    /// An observer was too slow for events.
+    pub fn events_lost(&self, count: u64) {
+        self.events_lost.inc_by(count);
+    }
+
+    /// A watch of the API server broke off.
+    pub fn watch_restarted(&self, kind: &'static str) {
+        self.watch_restarts.get_or_create(&KindLabels { kind: kind.to_owned() }).inc();
+    }
+
+    /// The sweep removed connections.
+    pub fn connections_expired(&self, count: usize) {
+        self.expired.inc_by(count as u64);
+    }
+
+    /// The text that Prometheus reads.
+    fn text(&self, state: &State, counters: &[(Outcome, PacketCounter)]) -> Result<String, std::fmt::Error> {
+        for (outcome, counter) in counters {
+            let labels = OutcomeLabels { outcome: outcome.name().to_owned(), passes: outcome.passes().to_string() };
+            self.packets.get_or_create(&labels).inner().store(counter.packets, Ordering::Relaxed);
+            self.bytes.get_or_create(&labels).inner().store(counter.bytes, Ordering::Relaxed);
+        }
+        let published = state.published();
+        for size in &published.sizes {
+            let labels = MapLabels { map: size.map.to_owned() };
+            self.rows.get_or_create(&labels).set(size.rows as i64);
+            self.limits.get_or_create(&labels).set(size.limit.into());
+        }
+        let counts = crate::status::counts(&published);
+        self.endpoints.set(counts.endpoints as i64);
+        self.identities.set(counts.identities as i64);
+        self.subjects.set(counts.subjects as i64);
+        self.refused.set(state.index().refused().len() as i64);
+        self.ready.set(state.not_ready().is_empty().into());
+        self.epoch.set(published.epoch.into());
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Listens for scrapes.
+///
+/// # Errors
+/// [`AgentError::Metrics`] when the address is taken or not ours.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
+    TcpListener::bind(address).await.map_err(|error| AgentError::Metrics { address, error })
+}
+
+/// Serves `/metrics`, `/healthz` (the process lives) and `/readyz` (503 and the problems while the agent is not ready).
+pub async fn serve(state: Arc<State>, kernel: KernelHandle, listener: TcpListener) -> std::io::Result<()> {
+    let ready = Arc::clone(&state);
+    let routes = Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(async move || readiness(&ready)))
+        .route("/metrics", get(async move || scrape(&state, &kernel).await));
+    axum::serve(listener, routes).await
+}
+
+fn readiness(state: &State) -> (StatusCode, String) {
+    match state.not_ready() {
+        problems if problems.is_empty() => (StatusCode::OK, "ready\n".to_owned()),
+        problems => (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n") + "\n"),
+    }
+}
+
+async fn scrape(state: &State, kernel: &KernelHandle) -> impl IntoResponse + use<> {
+    let counters = kernel.run(|kernel| kernel.counters()).await;
+    match state.metrics.text(state, &counters) {
+        Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AgentConfig, Source};
+
+    fn state() -> State {
+        State::new(AgentConfig::new("node", Source::Directory("/nowhere".into())))
+    }
+
+    #[test]
+    fn every_outcome_is_a_series_of_its_own() {
+        let state = state();
+        let counters: Vec<_> = Outcome::ALL.iter().map(|outcome| (*outcome, PacketCounter { packets: 7, bytes: 70 })).collect();
+        let text = state.metrics.text(&state, &counters).unwrap();
+        for outcome in Outcome::ALL {
+            let line = format!("palisade_packets_total{{outcome=\"{}\",passes=\"{}\"}} 7", outcome.name(), outcome.passes());
+            assert!(text.contains(&line), "{line} is not in\n{text}");
+        }
+        assert!(text.contains("palisade_traffic_bytes_total{outcome=\"arp\",passes=\"true\"} 70"), "{text}");
+        assert!(text.contains("palisade_ready 0"), "{text}");
+    }
+
+    #[test]
+    fn readiness_names_the_problems() {
+        let (code, text) = readiness(&state());
+        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(text.contains("source: the objects have not been read yet"), "{text}");
+    }
+}

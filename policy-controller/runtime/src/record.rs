@@ -1,0 +1,128 @@
+//! The endpoint records: one file per realised endpoint, so that a restarted agent knows whose rows it finds.
+
+use palisade_protocol::{Attachment, EndpointSpec};
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The directory of the endpoint records, `RUN/endpoints`.
+#[derive(Debug)]
+pub struct Records {
+    directory: PathBuf,
+}
+
+/// What the directory of the endpoint records held.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The records that could be read.
+    pub specs: Vec<EndpointSpec>,
+    /// What could not be read, and why. Such a file stays where it is.
+    pub unreadable: Vec<String>,
+}
+
+impl Records {
+    /// Opens the directory; made if it is missing.
+    pub fn open(directory: PathBuf) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        Ok(Self { directory })
+    }
+
+    /// Reads every record. A file that is no record is named in the result and otherwise left alone.
+    pub fn load(&self) -> io::Result<Found> {
+        let mut found = Found::default();
+        for entry in fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match fs::read(&path).map_err(|error| error.to_string()).and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string())) {
+                Ok(spec) => found.specs.push(spec),
+                // DEL removes records while no agent runs; one that went between the listing and the reading is no problem.
+                Err(_) if !path.exists() => {}
+                Err(error) => found.unreadable.push(format!("{}: {error}", path.display())),
+            }
+        }
+        found.specs.sort_by(|a: &EndpointSpec, b| a.attachment.cmp(&b.attachment));
+        Ok(found)
+    }
+
+    /// Writes the record of an endpoint, in place of an older one.
+    pub fn write(&self, spec: &EndpointSpec) -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(spec).map_err(io::Error::other)?;
+        replace_file(&self.path(&spec.attachment), &text)
+    }
+
+    /// Removes the record of an endpoint; fine when there is none.
+    pub fn remove(&self, attachment: &Attachment) -> io::Result<()> {
+        match fs::remove_file(self.path(attachment)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, attachment: &Attachment) -> PathBuf {
+        self.directory.join(attachment.record_name())
+    }
+}
+
+/// Replaces a file as one step: readers, and a machine that lost power, see the old content or the new.
+pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(container: &str) -> EndpointSpec {
+        EndpointSpec {
+            attachment: Attachment { container_id: container.to_owned(), interface: "eth0".to_owned() },
+            namespace: "shop".to_owned(),
+            pod: "web".to_owned(),
+            uid: None,
+            host_interface: "pal0".to_owned(),
+            host_index: 7,
+            pod_mac: "02:00:00:00:00:01".to_owned(),
+            host_mac: "02:00:00:00:00:02".to_owned(),
+            addresses: vec!["10.0.0.2".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_back_as_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::open(directory.path().join("endpoints")).unwrap();
+        records.write(&spec("b")).unwrap();
+        records.write(&spec("a")).unwrap();
+        assert_eq!(records.load().unwrap().specs, [spec("a"), spec("b")]);
+    }
+
+    #[test]
+    fn removing_a_record_twice_is_fine() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::open(directory.path().to_owned()).unwrap();
+        records.write(&spec("a")).unwrap();
+        records.remove(&spec("a").attachment).unwrap();
+        records.remove(&spec("a").attachment).unwrap();
+        assert!(records.load().unwrap().specs.is_empty());
+    }
+
+    #[test]
+    fn a_broken_record_is_named_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::open(directory.path().to_owned()).unwrap();
+        fs::write(directory.path().join("broken.json"), "{").unwrap();
+        records.write(&spec("a")).unwrap();
+        let found = records.load().unwrap();
+        assert_eq!(found.specs, [spec("a")]);
+        assert!(found.unreadable[0].contains("broken.json"), "{:?}", found.unreadable);
+        assert!(directory.path().join("broken.json").exists());
+    }
+}

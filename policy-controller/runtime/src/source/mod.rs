@@ -1,0 +1,7 @@
+//! Where the objects come from. Both sources feed one index.
+
+pub mod directory;
+pub mod kubernetes;
+
+mod fault;
+mod order;

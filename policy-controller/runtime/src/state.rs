@@ -1,0 +1,168 @@
+//! What the parts of the agent share: the index, what was last put into the kernel, and what is wrong.
+
+use crate::config::AgentConfig;
+use crate::event::Hub;
+use crate::metrics::Metrics;
+use crate::problem::{Part, Problems};
+use ipnet::IpNet;
+use palisade_k8s::index::Index;
+use palisade_loader::{AttachKind, PinDir};
+use palisade_policy::model::Model;
+use palisade_policy::{Compiled, Numbers};
+use palisade_protocol::{Attachment, EndpointSpec, NodeConfig};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::watch;
+
+/// What the parts of the agent share.
+#[derive(Debug)]
+pub struct State {
+    /// What the agent was told at its start.
+    pub config: AgentConfig,
+    /// What keeps it from being ready.
+    pub problems: Problems,
+    /// What it counts.
+    pub metrics: Metrics,
+    /// Live verdicts.
+    pub events: Hub,
+    index: Mutex<Index>,
+    generation: watch::Sender<u64>,
+    published: watch::Sender<Arc<Published>>,
+    node: watch::Sender<Option<NodeRanges>>,
+}
+
+/// What is in the kernel, as of the last change.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// Whether the model of the source has been put into the kernel yet.
+    pub reconciled: bool,
+    /// How programs are attached; `None` until the datapath is open.
+    pub attach: Option<AttachKind>,
+    /// The policy epoch.
+    pub epoch: u32,
+    /// The model that the rows were compiled from.
+    pub model: Arc<Model>,
+    /// The rows.
+    pub compiled: Arc<Compiled>,
+    /// What the numbers in the rows stand for.
+    pub numbers: Arc<Numbers>,
+    /// The endpoints of this node.
+    pub endpoints: BTreeMap<Attachment, Realised>,
+    /// Whose an address is, as events show it.
+    pub names: Arc<BTreeMap<IpAddr, String>>,
+    /// Number of rows of each map that the agent writes, and how many it has room for.
+    pub sizes: Vec<MapSize>,
+}
+
+/// An endpoint of this node, as it is in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Realised {
+    /// What was realised.
+    pub spec: EndpointSpec,
+    /// Number of its effective policy.
+    pub subject: u32,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapSize {
+    /// Its name.
+    pub map: &'static str,
+    /// Rows in it.
+    pub rows: usize,
+    /// Rows that it has room for.
+    pub limit: u32,
+}
+
+/// The node's pod ranges and the MTU of its pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRanges {
+    /// At most one per family.
+    pub ranges: Vec<IpNet>,
+    /// In bytes.
+    pub mtu: u32,
+}
+
+impl State {
+    /// The state of an agent that knows nothing yet.
+    pub fn new(config: AgentConfig) -> Self {
+        let problems = Problems::default();
+        problems.set(Part::Source, "the objects have not been read yet");
+        problems.set(Part::Datapath, "the programs are not loaded yet");
+        problems.set(Part::Node, "the node's pod ranges are not known yet");
+        Self {
+            config,
+            problems,
+            metrics: Metrics::new(),
+            events: Hub::new(),
+            index: Mutex::default(),
+            generation: watch::Sender::new(0),
+            published: watch::Sender::new(Arc::default()),
+            node: watch::Sender::new(None),
+        }
+    }
+
+    /// The index, to be read. Not to be held across an await or a system call.
+    pub fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().expect("no holder of this lock panics")
+    }
+
+    /// Changes the index. `change` tells whether anything that policy needs is different; then the reconciler and
+    /// whoever waits for an object wake up.
+    pub fn change(&self, change: impl FnOnce(&mut Index) -> bool) {
+        if change(&mut self.index()) {
+            self.generation.send_modify(|generation| *generation += 1);
+        }
+    }
+
+    /// Tells of every change of the index.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// What is in the kernel.
+    pub fn published(&self) -> Arc<Published> {
+        self.published.borrow().clone()
+    }
+
+    /// Tells what is in the kernel now.
+    pub fn publish(&self, published: Published) {
+        self.published.send_replace(Arc::new(published));
+    }
+
+    /// Tells of every change in the kernel.
+    pub fn publications(&self) -> watch::Receiver<Arc<Published>> {
+        self.published.subscribe()
+    }
+
+    /// Tells what the node's pods get, once it is known.
+    pub fn set_node(&self, ranges: NodeRanges) {
+        self.node.send_if_modified(|node| {
+            let new = node.as_ref() != Some(&ranges);
+            *node = Some(ranges);
+            new
+        });
+    }
+
+    /// What `palisade-cni` needs to know to wire a pod; `None` until ranges and MTU are known.
+    pub fn node_config(&self) -> Option<NodeConfig> {
+        let node = self.node.borrow();
+        let node = node.as_ref()?;
+        Some(NodeConfig {
+            node: self.config.node.clone(),
+            ranges: node.ranges.clone(),
+            mtu: node.mtu,
+            pin_dir: PinDir::new(&self.config.pin_dir).root().display().to_string(),
+        })
+    }
+
+    /// Why the agent is not ready; empty when it is.
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut problems = self.problems.list();
+        if problems.is_empty() && !self.published.borrow().reconciled {
+            problems.push("policy: the rows are being written".to_owned());
+        }
+        problems
+    }
+}

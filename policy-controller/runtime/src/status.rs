@@ -1,0 +1,78 @@
+//! The agent's state, as `palisade status` and `palisade endpoint list` show it.
+
+use crate::kernel::KernelHandle;
+use crate::state::{Published, State};
+use palisade_datapath_core::abi::{ABI_VERSION, Direction};
+use palisade_policy::model::ObjectName;
+use palisade_protocol::{Counts, EndpointStatus, OutcomeCount, Refused, Status};
+
+/// The agent's state.
+pub async fn status(state: &State, kernel: &KernelHandle) -> Status {
+    let counters = kernel.run(|kernel| kernel.counters()).await;
+    let published = state.published();
+    let problems = state.not_ready();
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: state.config.node.clone(),
+        source: state.config.source.to_string(),
+        ready: problems.is_empty(),
+        problems,
+        attach: published.attach.map(|kind| kind.to_string()).unwrap_or_default(),
+        abi: ABI_VERSION,
+        epoch: published.epoch,
+        counts: counts(&published),
+        outcomes: counters
+            .into_iter()
+            .map(|(outcome, counter)| OutcomeCount {
+                outcome: outcome.name().to_owned(),
+                passes: outcome.passes(),
+                packets: counter.packets,
+                bytes: counter.bytes,
+            })
+            .collect(),
+        refused: state
+            .index()
+            .refused()
+            .into_iter()
+            .map(|refused| Refused {
+                kind: refused.kind.to_string(),
+                object: refused.object,
+                reason: format!("{} ({})", refused.error, refused.instead),
+            })
+            .collect(),
+    }
+}
+
+/// Numbers of things that the agent holds.
+pub fn counts(published: &Published) -> Counts {
+    let used = published.compiled.used();
+    let without_zero = |numbers: &std::collections::BTreeSet<u32>| numbers.iter().filter(|number| **number != 0).count();
+    Counts {
+        endpoints: published.endpoints.len(),
+        pods: published.model.pods.len(),
+        namespaces: published.model.namespaces.len(),
+        policies: published.model.policies.len(),
+        identities: without_zero(&used.identities),
+        subjects: without_zero(&used.subjects),
+        policy_rows: published.compiled.policy.len(),
+        port_rows: published.compiled.ports.len(),
+    }
+}
+
+/// The endpoints of this node.
+pub fn endpoints(state: &State) -> Vec<EndpointStatus> {
+    let published = state.published();
+    let isolated_by = |subject: u32, direction: Direction| -> Vec<String> {
+        let rules = published.numbers.subject(subject);
+        rules.map(|rules| rules.direction(direction).isolated_by.iter().map(ObjectName::to_string).collect()).unwrap_or_default()
+    };
+    let endpoints = published.endpoints.values();
+    endpoints
+        .map(|endpoint| EndpointStatus {
+            spec: endpoint.spec.clone(),
+            subject: endpoint.subject,
+            ingress_isolated_by: isolated_by(endpoint.subject, Direction::Ingress),
+            egress_isolated_by: isolated_by(endpoint.subject, Direction::Egress),
+        })
+        .collect()
+}
