@@ -96,10 +96,14 @@ impl<T: Ord + Clone> Interner<T> {
     }
 
     /// Begins the next generation: what was released before may be given to others.
+    /// Nothing changes where nothing was released since the last one began.
     pub fn begin_generation(&mut self) {
-        self.generation += 1;
+        let before = self.reusable.len();
         let released = self.slots.iter().filter(|(_, slot)| slot.released.is_some()).map(|(&number, _)| number);
         self.reusable.extend(released);
+        if self.reusable.len() > before {
+            self.generation += 1;
+        }
     }
 
     /// How many numbers are in use.

@@ -219,14 +219,13 @@ impl SubjectRows<'_> {
                 otherwise = Some((RowVerdict::Allow, reason(numbers)));
                 break;
             };
+            let allow = PortEntry { reason: reason(numbers), verdict: RowVerdict::Allow as u8, reserved: [0; 3] };
             for port in ports {
                 match port {
-                    EffectivePort::Range(protocol, first, last) => flattener.add(protocol.number(), *first, *last, reason(numbers)),
+                    EffectivePort::Range(protocol, first, last) => flattener.add(protocol.number(), *first, *last, allow),
                     EffectivePort::PeerNamed(protocol, name) => {
-                        for (index, port) in self.universe.named(*protocol, name) {
-                            if matched.named.contains(&index) {
-                                flattener.add(protocol.number(), port, port, reason(numbers));
-                            }
+                        for (_, port) in self.universe.named(*protocol, name).filter(|(index, _)| matched.named.contains(index)) {
+                            flattener.add(protocol.number(), port, port, allow);
                         }
                     }
                 }

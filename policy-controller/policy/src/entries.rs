@@ -59,7 +59,7 @@ pub(crate) fn longest_prefix(prefixes: &BTreeMap<IpNet, u32>, inner: IpNet) -> O
 }
 
 /// The row of the longest prefix that contains `port`.
-fn port_entry(ports: &BTreeMap<(PortKey, u8), PortEntry>, table: u32, protocol: u8, port: u16) -> Option<PortEntry> {
+pub(crate) fn port_entry(ports: &BTreeMap<(PortKey, u8), PortEntry>, table: u32, protocol: u8, port: u16) -> Option<PortEntry> {
     (0..=16).rev().find_map(|length: u8| {
         let masked = if length == 0 { 0 } else { port & (u16::MAX << (16 - length)) };
         ports.get(&(PortKey::new(table, protocol, masked), length)).copied()

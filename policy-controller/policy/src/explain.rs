@@ -63,7 +63,9 @@ pub struct SideAnswer {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {
     /// The pod is not in the model.
-    #[error("no pod {0} with a network of its own is known here: check namespace and name, and whether it has finished or uses the host's network")]
+    #[error(
+        "no pod {0} with a network of its own is known here: check namespace and name, and whether it has finished or uses the host's network"
+    )]
     UnknownPod(ObjectName),
     /// The node is not in the model.
     #[error("no node {0} is known here")]
@@ -97,7 +99,14 @@ pub fn evaluate(compiled: &Compiled, numbers: &Numbers, model: &Model, question:
     Ok(Answer { egress: answer(ask(egress).egress), ingress: answer(ask(ingress).ingress) })
 }
 
-fn judge(compiled: &Compiled, opener: IpAddr, responder: IpAddr, question: &Question, egress_subject: u32, ingress_subject: u32) -> Verdict {
+fn judge(
+    compiled: &Compiled,
+    opener: IpAddr,
+    responder: IpAddr,
+    question: &Question,
+    egress_subject: u32,
+    ingress_subject: u32,
+) -> Verdict {
     let (protocol, port) = (question.protocol, question.port);
     match (opener, responder) {
         (IpAddr::V4(opener), IpAddr::V4(responder)) => {

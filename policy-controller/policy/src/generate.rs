@@ -98,7 +98,7 @@ pub fn model(random: &mut Random) -> Model {
         let addresses = vec![IpAddr::from([192, 168, 0, 1 + index]), IpAddr::from([0xfd00, 0xa, 0, 0, 0, 0, 0, 1 + u16::from(index)])];
         model.nodes.insert(format!("node-{index}"), Node { addresses, pod_ranges: Vec::new() });
     }
-    for _ in 0..random.below(8) {
+    for _ in 0..random.below(11) {
         let (name, policy) = policy(random);
         model.policies.insert(name, policy);
     }
@@ -115,7 +115,8 @@ pub fn flow(random: &mut Random, model: &Model) -> Flow {
     let pods = model.pods.values().flat_map(|pod| pod.addresses.iter().copied());
     let nodes = model.nodes.values().flat_map(|node| node.addresses.iter().copied());
     let outside = OUTSIDE.iter().filter_map(|address| address.parse().ok());
-    let all: Vec<IpAddr> = pods.chain(nodes).chain(outside).collect();
+    // Pods more often than others: only they are judged.
+    let all: Vec<IpAddr> = pods.clone().chain(pods.clone()).chain(pods).chain(nodes).chain(outside).collect();
     let opener = *random.pick(&all);
     let family: Vec<IpAddr> = all.into_iter().filter(|address| address.is_ipv6() == opener.is_ipv6()).collect();
     let responder = *random.pick(&family);
@@ -243,13 +244,13 @@ fn rules(random: &mut Random) -> Vec<Rule> {
 }
 
 fn selector(random: &mut Random) -> LabelSelector {
-    LabelSelector { requirements: (0..random.below(3)).map(|_| requirement(random)).collect() }
+    let count = *random.pick(&[0, 0, 1, 1, 2]);
+    LabelSelector { requirements: (0..count).map(|_| requirement(random)).collect() }
 }
 
 fn requirement(random: &mut Random) -> Requirement {
-    let values = |random: &mut Random| -> BTreeSet<String> {
-        (0..1 + random.below(2)).map(|_| (*random.pick(&VALUES)).to_owned()).collect()
-    };
+    let values =
+        |random: &mut Random| -> BTreeSet<String> { (0..1 + random.below(2)).map(|_| (*random.pick(&VALUES)).to_owned()).collect() };
     let operator = match random.below(5) {
         0 => Operator::NotIn(values(random)),
         1 => Operator::Exists,
@@ -285,7 +286,8 @@ fn peer(random: &mut Random) -> Peer {
             let block = block(random);
             // Mostly inside, as the API wants it, and sometimes anywhere.
             let inside: Vec<IpNet> = blocks().filter(|other| block.contains(other)).collect();
-            let except = (0..random.below(3)).map(|_| if random.chance(80) { *random.pick(&inside) } else { self::block(random) }).collect();
+            let except =
+                (0..random.below(3)).map(|_| if random.chance(80) { *random.pick(&inside) } else { self::block(random) }).collect();
             Peer::Block { block, except }
         }
     }

@@ -10,6 +10,7 @@ pub mod explain;
 #[cfg(feature = "generate")]
 pub mod generate;
 pub mod model;
+mod narrower;
 pub mod numbers;
 pub mod oracle;
 mod order;

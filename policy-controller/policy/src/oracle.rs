@@ -164,9 +164,7 @@ fn port_matches(model: &Model, rule: &Rule, direction: Direction, subject: &Pod,
             Port::All(of) => protocol == protocol_number(*of),
             Port::Range(of, first, last) => protocol == protocol_number(*of) && port >= *first && port <= *last,
             Port::Named(of, name) => {
-                let serves = |pod: &&Pod| {
-                    pod.ports.iter().any(|named| named.name == *name && named.protocol == *of && named.port == port)
-                };
+                let serves = |pod: &&Pod| pod.ports.iter().any(|named| named.name == *name && named.protocol == *of && named.port == port);
                 protocol == protocol_number(*of) && !destinations.is_empty() && destinations.iter().all(serves)
             }
         };

@@ -6,14 +6,21 @@
 //! their old rows, and the subjects that they enter find their new ones; then the endpoints flip; then the
 //! addresses go where they belong. This needs no knowledge of what the numbers stand for: it works on rows alone,
 //! also from rows that were left by an interrupted change or by an agent whose numbers are lost.
+//!
+//! A flow between two pods of the node has two sides, which change at two instants. Where a change alters what some
+//! endpoint may send and what another may receive, a denial could move from one side to the other and the flow
+//! slip through between. Then every endpoint first goes to rows that allow what the old and the new rows both
+//! allow, and only when all are there, on to the new ones.
 
 use crate::compile::Compiled;
 use crate::entries::longest_prefix;
 use crate::model::ObjectName;
+use crate::narrower::Narrower;
 use crate::numbers::Numbers;
 use crate::plan::Step;
+use crate::ports::prefixes;
 use ipnet::IpNet;
-use palisade_datapath_core::abi::{Direction, IDENTITY_ANY, PolicyEntry, PolicyKey, SUBJECT_NONE};
+use palisade_datapath_core::abi::{Direction, IDENTITY_ANY, PolicyEntry, PolicyKey, PortEntry, PortKey, SUBJECT_NONE};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -22,9 +29,20 @@ type Effect = Vec<[Option<PolicyEntry>; 2]>;
 
 /// The steps from `old` to `next`.
 pub(crate) fn steps(old: &Compiled, next: &Compiled, numbers: &mut Numbers) -> Vec<Step> {
+    let same_rows = old.policy == next.policy && old.ports == next.ports;
+    if same_rows && old.addresses == next.addresses && old.prefixes == next.prefixes && old.subjects == next.subjects {
+        return Vec::new();
+    }
     let mut change = Change::new(old, next);
+    let two_sided = change.alters_both_sides();
+    if two_sided {
+        change.flip_altered();
+    }
     change.find_detours(numbers);
     change.classify(numbers);
+    if two_sided {
+        change.narrow(numbers);
+    }
     change.complete_rows();
     change.steps()
 }
@@ -56,6 +74,8 @@ struct Flip<'a> {
     pod: &'a ObjectName,
     /// The subject that it leaves.
     from: u32,
+    /// The subject that allows what old and new both allow, where the endpoint goes there first.
+    narrowed: Option<u32>,
     /// The subject that it enters while addresses are between.
     through: u32,
     /// The subject where it ends.
@@ -75,6 +95,7 @@ struct Change<'a> {
     moves: Vec<Move>,
     /// Rows while the change lasts.
     rows: BTreeMap<PolicyKey, PolicyEntry>,
+    ports: BTreeMap<(PortKey, u8), PortEntry>,
 }
 
 impl<'a> Change<'a> {
@@ -86,7 +107,7 @@ impl<'a> Change<'a> {
                 (from, to) if from == to => {}
                 (_, SUBJECT_NONE) => gone.push(pod),
                 (SUBJECT_NONE, to) => arrived.push((pod, to)),
-                (from, to) => flips.push(Flip { pod, from, through: to, to }),
+                (from, to) => flips.push(Flip::new(pod, from, to)),
             }
         }
         let subjects = |rows: &Compiled| rows.subjects.values().copied().filter(|&subject| subject != SUBJECT_NONE).collect();
@@ -100,6 +121,52 @@ impl<'a> Change<'a> {
             arrived,
             moves: moves(old, next),
             rows: next.policy.clone(),
+            ports: next.ports.clone(),
+        }
+    }
+
+    /// The identities of addresses before and after, each pair once; those that stay, and any peer, among them.
+    fn identities(&self) -> BTreeSet<(u32, u32)> {
+        let moved = self.moves.iter().map(|entry| (entry.from, entry.to));
+        moved.chain(self.staying_identities().into_iter().map(|identity| (identity, identity))).collect()
+    }
+
+    /// Whether what one endpoint may send changes, and what another may receive.
+    fn alters_both_sides(&self) -> bool {
+        let all = self.identities();
+        // A subject that stays says the same of an identity that stays, for their numbers mean the same.
+        let moved: BTreeSet<(u32, u32)> = all.iter().filter(|(before, after)| before != after).copied().collect();
+        let mut altered: HashMap<(u32, u32), [bool; 2]> = HashMap::new();
+        let (mut ingress, mut egress) = (BTreeSet::new(), BTreeSet::new());
+        for (pod, &from) in &self.old.subjects {
+            let Some(&to) = self.next.subjects.get(pod) else { continue };
+            let [into, out] = *altered.entry((from, to)).or_insert_with(|| {
+                let pairs = if from == to { &moved } else { &all };
+                [Direction::Ingress, Direction::Egress].map(|direction| {
+                    pairs.iter().any(|&(before, after)| self.old.row(from, direction, before) != self.next.row(to, direction, after))
+                })
+            });
+            if into {
+                ingress.insert(pod);
+            }
+            if out {
+                egress.insert(pod);
+            }
+        }
+        !ingress.is_empty() && !egress.is_empty() && ingress.union(&egress).count() > 1
+    }
+
+    /// Lets every endpoint about which something changes flip, also where its subject stays and only peers move.
+    fn flip_altered(&mut self) {
+        let pairs: BTreeSet<(u32, u32)> = self.moves.iter().map(|entry| (entry.from, entry.to)).collect();
+        let stay = self.next_subjects.intersection(&self.old_subjects).copied();
+        let alters =
+            |subject: &u32| pairs.iter().any(|&(from, to)| effect(self.old, &[*subject], from) != effect(self.next, &[*subject], to));
+        let altered: BTreeSet<u32> = stay.filter(alters).collect();
+        for (pod, subject) in &self.next.subjects {
+            if altered.contains(subject) && self.old.subjects.get(pod) == Some(subject) {
+                self.flips.push(Flip::new(pod, *subject, *subject));
+            }
         }
     }
 
@@ -131,19 +198,18 @@ impl<'a> Change<'a> {
             left.into_iter().partition(|subject| !self.next_subjects.contains(subject));
         // Where the rows of an entered subject come from: (its number during the change, its number after it).
         let entered: BTreeSet<(u32, u32)> = self.flips.iter().map(|flip| (flip.through, flip.to)).collect();
-        let (fresh, ends): (Vec<u32>, Vec<u32>) =
-            entered.into_iter().filter(|(through, _)| !self.old_subjects.contains(through)).unzip();
+        let (fresh, ends): (Vec<u32>, Vec<u32>) = entered.into_iter().filter(|(through, _)| !self.old_subjects.contains(through)).unzip();
         let mut early = Claims::new(self.old, &left_for_good);
         let mut late = Claims::new(self.next, &ends);
         let mut own: HashMap<(u32, u32), u32> = HashMap::new();
         for index in 0..self.moves.len() {
-            let Move { from, to, was, stays, .. } = self.moves[index];
+            let Move { from, to, stays, .. } = self.moves[index];
             let keeps = |subject: &u32| effect(self.old, &[*subject], from) == effect(self.next, &[*subject], to);
-            // A row that goes must not go early: the prefix around may still be at its old identity. A row that comes
-            // must not come late, for the same reason.
+            // A row that goes is removed after the flips in any case, for the prefix around it may not be where it
+            // belongs before: then it may as well stay as it is until then.
             let between = if stays && left_by_some.iter().all(keeps) && early.claim(to, from) {
                 to
-            } else if was && late.claim(from, to) {
+            } else if late.claim(from, to) {
                 from
             } else {
                 *own.entry((from, to)).or_insert_with(|| numbers.identities.reserve())
@@ -178,9 +244,54 @@ impl<'a> Change<'a> {
         }
     }
 
+    /// Gives each flip the subject that allows what old and new both allow.
+    fn narrow(&mut self, numbers: &mut Numbers) {
+        // Where addresses are while endpoints flip, with what they had and what they get.
+        let mut between: BTreeMap<u32, (u32, u32)> = BTreeMap::from([(IDENTITY_ANY, (IDENTITY_ANY, IDENTITY_ANY))]);
+        between.extend(self.staying_identities().into_iter().map(|identity| (identity, (identity, identity))));
+        between
+            .extend(self.moves.iter().filter(|entry| entry.between != IDENTITY_ANY).map(|entry| (entry.between, (entry.from, entry.to))));
+        let mut narrower = Narrower::new(self.old, self.next);
+        let mut subjects: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+        for flip in &mut self.flips {
+            let subject = *subjects.entry((flip.from, flip.to)).or_insert_with(|| numbers.subjects.reserve());
+            flip.narrowed = Some(subject);
+        }
+        for ((from, to), subject) in subjects {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let mut any = None;
+                // Any peer comes first.
+                for (&here, &(before, after)) in &between {
+                    let (Some(old), Some(new)) = (self.old.row(from, direction, before), self.next.row(to, direction, after)) else {
+                        continue;
+                    };
+                    let row = narrower.row(old, new, numbers);
+                    if here == IDENTITY_ANY || any != Some(row) {
+                        self.rows.insert(PolicyKey::new(subject, direction, here), row);
+                    }
+                    if here == IDENTITY_ANY {
+                        any = Some(row);
+                    }
+                }
+            }
+        }
+        for table in narrower.tables() {
+            for range in numbers.ports.content(table).map(|table| table.0.as_slice()).unwrap_or_default() {
+                for (port, length) in prefixes(range.first, range.last) {
+                    self.ports.insert((PortKey::new(table, range.protocol, port), length), range.entry());
+                }
+            }
+        }
+    }
+
+    /// The identities that addresses have before and after.
+    fn staying_identities(&self) -> BTreeSet<u32> {
+        identities_of(self.old).intersection(&identities_of(self.next)).copied().collect()
+    }
+
     /// Overrides rows of an interrupted change that would answer where the new state has no row of its own.
     fn complete_rows(&mut self) {
-        let live: BTreeSet<u32> = self.next.addresses.values().chain(self.next.prefixes.values()).copied().collect();
+        let live = identities_of(self.next);
         for (key, row) in &self.old.policy {
             let any = PolicyKey { peer: IDENTITY_ANY, ..*key };
             if live.contains(&key.peer)
@@ -201,7 +312,7 @@ impl<'a> Change<'a> {
         let unread = |key: &PolicyKey| !self.old_subjects.contains(&key.subject) && !self.rows.contains_key(key);
         steps.extend(self.old.policy.keys().filter(|key| unread(key)).map(|key| Step::RemovePolicy(*key)));
         // Rows, before anything refers to them.
-        for ((key, length), entry) in &self.next.ports {
+        for ((key, length), entry) in &self.ports {
             if self.old.ports.get(&(*key, *length)) != Some(entry) {
                 steps.push(Step::WritePort { key: *key, length: *length, entry: *entry });
             }
@@ -216,6 +327,7 @@ impl<'a> Change<'a> {
             steps.push(entry.write(entry.between));
         }
         // Endpoints.
+        steps.extend(self.flips.iter().filter_map(|flip| Some(Step::Flip { pod: flip.pod.clone(), subject: flip.narrowed? })));
         steps.extend(self.flips.iter().map(|flip| Step::Flip { pod: flip.pod.clone(), subject: flip.through }));
         // Addresses to where they belong; rows that go, last: addresses before the prefixes around them.
         for entry in self.moves.iter().filter(|entry| entry.stays && entry.between != entry.to) {
@@ -233,10 +345,11 @@ impl<'a> Change<'a> {
         steps.extend(self.arrived.iter().map(|&(pod, subject)| Step::Flip { pod: pod.clone(), subject }));
         // Nothing refers to these any more.
         let mut removals: Vec<Step> = Vec::new();
-        let dead = self.old.policy.keys().filter(|key| !unread(key)).chain(self.rows.keys().filter(|key| !self.old.policy.contains_key(key)));
+        let dead =
+            self.old.policy.keys().filter(|key| !unread(key)).chain(self.rows.keys().filter(|key| !self.old.policy.contains_key(key)));
         removals.extend(dead.filter(|key| !self.next.policy.contains_key(key)).map(|key| Step::RemovePolicy(*key)));
-        let ports = self.old.ports.keys().filter(|key| !self.next.ports.contains_key(key));
-        removals.extend(ports.map(|(key, length)| Step::RemovePort(*key, *length)));
+        let ports = self.old.ports.keys().chain(self.ports.keys().filter(|key| !self.old.ports.contains_key(key)));
+        removals.extend(ports.filter(|key| !self.next.ports.contains_key(key)).map(|(key, length)| Step::RemovePort(*key, *length)));
         // Flows are judged again after the last write that alters a verdict. Rows to be removed may be all that is left
         // of a change that was interrupted before it came to this.
         if self.alters(&steps) || !removals.is_empty() {
@@ -256,7 +369,7 @@ impl<'a> Change<'a> {
         };
         let subjects: Vec<u32> = self.next_subjects.iter().copied().collect();
         let pairs: BTreeSet<(u32, u32)> = self.moves.iter().map(|entry| (entry.from, entry.to)).collect();
-        let in_use: BTreeSet<u32> = self.old.addresses.values().chain(self.old.prefixes.values()).copied().chain([IDENTITY_ANY]).collect();
+        let in_use = identities_of(self.old);
         pairs.iter().any(|&(from, to)| effect(self.old, &subjects, from) != effect(self.next, &subjects, to))
             || steps.iter().any(|step| match step {
                 Step::WritePolicy { key, entry } => in_use.contains(&key.peer) && rewritten(key, entry),
@@ -271,6 +384,12 @@ impl Compiled {
     fn row_of(&self, key: &PolicyKey) -> Option<PolicyEntry> {
         let any = PolicyKey { peer: IDENTITY_ANY, ..*key };
         self.policy.get(key).or_else(|| self.policy.get(&any)).copied()
+    }
+}
+
+impl<'a> Flip<'a> {
+    fn new(pod: &'a ObjectName, from: u32, to: u32) -> Self {
+        Self { pod, from, narrowed: None, through: to, to }
     }
 }
 
@@ -304,6 +423,11 @@ fn moves(old: &Compiled, next: &Compiled) -> Vec<Move> {
     moves
 }
 
+/// The identities that addresses have, that of none included.
+fn identities_of(rows: &Compiled) -> BTreeSet<u32> {
+    rows.addresses.values().chain(rows.prefixes.values()).copied().chain([IDENTITY_ANY]).collect()
+}
+
 /// What `subjects` find about `identity`.
 fn effect(rows: &Compiled, subjects: &[u32], identity: u32) -> Effect {
     let find = |&subject: &u32| [Direction::Ingress, Direction::Egress].map(|direction| rows.row(subject, direction, identity));
@@ -331,8 +455,7 @@ impl<'a> Claims<'a> {
     /// Identities that addresses of `rows` have are taken for the effect that they have there.
     fn new(rows: &'a Compiled, subjects: &'a [u32]) -> Self {
         let mut claims = Self { rows, subjects, effects: HashMap::new(), found: HashMap::new(), claimed: HashMap::new() };
-        let in_use: BTreeSet<u32> = rows.addresses.values().chain(rows.prefixes.values()).copied().chain([IDENTITY_ANY]).collect();
-        for identity in in_use {
+        for identity in identities_of(rows) {
             claims.claim(identity, identity);
         }
         claims

@@ -1,6 +1,6 @@
 //! Ports of several rules, flattened into disjoint ranges and then into prefixes.
 
-use palisade_datapath_core::abi::{PortEntry, RowVerdict};
+use palisade_datapath_core::abi::PortEntry;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 #[serde(transparent)]
 pub struct PortTable(pub Vec<PortRange>);
 
-/// A range of ports of one protocol, and the reason for which it is allowed.
+/// A range of ports of one protocol, and what is said of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortRange {
     /// IP protocol number.
@@ -18,6 +18,8 @@ pub struct PortRange {
     pub first: u16,
     /// Last port, included.
     pub last: u16,
+    /// A [`RowVerdict`](palisade_datapath_core::abi::RowVerdict).
+    pub verdict: u8,
     /// Number of the reason.
     pub reason: u32,
 }
@@ -25,20 +27,20 @@ pub struct PortRange {
 impl PortRange {
     /// The row that its prefixes get.
     pub const fn entry(&self) -> PortEntry {
-        PortEntry { reason: self.reason, verdict: RowVerdict::Allow as u8, reserved: [0; 3] }
+        PortEntry { reason: self.reason, verdict: self.verdict, reserved: [0; 3] }
     }
 }
 
 /// Collects ranges; where two overlap, the one that came first keeps the ports.
 #[derive(Debug, Default)]
 pub struct Flattener {
-    /// By protocol: first port -> (last port, reason); disjoint.
-    taken: BTreeMap<u8, BTreeMap<u16, (u16, u32)>>,
+    /// By protocol: first port -> (last port, what is said of them); disjoint.
+    taken: BTreeMap<u8, BTreeMap<u16, (u16, PortEntry)>>,
 }
 
 impl Flattener {
     /// Adds the ports `first..=last` that nobody has taken yet. A range that runs backwards is empty.
-    pub fn add(&mut self, protocol: u8, first: u16, last: u16, reason: u32) {
+    pub fn add(&mut self, protocol: u8, first: u16, last: u16, entry: PortEntry) {
         let taken = self.taken.entry(protocol).or_default();
         // The ranges that touch first..=last, in order: at most one begins before `first`.
         let before = taken.range(..first).next_back().map(|(&start, &(end, _))| (start, end)).filter(|&(_, end)| end >= first);
@@ -54,21 +56,20 @@ impl Flattener {
         if free <= u32::from(last) {
             gaps.push((free as u16, last));
         }
-        taken.extend(gaps.into_iter().map(|(start, end)| (start, (end, reason))));
+        taken.extend(gaps.into_iter().map(|(start, end)| (start, (end, entry))));
     }
 
-    /// The table, neighbours of one reason joined.
+    /// The table; neighbours of which the same is said are joined.
     pub fn finish(self) -> PortTable {
         let mut ranges: Vec<PortRange> = Vec::new();
         for (protocol, taken) in self.taken {
-            for (first, (last, reason)) in taken {
-                match ranges.last_mut() {
-                    Some(before)
-                        if before.protocol == protocol && before.reason == reason && u32::from(before.last) + 1 == u32::from(first) =>
-                    {
-                        before.last = last;
-                    }
-                    _ => ranges.push(PortRange { protocol, first, last, reason }),
+            for (first, (last, entry)) in taken {
+                let continues = |before: &&mut PortRange| {
+                    before.protocol == protocol && before.entry() == entry && u32::from(before.last) + 1 == u32::from(first)
+                };
+                match ranges.last_mut().filter(continues) {
+                    Some(before) => before.last = last,
+                    None => ranges.push(PortRange { protocol, first, last, verdict: entry.verdict, reason: entry.reason }),
                 }
             }
         }
@@ -95,6 +96,10 @@ pub fn prefixes(first: u16, last: u16) -> Vec<(u16, u8)> {
 mod tests {
     use super::*;
 
+    fn allow(reason: u32) -> PortEntry {
+        PortEntry { reason, verdict: 1, reserved: [0; 3] }
+    }
+
     fn covered(first: u16, last: u16) -> Vec<u32> {
         let mut ports = Vec::new();
         for (start, length) in prefixes(first, last) {
@@ -117,21 +122,20 @@ mod tests {
     fn where_ranges_overlap_the_first_keeps_the_ports() {
         let mut flattener = Flattener::default();
         for (first, last, reason) in [(10, 20, 1), (15, 30, 2), (5, 40, 3), (0, 65535, 4), (7, 3, 5)] {
-            flattener.add(6, first, last, reason);
+            flattener.add(6, first, last, allow(reason));
         }
-        flattener.add(17, 1, 1, 6);
+        flattener.add(17, 1, 1, allow(6));
         let ranges: Vec<_> = flattener.finish().0.iter().map(|range| (range.protocol, range.first, range.last, range.reason)).collect();
-        let expected =
-            [(6, 0, 4, 4), (6, 5, 9, 3), (6, 10, 20, 1), (6, 21, 30, 2), (6, 31, 40, 3), (6, 41, 65535, 4), (17, 1, 1, 6)];
+        let expected = [(6, 0, 4, 4), (6, 5, 9, 3), (6, 10, 20, 1), (6, 21, 30, 2), (6, 31, 40, 3), (6, 41, 65535, 4), (17, 1, 1, 6)];
         assert_eq!(ranges, expected);
     }
 
     #[test]
     fn neighbours_of_one_reason_are_joined() {
         let mut flattener = Flattener::default();
-        flattener.add(6, 10, 20, 1);
-        flattener.add(6, 21, 30, 1);
-        flattener.add(6, 31, 31, 2);
+        flattener.add(6, 10, 20, allow(1));
+        flattener.add(6, 21, 30, allow(1));
+        flattener.add(6, 31, 31, allow(2));
         assert_eq!(flattener.finish().0.len(), 2);
     }
 }

@@ -57,8 +57,13 @@ impl Universe {
 
     fn of(selectors: BTreeSet<Selector>) -> Self {
         let selectors: Vec<_> = selectors.into_iter().collect();
-        let mut universe =
-            Self { indices: HashMap::new(), blocks: HashMap::new(), lengths: Default::default(), named: BTreeMap::new(), selectors: Vec::new() };
+        let mut universe = Self {
+            indices: HashMap::new(),
+            blocks: HashMap::new(),
+            lengths: Default::default(),
+            named: BTreeMap::new(),
+            selectors: Vec::new(),
+        };
         for (index, selector) in (0..).zip(&selectors) {
             universe.indices.insert(selector.clone(), index);
             match selector {

@@ -1,11 +1,9 @@
 //! On which ports: the numbered lines of the rules about ports and protocols, each of the rows and of the oracle alike.
 
-mod judge;
-
+use crate::judge::world::{self, World, everything, named, object, on, own, pods, rule, tcp};
 use palisade_identity::Protocol;
 use palisade_policy::model::Port;
 use palisade_policy::oracle::Side;
-use judge::world::{self, World, everything, named, object, on, own, pods, rule, tcp};
 
 fn world() -> World {
     World::new().pod("shop/web", "app=web", 1).pod("shop/db", "app=db", 2).pod("bank/db", "app=db", 3)
@@ -58,10 +56,11 @@ fn a_name_that_a_pod_gives_twice_opens_both_numbers() {
 // Lines 13 and 14.
 #[test]
 fn egress_to_a_named_port_without_peers_means_every_pod_that_has_the_name() {
-    let world = world()
-        .port("shop/db", "sql", Protocol::Tcp, 5432)
-        .port("bank/db", "sql", Protocol::Tcp, 3306)
-        .egress("shop/out", "app=web", [on([named("sql")])]);
+    let world = world().port("shop/db", "sql", Protocol::Tcp, 5432).port("bank/db", "sql", Protocol::Tcp, 3306).egress(
+        "shop/out",
+        "app=web",
+        [on([named("sql")])],
+    );
     world.allows("shop/web", "shop/db", "TCP/5432");
     world.denies("shop/web", "shop/db", "TCP/3306");
     world.allows("shop/web", "bank/db", "TCP/3306");
@@ -72,10 +71,11 @@ fn egress_to_a_named_port_without_peers_means_every_pod_that_has_the_name() {
 // Line 14.
 #[test]
 fn egress_to_a_named_port_with_peers_means_those_that_have_the_name() {
-    let world = world()
-        .port("shop/db", "sql", Protocol::Tcp, 5432)
-        .port("bank/db", "sql", Protocol::Tcp, 5432)
-        .egress("shop/out", "app=web", [rule([pods("team=bank", "")], [named("sql")])]);
+    let world = world().port("shop/db", "sql", Protocol::Tcp, 5432).port("bank/db", "sql", Protocol::Tcp, 5432).egress(
+        "shop/out",
+        "app=web",
+        [rule([pods("team=bank", "")], [named("sql")])],
+    );
     world.allows("shop/web", "bank/db", "TCP/5432");
     world.denies("shop/web", "shop/db", "TCP/5432");
 }
@@ -108,9 +108,11 @@ fn a_protocol_without_a_port_is_all_of_that_protocol_and_nothing_of_others() {
 #[test]
 fn overlapping_ranges_are_told_apart_by_their_first_rule() {
     let wide = Port::Range(Protocol::Tcp, 1, 100);
-    let world = world()
-        .ingress("shop/a", "app=db", [rule([own("app=web")], [tcp(80)]), rule([own("")], [wide])])
-        .ingress("shop/b", "app=db", [everything()]);
+    let world = world().ingress("shop/a", "app=db", [rule([own("app=web")], [tcp(80)]), rule([own("")], [wide])]).ingress(
+        "shop/b",
+        "app=db",
+        [everything()],
+    );
     let ingress = |port: &str| world.verdicts("shop/web", "shop/db", port).remove(0).ingress;
     let allowed = |policy, rule| Side::Allowed { policy: object(policy), rule };
     assert_eq!(ingress("TCP/80"), allowed("shop/a", 0));

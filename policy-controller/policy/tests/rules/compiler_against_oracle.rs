@@ -2,9 +2,7 @@
 //!
 //! `PALISADE_MODELS=N` runs N models (of 100 flows each), `PALISADE_SEED=S` begins with seed S.
 
-mod judge;
-
-use judge::{compiled_verdict, expected_verdict, from_environment};
+use crate::judge::{compiled_verdict, expected_verdict, from_environment};
 use palisade_policy::generate::{self, Random};
 use palisade_policy::oracle::Side;
 use palisade_policy::{End, Numbers, Question, compile, evaluate};
@@ -55,7 +53,10 @@ fn the_compiled_rows_say_what_the_rules_say() {
             }
         }
     }
-    println!("{pairs} pairs of model and flow, seeds {first} to {}: {allowed} sides allowed by a rule, {denied} denied", first + models - 1);
+    println!(
+        "{pairs} pairs of model and flow, seeds {first} to {}: {allowed} sides allowed by a rule, {denied} denied",
+        first + models - 1
+    );
     if std::env::var_os("PALISADE_MODELS").is_none() {
         assert!(pairs >= 10_000, "only {pairs} pairs ran");
         assert!(allowed >= pairs / 20 && denied >= pairs / 20, "the generator no longer reaches both verdicts: {allowed}, {denied}");

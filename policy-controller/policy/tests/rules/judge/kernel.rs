@@ -1,8 +1,8 @@
 //! The maps as a simulated kernel holds them: one write at a time.
 
-use super::sides;
-use palisade_datapath_core::abi::{Direction, PolicyEntry, SUBJECT_NONE};
-use palisade_datapath_core::verdict::Side;
+use crate::judge::sides;
+use palisade_datapath_core::abi::{Direction, PolicyEntry, REASON_NONE, SUBJECT_NONE};
+use palisade_datapath_core::verdict::{Decision, Side};
 use palisade_identity::Signature;
 use palisade_policy::model::ObjectName;
 use palisade_policy::oracle::Flow;
@@ -57,8 +57,11 @@ impl Kernel {
 
     /// What the policy of a pod says of a peer.
     pub fn side(&self, ask: &Ask) -> Side {
-        let subject = self.endpoints.get(&ask.pod).copied().unwrap_or(SUBJECT_NONE);
-        side(&self.rows, subject, ask)
+        match self.endpoints.get(&ask.pod).copied().unwrap_or(SUBJECT_NONE) {
+            // An endpoint that is no subject is closed: the programs do not even ask.
+            SUBJECT_NONE => Side { decision: Decision::Missing, reason: REASON_NONE },
+            subject => side(&self.rows, subject, ask),
+        }
     }
 }
 
@@ -102,7 +105,8 @@ pub fn resolved(rows: &Compiled, numbers: &Numbers) -> Resolved {
         number => numbers.identity(*number).unwrap_or_else(|| panic!("identity {number} has no content")).clone(),
     };
     let rule_set = |number: &u32| numbers.subject(*number).unwrap_or_else(|| panic!("subject {number} has no content")).clone();
-    let reason = |number: u32| (number != 0).then(|| numbers.reason(number).unwrap_or_else(|| panic!("reason {number} has no content")).clone());
+    let reason =
+        |number: u32| (number != 0).then(|| numbers.reason(number).unwrap_or_else(|| panic!("reason {number} has no content")).clone());
     let said = |entry: &PolicyEntry| -> Said {
         let table = rows.ports.iter().filter(|((key, _), _)| entry.ports != 0 && key.table == entry.ports);
         let ports = table.map(|((key, length), port)| ((key.protocol, key.port, *length), (port.verdict, reason(port.reason))));

@@ -1,6 +1,6 @@
 //! Small worlds, spelled out.
 
-use super::{compiled_verdict, expected_verdict};
+use crate::judge::{compiled_verdict, expected_verdict};
 use palisade_identity::{LabelSelector, Labels, Operator, Protocol, Requirement};
 use palisade_policy::model::{Model, NamedPort, Node, ObjectName, Peer, Peers, Pod, Policy, Port, Ports, Rule};
 use palisade_policy::oracle::{Flow, Verdict};

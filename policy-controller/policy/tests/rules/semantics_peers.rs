@@ -1,12 +1,10 @@
 //! Who is meant: the numbered lines of the rules about subjects and peers, each of the rows and of the oracle alike.
 
-mod judge;
-
+use crate::judge::world::{self, World, block, everything, expression, from, object, own, pods, rule, tcp};
 use palisade_identity::{LabelSelector, Operator};
 use palisade_policy::model::{Peer, Peers, Ports, Rule};
 use palisade_policy::oracle::Side;
 use std::collections::BTreeSet;
-use judge::world::{self, World, block, everything, expression, from, object, own, pods, rule, tcp};
 
 /// Two pods in each of two namespaces.
 fn world() -> World {
@@ -233,9 +231,11 @@ fn an_address_that_two_pods_claim_matches_only_what_both_match() {
 // Line 12.
 #[test]
 fn both_ends_must_allow() {
-    let world = world()
-        .egress("shop/out", "app=web", [rule([own("app=db")], [tcp(80), tcp(81)])])
-        .ingress("shop/in", "app=db", [rule([own("app=web")], [tcp(80), tcp(82)])]);
+    let world = world().egress("shop/out", "app=web", [rule([own("app=db")], [tcp(80), tcp(81)])]).ingress(
+        "shop/in",
+        "app=db",
+        [rule([own("app=web")], [tcp(80), tcp(82)])],
+    );
     world.allows("shop/web", "shop/db", "TCP/80");
     world.denies("shop/web", "shop/db", "TCP/81");
     world.denies("shop/web", "shop/db", "TCP/82");
@@ -244,7 +244,11 @@ fn both_ends_must_allow() {
 // Line 18.
 #[test]
 fn a_block_matches_pod_addresses_too() {
-    let world = world().ingress("shop/block", "app=db", [from([block("10.1.0.0/30", &["10.1.0.1/32"]), block("fd00:1::/126", &["fd00:1::1/128"])])]);
+    let world = world().ingress(
+        "shop/block",
+        "app=db",
+        [from([block("10.1.0.0/30", &["10.1.0.1/32"]), block("fd00:1::/126", &["fd00:1::1/128"])])],
+    );
     world.allows("bank/web", "shop/db", "TCP/80");
     world.denies("shop/web", "shop/db", "TCP/80");
     world.denies("bank/db", "shop/db", "TCP/80");
@@ -296,9 +300,11 @@ fn a_block_of_length_0_means_its_own_family() {
 // Lines 20 and 44.
 #[test]
 fn a_longer_prefix_hides_no_allow_of_a_shorter_one() {
-    let world = world()
-        .ingress("shop/short", "app=db", [rule([block("203.0.0.0/16", &[])], [tcp(80)])])
-        .ingress("shop/long", "app=db", [rule([block("203.0.113.0/24", &[])], [tcp(81)])]);
+    let world = world().ingress("shop/short", "app=db", [rule([block("203.0.0.0/16", &[])], [tcp(80)])]).ingress(
+        "shop/long",
+        "app=db",
+        [rule([block("203.0.113.0/24", &[])], [tcp(81)])],
+    );
     world.allows(OUTSIDE, "shop/db", "TCP/80");
     world.allows(OUTSIDE, "shop/db", "TCP/81");
     world.allows("203.0.114.1", "shop/db", "TCP/80");

@@ -1,5 +1,4 @@
 //! How the tests ask the rows and the oracle, and hold one against the other.
-#![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod kernel;
 pub mod world;

@@ -2,10 +2,8 @@
 //!
 //! `PALISADE_CHANGES=N` runs N sequences of changes, `PALISADE_SEED=S` begins with seed S.
 
-mod judge;
-
-use judge::from_environment;
-use judge::kernel::{Ask, Kernel, resolved, side};
+use crate::judge::from_environment;
+use crate::judge::kernel::{Ask, Kernel, resolved, side};
 use palisade_datapath_core::abi::{Direction, SUBJECT_NONE};
 use palisade_datapath_core::verdict::Side;
 use palisade_policy::generate::{self, Random};
@@ -31,6 +29,55 @@ fn asks(random: &mut Random, before: &Compiled, after: &Compiled, models: [&Mode
 
 fn sides(kernel: &Kernel, asks: &[Ask]) -> Vec<Side> {
     asks.iter().map(|ask| kernel.side(ask)).collect()
+}
+
+/// A flow between two pods of the node, by the two sides that judge it.
+struct Pair {
+    egress: Ask,
+    ingress: Ask,
+}
+
+/// Flows between pods that are subjects before and after, by the addresses that they have before or after.
+fn pairs(random: &mut Random, before: &Compiled, after: &Compiled, models: [&Model; 2], count: usize) -> Vec<Pair> {
+    let pods: Vec<&ObjectName> = before.subjects.keys().filter(|pod| after.subjects.contains_key(pod)).collect();
+    let mut pairs = Vec::new();
+    for _ in 0..count {
+        let model = *random.pick(&models);
+        let flow = generate::flow(random, model);
+        let pod = |address| pods.iter().find(|pod| model.pods.get(pod).is_some_and(|pod| pod.addresses.contains(&address)));
+        let (Some(opener), Some(responder)) = (pod(flow.opener), pod(flow.responder)) else { continue };
+        let ask = |pod: &ObjectName, direction, peer| Ask { pod: pod.clone(), direction, peer, protocol: flow.protocol, port: flow.port };
+        if opener != responder {
+            let egress = ask(opener, Direction::Egress, flow.responder);
+            pairs.push(Pair { egress, ingress: ask(responder, Direction::Ingress, flow.opener) });
+        }
+    }
+    pairs
+}
+
+/// Whether both sides let each flow pass.
+fn pass(kernel: &Kernel, pairs: &[Pair]) -> Vec<bool> {
+    pairs.iter().map(|pair| kernel.side(&pair.egress).decision.passes() && kernel.side(&pair.ingress).decision.passes()).collect()
+}
+
+/// Applies the steps one by one. At no point a flow passes that neither state lets pass, or the reverse.
+fn follow_flows(kernel: &Kernel, steps: &[Step], next: &Compiled, pairs: &[Pair], what: &str) {
+    let mut kernel = kernel.clone();
+    let end = Kernel { rows: next.clone(), endpoints: next.subjects.clone(), epoch: 0 };
+    let (before, after) = (pass(&kernel, pairs), pass(&end, pairs));
+    for (index, step) in steps.iter().enumerate() {
+        kernel.apply(step);
+        for (position, passes) in pass(&kernel, pairs).into_iter().enumerate() {
+            let (old, new) = (before[position], after[position]);
+            let pair = &pairs[position];
+            assert!(
+                passes == old || passes == new,
+                "{what}: after step {index} {step:?}: passes: {passes}, before {old}, after {new}: {:?} {:?}\n{steps:#?}",
+                pair.egress,
+                pair.ingress
+            );
+        }
+    }
 }
 
 /// Applies the steps one by one, and asks at every point. Returns how many points there were.
@@ -85,9 +132,9 @@ fn apply(kernel: &mut Kernel, steps: &[Step]) {
 }
 
 #[test]
-fn every_point_of_a_change_gives_each_subject_its_old_or_its_new_verdict() {
+fn every_point_of_a_change_gives_each_side_and_each_flow_the_old_or_the_new_verdict() {
     let first = from_environment("PALISADE_SEED", 1);
-    let sequences = from_environment("PALISADE_CHANGES", 400);
+    let sequences = from_environment("PALISADE_CHANGES", 300);
     let (mut changes, mut points) = (0, 0);
     for seed in first..first + sequences {
         let mut random = Random::new(seed);
@@ -105,6 +152,8 @@ fn every_point_of_a_change_gives_each_subject_its_old_or_its_new_verdict() {
             local = still_local(&mut random, &local, &model);
             let planned = plan(&old, &model, &local, &mut numbers);
             let asks = asks(&mut random, &old, &planned.next, [&before, &model], 60);
+            let pairs = pairs(&mut random, &old, &planned.next, [&before, &model], 60);
+            follow_flows(&kernel, &planned.steps, &planned.next, &pairs, &what);
             points += follow(&mut kernel, &planned.steps, &planned.next, &asks, &what);
             arrived(&kernel, &planned.next, &model, &local, &numbers, &what);
             old = planned.next;

@@ -1,0 +1,85 @@
+//! One flow, explained.
+
+use crate::judge::world::{World, from, object, own, pods};
+use palisade_datapath_core::verdict::Decision;
+use palisade_policy::model::ObjectName;
+use palisade_policy::{Answer, End, ExplainError, Numbers, Question, compile, evaluate};
+use std::collections::BTreeSet;
+
+fn world() -> World {
+    let mut world = World::new()
+        .pod("shop/web", "app=web", 1)
+        .pod("shop/db", "app=db", 2)
+        .pod("bank/web", "app=web", 3)
+        .node("node-0", "192.168.0.1")
+        .ingress("shop/allow-web", "app=db", [from([pods("team=none", "")]), from([own("app=web")])])
+        .ingress("shop/deny", "", [])
+        .egress("bank/closed", "", []);
+    world.model.pods.get_mut(&object("bank/web")).expect("the pod is there").addresses.truncate(1);
+    world
+}
+
+fn ask(from: End, to: End, ipv6: bool) -> Result<Answer, ExplainError> {
+    let model = world().model;
+    // `shop/web` runs on another node.
+    let local: BTreeSet<ObjectName> = ["shop/db", "bank/web"].map(object).into();
+    let mut numbers = Numbers::default();
+    let compiled = compile(&model, &local, &mut numbers);
+    evaluate(&compiled, &numbers, &model, &Question { from, to, protocol: 6, port: 80, ipv6 })
+}
+
+fn pod(name: &str) -> End {
+    End::Pod(object(name))
+}
+
+#[test]
+fn an_allow_names_its_rule_and_a_pod_of_another_node_is_not_judged_here() {
+    for ipv6 in [false, true] {
+        let answer = ask(pod("shop/web"), pod("shop/db"), ipv6).unwrap();
+        assert_eq!((answer.egress.decision, answer.egress.reason.as_str()), (Decision::NotJudged, ""));
+        assert_eq!((answer.ingress.decision, answer.ingress.reason.as_str()), (Decision::Allow, "shop/allow-web ingress rule 1"));
+        assert!(answer.passes());
+    }
+}
+
+#[test]
+fn a_default_deny_names_all_policies_that_isolate_and_both_sides_are_shown() {
+    let answer = ask(pod("bank/web"), pod("shop/db"), false).unwrap();
+    assert_eq!(answer.egress.decision, Decision::DefaultDeny);
+    assert_eq!(answer.egress.reason, "default deny of egress by bank/closed");
+    assert_eq!(answer.ingress.decision, Decision::DefaultDeny);
+    assert_eq!(answer.ingress.reason, "default deny of ingress by shop/allow-web, shop/deny");
+    assert!(!answer.passes());
+}
+
+#[test]
+fn a_pod_that_is_not_isolated_is_allowed_for_no_reason() {
+    let answer = ask(pod("shop/db"), End::Address("203.0.113.9".parse().unwrap()), false).unwrap();
+    assert_eq!((answer.egress.decision, answer.egress.reason.as_str()), (Decision::Allow, ""));
+    assert_eq!(answer.ingress.decision, Decision::NotJudged);
+}
+
+// Lines 25 and 26.
+#[test]
+fn the_node_reaches_its_pods_always_and_pods_reach_it_by_their_policy() {
+    let answer = ask(End::Node("node-0".to_owned()), pod("shop/db"), false).unwrap();
+    assert_eq!(answer.ingress.decision, Decision::NotJudged);
+    let answer = ask(pod("bank/web"), End::Node("node-0".to_owned()), false).unwrap();
+    assert_eq!(answer.egress.decision, Decision::DefaultDeny);
+}
+
+// Line 27.
+#[test]
+fn a_pod_reaches_itself_always() {
+    assert!(ask(pod("bank/web"), pod("bank/web"), false).unwrap().passes());
+}
+
+#[test]
+fn what_is_not_known_is_named() {
+    let unknown = ask(pod("shop/nobody"), pod("shop/db"), false).unwrap_err();
+    assert!(unknown.to_string().contains("shop/nobody"), "{unknown}");
+    let family = ask(pod("bank/web"), pod("shop/db"), true).unwrap_err();
+    assert_eq!(family, ExplainError::NoAddress { end: "pod bank/web".to_owned(), family: "IPv6" });
+    let node = ask(pod("bank/web"), End::Node("node-9".to_owned()), false).unwrap_err();
+    assert_eq!(node, ExplainError::UnknownNode("node-9".to_owned()));
+}
