@@ -27,7 +27,8 @@ fn an_agents_restart_during_a_transfer_loses_nothing_and_opens_nothing() -> Resu
             "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "client" } } }] }],
         }),
     )?;
-    let listen = format!("nc -l -p {STREAM_PORT}; echo closed");
+    // Its input stays open: at the end of its input nc would hang up.
+    let listen = format!("sleep 3600 | nc -l -p {STREAM_PORT}");
     let server = |name: &str, node: &str| pod::shell(name, node, &[("app", "server")], &listen);
     let servers = pod::start(&namespace, &[server("server-near", &nodes[0]), server("server-far", &nodes[1])])?;
 

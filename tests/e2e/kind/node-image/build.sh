@@ -6,7 +6,7 @@ NODE_IMAGE_DIR=$KIND_DIR/node-image
 DEBIAN_SUITE=bookworm
 DEBIAN_MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 # dbus and the like are not needed: nothing logs in to a node.
-DEBIAN_PACKAGES=systemd,systemd-sysv,iproute2,iptables,nftables,conntrack,ethtool,socat,kmod,util-linux,procps,mount,ca-certificates,curl,jq,libseccomp2,containerd,runc,docker.io,busybox-static
+DEBIAN_PACKAGES=systemd,systemd-sysv,iproute2,iptables,nftables,conntrack,ethtool,socat,kmod,util-linux,procps,mount,ca-certificates,curl,jq,libseccomp2,containerd,runc,docker.io,busybox-static,containernetworking-plugins
 
 # Units without sense in a container, or that would change the machine.
 MASKED_UNITS=(
@@ -74,6 +74,9 @@ assemble_node() {
 	for unit in "${MASKED_UNITS[@]}"; do
 		ln -s /dev/null "$top/etc/systemd/system/$unit"
 	done
+	# containerd gives each pod its loopback by this plugin; nodes have it from Kubernetes' packages.
+	mkdir -p "$top/opt/cni/bin"
+	cp "$NODE_ROOT/usr/lib/cni/loopback" "$top/opt/cni/bin/"
 	ln -s /lib/systemd/system/multi-user.target "$top/etc/systemd/system/default.target"
 	ln -s /etc/systemd/system/kubelet.service "$top/etc/systemd/system/multi-user.target.wants/kubelet.service"
 	chown -R 0:0 "$top"
