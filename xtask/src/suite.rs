@@ -3,9 +3,15 @@
 use crate::product::cargo;
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
+
+/// A suite that takes longer hangs; it is ended and has failed.
+const LIMIT: Duration = Duration::from_secs(25 * 60);
+
+/// All that is built and tested here. The BPF programs are built for their own target, by the loader.
+const WORKSPACE: &[&str] = &["--workspace", "--exclude", "palisade-datapath-programs"];
 
 /// What a suite needs of the machine.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -15,63 +21,52 @@ enum Needs {
     Cluster,
 }
 
-/// How a suite runs.
+/// What a suite does.
 enum Work {
-    /// A check that holds or not: one test.
-    Check(&'static [&'static str]),
-    /// `cargo test` with these arguments; its own counts are added up.
-    Tests(&'static [&'static str]),
+    /// A cargo command that succeeds or not: one test.
+    Check(fn() -> Vec<&'static str>),
+    /// The tests inside of the crates.
+    Inside,
+    /// The tests beside the crates, in the `tests` folders of these packages.
+    Beside(&'static [&'static str]),
 }
 
 struct Suite {
     name: &'static str,
     needs: Needs,
     work: Work,
-    /// A suite that takes longer hangs; it is ended and has failed.
-    limit: Duration,
 }
 
 const SUITES: &[Suite] = &[
-    Suite::check("format", &["fmt", "--all", "--check"]),
-    Suite::check("tidy", &["xtask", "tidy"]),
-    Suite::check(
-        "clippy",
-        &[
-            "clippy",
-            "--release",
-            "--locked",
-            "--workspace",
-            "--exclude",
-            "palisade-datapath-programs",
-            "--all-targets",
-            "--",
-            "--deny",
-            "warnings",
-        ],
-    ),
-    Suite::tests("unit", Needs::Nothing, &["--workspace", "--exclude", "palisade-datapath-programs", "--lib", "--bins"]),
-    Suite::tests(
-        "property",
-        Needs::Nothing,
-        &["--package", "palisade-policy", "--package", "palisade-identity", "--package", "palisade-k8s", "--test", "*"],
-    ),
-    Suite::tests("packet", Needs::Root, &["--package", "palisade-loader", "--test", "*"]),
-    Suite::tests(
-        "namespace",
-        Needs::Root,
-        &["--package", "palisade-cni", "--package", "palisade-runtime", "--package", "palisade", "--test", "*"],
-    ),
-    Suite::tests("cluster", Needs::Cluster, &["--package", "palisade-e2e", "--test", "*"]),
+    Suite { name: "format", needs: Needs::Nothing, work: Work::Check(|| vec!["fmt", "--all", "--check"]) },
+    Suite { name: "tidy", needs: Needs::Nothing, work: Work::Check(|| vec!["xtask", "tidy"]) },
+    Suite {
+        name: "clippy",
+        needs: Needs::Nothing,
+        work: Work::Check(|| [&["clippy", "--release", "--locked", "--all-targets"], WORKSPACE, &["--", "--deny", "warnings"]].concat()),
+    },
+    Suite { name: "unit", needs: Needs::Nothing, work: Work::Inside },
+    Suite {
+        name: "property",
+        needs: Needs::Nothing,
+        work: Work::Beside(&["palisade-datapath-core", "palisade-identity", "palisade-policy", "palisade-k8s", "palisade-protocol"]),
+    },
+    Suite { name: "packet", needs: Needs::Root, work: Work::Beside(&["palisade-loader"]) },
+    Suite {
+        name: "namespace",
+        needs: Needs::Root,
+        work: Work::Beside(&["palisade-test-support", "palisade-cni", "palisade-runtime", "palisade-agent", "palisade", "palisade-bench"]),
+    },
+    Suite { name: "cluster", needs: Needs::Cluster, work: Work::Beside(&["palisade-e2e"]) },
 ];
 
-impl Suite {
-    const fn check(name: &'static str, arguments: &'static [&'static str]) -> Self {
-        Self { name, needs: Needs::Nothing, work: Work::Check(arguments), limit: Duration::from_secs(25 * 60) }
-    }
-
-    const fn tests(name: &'static str, needs: Needs, arguments: &'static [&'static str]) -> Self {
-        Self { name, needs, work: Work::Tests(arguments), limit: Duration::from_secs(25 * 60) }
-    }
+/// A test program that cargo built.
+struct Program {
+    executable: PathBuf,
+    package: String,
+    folder: PathBuf,
+    target: String,
+    beside: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -100,10 +95,19 @@ pub fn run(root: &Path, only: &[String]) -> Result<ExitCode> {
     }
     let mut total = Counts::default();
     let mut lines = Vec::new();
+    let mut programs = None;
     for suite in SUITES.iter().filter(|suite| only.is_empty() || only.iter().any(|name| name == suite.name)) {
         println!("==> {}", suite.name);
         let begin = Instant::now();
-        let counts = run_suite(root, suite)?;
+        let counts = match &suite.work {
+            Work::Check(arguments) => check(root, &arguments())?,
+            Work::Inside | Work::Beside(_) => {
+                if programs.is_none() {
+                    programs = Some(build(root)?);
+                }
+                tests(root, suite, programs.as_deref().unwrap_or_default())?
+            }
+        };
         total.add(counts);
         lines.push(format!(
             "{:<10} {:>5} passed {:>4} failed {:>4} skipped  {:>4} s",
@@ -122,40 +126,100 @@ pub fn run(root: &Path, only: &[String]) -> Result<ExitCode> {
     Ok(if total.failed == 0 && total.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run_suite(root: &Path, suite: &Suite) -> Result<Counts> {
-    match suite.work {
-        Work::Check(arguments) => {
-            let status = timed(suite).args(arguments).current_dir(root).status().context("starting cargo")?;
-            Ok(if status.success() { Counts::PASSED } else { Counts::FAILED })
+/// A command that is ended when it takes too long.
+fn limited(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after", "20", &LIMIT.as_secs().to_string()]).arg(program);
+    command
+}
+
+fn check(root: &Path, arguments: &[&str]) -> Result<Counts> {
+    let status = limited(cargo()).args(arguments).current_dir(root).status().context("starting cargo")?;
+    Ok(if status.success() { Counts::PASSED } else { Counts::FAILED })
+}
+
+/// Builds every test of the workspace at once: with one choice of packages, each dependency is compiled once.
+fn build(root: &Path) -> Result<Vec<Program>> {
+    eprintln!("building the tests: several minutes the first time");
+    let output = Command::new(cargo())
+        .args(["test", "--release", "--locked", "--no-run", "--message-format", "json-render-diagnostics"])
+        .args(WORKSPACE)
+        .current_dir(root)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    if !output.status.success() {
+        bail!("the tests do not build; what the compiler says stands above");
+    }
+    let mut programs = Vec::new();
+    for message in String::from_utf8(output.stdout)?.lines() {
+        let message: serde_json::Value = serde_json::from_str(message)?;
+        let (Some(executable), Some(true)) = (message["executable"].as_str(), message["profile"]["test"].as_bool()) else { continue };
+        let manifest = Path::new(message["manifest_path"].as_str().unwrap_or_default());
+        let program = Program {
+            executable: executable.into(),
+            package: package_name(message["package_id"].as_str().unwrap_or_default()).to_owned(),
+            folder: manifest.parent().unwrap_or(root).to_owned(),
+            target: message["target"]["name"].as_str().unwrap_or_default().to_owned(),
+            beside: message["target"]["kind"][0] == "test",
+        };
+        if program.beside && !SUITES.iter().any(|suite| suite.holds(&program)) {
+            bail!("the test {} of {} belongs to no suite (xtask/src/suite.rs)", program.target, program.package);
         }
-        Work::Tests(arguments) => {
-            if suite.needs != Needs::Nothing && !is_root() {
-                return skipped(root, suite, arguments, "needs root: network namespaces and BPF");
-            }
-            if suite.needs == Needs::Cluster {
-                return cluster(root, suite, arguments);
-            }
-            tests(root, suite, arguments, &[])
+        programs.push(program);
+    }
+    programs.sort_by(|a, b| (&a.package, &a.target).cmp(&(&b.package, &b.target)));
+    Ok(programs)
+}
+
+/// The package's name in an id such as `path+file:///checkout/cli#palisade@0.1.0` or `path+file:///checkout/xtask#0.1.0`.
+fn package_name(id: &str) -> &str {
+    let (path, name) = id.rsplit_once('#').unwrap_or_default();
+    match name.split_once('@') {
+        Some((name, _)) => name,
+        None => path.rsplit('/').next().unwrap_or_default(),
+    }
+}
+
+impl Suite {
+    fn holds(&self, program: &Program) -> bool {
+        match self.work {
+            Work::Check(_) => false,
+            Work::Inside => !program.beside,
+            Work::Beside(packages) => program.beside && packages.contains(&program.package.as_str()),
         }
     }
 }
 
-/// `cargo`, ended when the suite takes too long.
-fn timed(suite: &Suite) -> Command {
-    let mut command = Command::new("timeout");
-    command.args(["--kill-after", "20", &suite.limit.as_secs().to_string()]).arg(cargo());
-    command
+fn tests(root: &Path, suite: &Suite, programs: &[Program]) -> Result<Counts> {
+    let programs: Vec<&Program> = programs.iter().filter(|program| suite.holds(program)).collect();
+    if suite.needs != Needs::Nothing && !is_root() {
+        return skipped(suite, &programs, "needs root: network namespaces and BPF");
+    }
+    let counts = if suite.needs == Needs::Cluster { on_cluster(root, suite, &programs)? } else { all(suite, &programs, &[])? };
+    if counts.passed + counts.failed == 0 {
+        eprintln!("{}: no test ran, which is a failure", suite.name);
+        return Ok(Counts { failed: 1, ..counts });
+    }
+    Ok(counts)
 }
 
-fn tests(root: &Path, suite: &Suite, arguments: &[&str], environment: &[(&str, String)]) -> Result<Counts> {
-    let mut child = timed(suite)
-        .args(["test", "--release", "--locked", "--no-fail-fast"])
-        .args(arguments)
+fn all(suite: &Suite, programs: &[&Program], environment: &[(&str, String)]) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for program in programs {
+        counts.add(one(suite, program, environment)?);
+    }
+    Ok(counts)
+}
+
+fn one(suite: &Suite, program: &Program, environment: &[(&str, String)]) -> Result<Counts> {
+    println!("--- {} {}", program.package, program.target);
+    let mut child = limited(&program.executable)
         .envs(environment.iter().map(|(name, value)| (name, value)))
-        .current_dir(root)
+        .current_dir(&program.folder)
         .stdout(Stdio::piped())
         .spawn()
-        .context("starting cargo")?;
+        .with_context(|| format!("starting {}", program.executable.display()))?;
     let mut counts = Counts::default();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).lines() {
@@ -168,11 +232,7 @@ fn tests(root: &Path, suite: &Suite, arguments: &[&str], environment: &[(&str, S
     }
     let status = child.wait()?;
     if !status.success() && counts.failed == 0 {
-        eprintln!("{}: ended with {status} though no test reported a failure", suite.name);
-        counts.failed += 1;
-    }
-    if counts.passed + counts.failed == 0 {
-        eprintln!("{}: no test ran, which is a failure", suite.name);
+        eprintln!("{}: {} of {} ended with {status} though no test reported a failure", suite.name, program.target, program.package);
         counts.failed += 1;
     }
     Ok(counts)
@@ -181,54 +241,42 @@ fn tests(root: &Path, suite: &Suite, arguments: &[&str], environment: &[(&str, S
 /// Reads `ok. 3 passed; 0 failed; 1 ignored; ...`.
 fn parse_result(result: &str) -> Counts {
     let number = |word: &str| {
-        result
-            .split([';', '.'])
-            .filter_map(|part| part.trim().strip_suffix(word))
-            .find_map(|number| number.trim().parse().ok())
-            .unwrap_or(0)
+        let mut parts = result.split([';', '.']).filter_map(|part| part.trim().strip_suffix(word));
+        parts.find_map(|number| number.trim().parse().ok()).unwrap_or(0)
     };
     Counts { passed: number(" passed"), failed: number(" failed"), skipped: number(" ignored") }
 }
 
 /// A suite that cannot run here: its tests are counted as skipped, with the reason in plain sight.
-fn skipped(root: &Path, suite: &Suite, arguments: &[&str], reason: &str) -> Result<Counts> {
-    let output = timed(suite)
-        .args(["test", "--release", "--locked"])
-        .args(arguments)
-        .args(["--", "--list"])
-        .current_dir(root)
-        .stderr(Stdio::inherit())
-        .output()?;
-    let skipped = String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.ends_with(": test")).count();
-    if !output.status.success() {
-        return Ok(Counts::FAILED);
+fn skipped(suite: &Suite, programs: &[&Program], reason: &str) -> Result<Counts> {
+    let mut skipped = 0;
+    for program in programs {
+        let output = Command::new(&program.executable).arg("--list").current_dir(&program.folder).output()?;
+        skipped += String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.ends_with(": test")).count();
     }
     println!("{}: {skipped} tests SKIPPED: {reason}", suite.name);
     Ok(Counts { skipped, ..Counts::default() })
 }
 
-/// The cluster suite: the cluster of a given KUBECONFIG, else one that is made for it and removed.
-fn cluster(root: &Path, suite: &Suite, arguments: &[&str]) -> Result<Counts> {
+/// The cluster suite: on the cluster of a given KUBECONFIG, else on one that is made for it and removed.
+fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program]) -> Result<Counts> {
     if let Ok(kubeconfig) = std::env::var("KUBECONFIG") {
         println!("cluster: using the cluster of KUBECONFIG={kubeconfig}");
-        return tests(root, suite, arguments, &[]);
+        return all(suite, programs, &[]);
     }
     let kubeconfig = root.join("target/cluster/kubeconfig");
     let ours = !kubeconfig.exists();
-    let up = Command::new("make").arg("cluster").current_dir(root).status().context("starting make cluster")?;
-    let counts = if up.success() {
+    let make = |target: &str| Command::new("make").arg(target).current_dir(root).status().context("starting make");
+    let mut counts = if make("cluster")?.success() {
         let path = format!("{}:{}", root.join("target/cluster/bin").display(), std::env::var("PATH").unwrap_or_default());
-        tests(root, suite, arguments, &[("KUBECONFIG", kubeconfig.display().to_string()), ("PATH", path)])?
+        all(suite, programs, &[("KUBECONFIG", kubeconfig.display().to_string()), ("PATH", path)])?
     } else {
         eprintln!("cluster: `make cluster` failed");
         Counts::FAILED
     };
-    if ours {
-        let down = Command::new("make").arg("cluster-down").current_dir(root).status()?;
-        if !down.success() {
-            eprintln!("cluster: `make cluster-down` failed");
-            return Ok(Counts { failed: counts.failed + 1, ..counts });
-        }
+    if ours && !make("cluster-down")?.success() {
+        eprintln!("cluster: `make cluster-down` failed");
+        counts.add(Counts::FAILED);
     }
     Ok(counts)
 }
@@ -250,5 +298,11 @@ mod tests {
     #[test]
     fn an_unknown_suite_is_refused() {
         assert!(run(Path::new("."), &["nonsense".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn a_package_is_known_by_its_id() {
+        assert_eq!(package_name("path+file:///checkout/cli#palisade@0.1.0"), "palisade");
+        assert_eq!(package_name("path+file:///checkout/xtask#0.1.0"), "xtask");
     }
 }
