@@ -80,7 +80,9 @@ pub enum Problem {
     #[error("{0} is no port: ports are 1 to 65535")]
     InvalidPort(i32),
     /// A name that no port can have.
-    #[error("{0:?} is no port name: at most 15 lower-case letters, digits and single '-', with a letter (a number is written without quotes)")]
+    #[error(
+        "{0:?} is no port name: at most 15 lower-case letters, digits and single '-', with a letter (a number is written without quotes)"
+    )]
     InvalidPortName(String),
     /// The last port of a range lies before its first.
     #[error("the range ends at {end}, before its first port {first}")]

@@ -20,7 +20,9 @@ pub use pod::{ContainerPort, Participation, PodParts, container_ports, participa
 
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem};
+use ipnet::IpNet;
 use palisade_identity::Protocol;
+use std::net::IpAddr;
 
 /// A protocol by its name; absent means TCP.
 fn protocol(name: Option<&str>, field: impl FnOnce() -> FieldPath) -> Result<Protocol, FieldError> {
@@ -50,4 +52,12 @@ fn port_name(name: &str, field: impl FnOnce() -> FieldPath) -> Result<String, Fi
     } else {
         Err(FieldError::new(field(), Problem::InvalidPortName(name.to_owned())))
     }
+}
+
+/// A block of addresses. The parser of `ipnet` takes leading zeros, which are octal to some and decimal to others;
+/// the API server takes none.
+fn block(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('/')?;
+    let plain = length.bytes().all(|byte| byte.is_ascii_digit()) && (length == "0" || !length.starts_with('0'));
+    IpNet::new(address.parse::<IpAddr>().ok()?, length.parse().ok().filter(|_| plain)?).ok()
 }

@@ -132,10 +132,10 @@ fn block_peer(block: &IPBlock, field: &FieldPath) -> Result<Peer, FieldError> {
 
 /// A block, host bits masked. A block of IPv4 addresses in IPv6 clothes is refused: no packet ever carries one.
 fn cidr(text: &str, field: impl FnOnce() -> FieldPath) -> Result<IpNet, FieldError> {
-    match text.parse::<IpNet>() {
-        Ok(IpNet::V6(block)) if block.addr().to_ipv4_mapped().is_some() => {}
-        Ok(block) => return Ok(block.trunc()),
-        Err(_) => {}
+    match super::block(text) {
+        Some(IpNet::V6(block)) if block.addr().to_ipv4_mapped().is_some() => {}
+        Some(block) => return Ok(block.trunc()),
+        None => {}
     }
     Err(FieldError::new(field(), Problem::InvalidCidr(text.to_owned())))
 }

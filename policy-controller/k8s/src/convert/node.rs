@@ -2,7 +2,6 @@
 
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem, Refusal};
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node as ApiNode;
 use palisade_policy::model::Node;
 use std::net::IpAddr;
@@ -30,21 +29,19 @@ pub fn node(node: &ApiNode) -> Result<Node, Refusal<Node>> {
     let spec = node.spec.as_ref();
     let plural = spec.and_then(|spec| spec.pod_cidrs.as_ref()).filter(|ranges| !ranges.is_empty());
     let ranges: Vec<(FieldPath, &String)> = match (plural, spec.and_then(|spec| spec.pod_cidr.as_ref())) {
-        (Some(ranges), _) => {
-            ranges.iter().enumerate().map(|(index, range)| (FieldPath::of("spec.podCIDRs").index(index), range)).collect()
-        }
+        (Some(ranges), _) => ranges.iter().enumerate().map(|(index, range)| (FieldPath::of("spec.podCIDRs").index(index), range)).collect(),
         (None, Some(range)) => vec![(FieldPath::of("spec.podCIDR"), range)],
         (None, None) => Vec::new(),
     };
     for (field, range) in ranges {
-        match range.parse::<IpNet>() {
-            Ok(range) => {
+        match super::block(range) {
+            Some(range) => {
                 let range = range.trunc();
                 if !closed.pod_ranges.iter().any(|other| other.addr().is_ipv4() == range.addr().is_ipv4()) {
                     closed.pod_ranges.push(range);
                 }
             }
-            Err(_) => {
+            None => {
                 first_error.get_or_insert(FieldError::new(field, Problem::InvalidCidr(range.clone())));
             }
         }

@@ -82,7 +82,10 @@ struct Claim<'a> {
 
 /// The pods of the model. An address that several claim belongs to one of them: to an endpoint of this node before
 /// others, to one that stays before one that terminates, then to the younger one.
-pub(super) fn model(pods: &BTreeMap<ObjectName, Record<PodRecord>>, local: &BTreeMap<ObjectName, LocalAddresses>) -> BTreeMap<ObjectName, Pod> {
+pub(super) fn model(
+    pods: &BTreeMap<ObjectName, Record<PodRecord>>,
+    local: &BTreeMap<ObjectName, LocalAddresses>,
+) -> BTreeMap<ObjectName, Pod> {
     let mut owners: BTreeMap<IpAddr, Claim> = BTreeMap::new();
     let participants = || {
         let records = pods.iter().map(|(name, record)| (name, &record.value));

@@ -16,13 +16,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The kinds that are read, and the version of each.
-const READ: &[(&str, &str)] = &[
-    ("Namespace", "v1"),
-    ("Pod", "v1"),
-    ("Service", "v1"),
-    ("Deployment", "apps/v1"),
-    ("NetworkPolicy", "networking.k8s.io/v1"),
-];
+const READ: &[(&str, &str)] =
+    &[("Namespace", "v1"), ("Pod", "v1"), ("Service", "v1"), ("Deployment", "apps/v1"), ("NetworkPolicy", "networking.k8s.io/v1")];
 /// The namespace of objects that name none.
 const DEFAULT_NAMESPACE: &str = "default";
 /// The namespaces that every cluster has.
@@ -208,7 +203,11 @@ impl Collected {
         if let Some(first) = self.taken.get(&(kind, name.clone())) {
             let first = first.clone();
             let object = if name.namespace.is_empty() { name.name } else { name.to_string() };
-            self.errors.push(ManifestError { place, object: Some(format!("{kind} {object}")), problem: ManifestProblem::Duplicate { first } });
+            self.errors.push(ManifestError {
+                place,
+                object: Some(format!("{kind} {object}")),
+                problem: ManifestProblem::Duplicate { first },
+            });
             return false;
         }
         self.taken.insert((kind, name), place);

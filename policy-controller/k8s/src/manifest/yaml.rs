@@ -270,7 +270,8 @@ fn number(text: &str) -> Option<Number> {
     let digits = digits.replace('_', "");
     let whole = |digits: &str, radix| i64::from_str_radix(&format!("{sign}{digits}"), radix).ok().map(Number::from);
     let all = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if let Some((digits, radix)) = [("0x", 16), ("0o", 8), ("0b", 2)].iter().find_map(|(prefix, radix)| Some((digits.strip_prefix(prefix)?, radix)))
+    if let Some((digits, radix)) =
+        [("0x", 16), ("0o", 8), ("0b", 2)].iter().find_map(|(prefix, radix)| Some((digits.strip_prefix(prefix)?, radix)))
     {
         return if all(digits) { whole(digits, *radix) } else { None };
     }

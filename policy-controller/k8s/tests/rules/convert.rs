@@ -9,7 +9,8 @@ use palisade_policy::model::{NamedPort, Peer, Peers, Policy, Port, Ports, Rule};
 use serde_json::{Value, json};
 
 fn policy(spec: Value) -> Result<Policy, Refusal<Policy>> {
-    let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "n", "name": "p"}, "spec": spec});
+    let object =
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "n", "name": "p"}, "spec": spec});
     convert::network_policy(&serde_json::from_value::<NetworkPolicy>(object).expect("a decodable policy"))
 }
 
@@ -173,7 +174,18 @@ fn a_peer_that_means_nothing_is_refused_and_never_taken_for_everybody() {
     };
     peer(json!({}), "", "names nothing");
     peer(json!({"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}), "", "cannot stand beside");
-    for cidr in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0/8", "fd00::/129", "::ffff:10.0.0.0/104", "10.0.0.0/-1", "010.0.0.0/8"] {
+    for cidr in [
+        "",
+        "10.0.0.0",
+        "10.0.0.0/33",
+        "10.0.0/8",
+        "fd00::/129",
+        "::ffff:10.0.0.0/104",
+        "10.0.0.0/-1",
+        "10.0.0.0/+8",
+        "10.0.0.0/08",
+        "010.0.0.0/8",
+    ] {
         peer(json!({"ipBlock": {"cidr": cidr}}), ".ipBlock.cidr", "no CIDR block");
     }
     for except in ["11.0.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "fd00::/64"] {
@@ -271,7 +283,8 @@ fn a_refused_pod_keeps_its_labels_and_readable_addresses_and_serves_no_name() {
 
 #[test]
 fn every_namespace_has_the_label_of_its_name_whatever_it_says_itself() {
-    let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n", "labels": {"kubernetes.io/metadata.name": "other"}}});
+    let object =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n", "labels": {"kubernetes.io/metadata.name": "other"}}});
     let labels = convert::namespace(&serde_json::from_value::<Namespace>(object).expect("a namespace")).expect("good");
     assert_eq!(labels, [("kubernetes.io/metadata.name".to_owned(), "n".to_owned())].into());
 }

@@ -127,8 +127,14 @@ fn the_pods_of_a_deployment_are_named_by_number_and_labelled_by_its_template() {
     assert_eq!(one.pods[0].metadata.labels, Some(labels));
     let text = deployment("replicas: 1");
     let refused = |from: &str, to: &str| errors(&text.replace(from, to)).join("\n");
-    assert_eq!(refused("app: web, tier", "tier"), "f.yaml:6: Deployment shop/web: spec.selector: the selector does not match the labels of the template");
-    assert_eq!(refused("replicas: 1", "replicas: -1"), "f.yaml:5: Deployment shop/web: spec.replicas: -1 replicas: 0 to 1000 can be read from a file");
+    assert_eq!(
+        refused("app: web, tier", "tier"),
+        "f.yaml:6: Deployment shop/web: spec.selector: the selector does not match the labels of the template"
+    );
+    assert_eq!(
+        refused("replicas: 1", "replicas: -1"),
+        "f.yaml:5: Deployment shop/web: spec.replicas: -1 replicas: 0 to 1000 can be read from a file"
+    );
     assert_eq!(
         refused("8080", "70000"),
         "f.yaml:12: Deployment shop/web: spec.template.spec.containers[0].ports[0].containerPort: 70000 is no port: ports are 1 to 65535"
@@ -154,7 +160,10 @@ fn services_and_unknown_kinds_are_listed_with_their_place() {
     let manifest = directory.good();
     let shown = |note: &palisade_k8s::manifest::Note| note.to_string().replace(&format!("{}/", directory.path().display()), "");
     assert_eq!(manifest.services.iter().map(shown).collect::<Vec<_>>(), ["a.yaml:1: Service shop/web"]);
-    assert_eq!(manifest.ignored.iter().map(shown).collect::<Vec<_>>(), ["a.yaml:6: Job once", "a.yaml:11: Service (serving.knative.dev/v1) k"]);
+    assert_eq!(
+        manifest.ignored.iter().map(shown).collect::<Vec<_>>(),
+        ["a.yaml:6: Job once", "a.yaml:11: Service (serving.knative.dev/v1) k"]
+    );
 }
 
 #[test]
@@ -192,7 +201,7 @@ fn what_the_api_server_sets_is_dropped() {
                 spec: {containers: [{name: c}]}\nstatus: {phase: Succeeded, podIPs: [{ip: 10.0.0.1}]}\n";
     let mut index = Index::new();
     Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", text)]).good().feed(&mut index);
-    assert_eq!(index.model().pods[&ObjectName::new("shop", "a")].addresses, []);
+    assert!(index.model().pods[&ObjectName::new("shop", "a")].addresses.is_empty());
     assert_eq!(index.pod_uid(&ObjectName::new("shop", "a")), None);
 }
 
@@ -212,7 +221,7 @@ fn a_syntax_error_names_file_and_line() {
         let errors = errors(text);
         assert!(errors[0].starts_with(place), "{errors:?}");
     };
-    starts("apiVersion: v1\nkind: Pod\n\tmetadata: {}\n", "f.yaml:3: no valid YAML");
+    starts("apiVersion: v1\nkind: Pod\n\tmetadata: {}\n", "f.yaml:2: no valid YAML");
     starts("apiVersion: v1\nkind: Pod\nmetadata: {name: a\nspec: b\n", "f.yaml:4: no valid YAML");
     starts("apiVersion: v1\nkind: \"Pod\n", "f.yaml:");
     starts("- just\n- a list\n", "f.yaml:1: the document is no Kubernetes object: kind is missing");
@@ -225,7 +234,7 @@ fn two_objects_of_one_kind_and_name_are_refused_with_both_places() {
     let twice = |text: &str| errors(&format!("{text}---\n{text}")).join("\n");
     let directory = Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", &pod("a")), ("c.yaml", &pod("a"))]);
     assert_eq!(directory.errors(), ["c.yaml:3: Pod shop/a: this name is taken already, at b.yaml:3"]);
-    assert!(twice(POLICY).starts_with("f.yaml:18: NetworkPolicy shop/p: this name is taken already, at f.yaml:5"), "{}", twice(POLICY));
+    assert!(twice(POLICY).starts_with("f.yaml:19: NetworkPolicy shop/p: this name is taken already, at f.yaml:5"), "{}", twice(POLICY));
     let deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a, namespace: shop}\nspec:\n  selector: {matchLabels: {a: b}}\n  \
                       template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c}]}}\n";
     let directory = Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", &pod("a-0")), ("c.yaml", deployment)]);
@@ -245,7 +254,12 @@ fn a_value_that_means_nothing_is_refused_with_its_line_and_field() {
     policy("port: 80", "port: '80'", "13 spec.ingress[0].ports[0].port", "a number is written without quotes");
     policy("port: 80", "port: 80.5", "13 spec.ingress[0].ports[0].port", "invalid type");
     policy("port: 80", "port: 99999999999", "13 spec.ingress[0].ports[0].port", "32-bit");
-    policy("    - podSelector:\n        matchLabels: {a: b}", "    - ipBlock:\n        cidr: 10.0.0.0/40", "11 spec.ingress[0].from[0].ipBlock.cidr", "no CIDR");
+    policy(
+        "    - podSelector:\n        matchLabels: {a: b}",
+        "    - ipBlock:\n        cidr: 10.0.0.0/40",
+        "11 spec.ingress[0].from[0].ipBlock.cidr",
+        "no CIDR",
+    );
     policy(
         "    - podSelector:\n        matchLabels: {a: b}",
         "    - ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/8]}",
@@ -265,8 +279,8 @@ fn a_value_that_means_nothing_is_refused_with_its_line_and_field() {
         "In needs at least one value",
     );
     policy("    - podSelector:\n        matchLabels: {a: b}", "    - podSelector:", "10 spec.ingress[0].from[0]", "names nothing");
-    policy("  name: p", "  name: P_", "5 metadata.name", "no valid name");
-    policy("  name: p\n", "", "3 metadata.name", "is missing");
+    assert!(error_of_policy("name: p", "name: P_").starts_with("5: NetworkPolicy shop/P_: metadata.name: \"P_\" is no valid name"));
+    assert_eq!(error_of_policy("  name: p\n", ""), "3: NetworkPolicy shop/without a name: metadata.name: is missing");
 }
 
 #[test]
@@ -300,7 +314,10 @@ fn a_known_kind_of_another_version_is_refused_and_never_passed_over() {
 fn plain_scalars_are_read_as_kubectl_reads_them() {
     let label = |value: &str| error_of_policy("{a: b}", &format!("{{a: {value}}}"));
     for value in ["yes", "On", "n", "true", "80", "1.5", "0x10", "1_000", "~"] {
-        assert!(label(value).starts_with("11: NetworkPolicy shop/p: spec.ingress[0].from[0].podSelector.matchLabels.a: invalid type"), "{value}");
+        assert!(
+            label(value).starts_with("11: NetworkPolicy shop/p: spec.ingress[0].from[0].podSelector.matchLabels.a: invalid type"),
+            "{value}"
+        );
     }
     for value in ["'yes'", "\"80\"", "!!str 80", "1.2.3", "v1", "0b", "2026-01-01"] {
         let text = POLICY.replacen("{a: b}", &format!("{{a: {value}}}"), 1);
@@ -310,7 +327,9 @@ fn plain_scalars_are_read_as_kubectl_reads_them() {
 
 #[test]
 fn anchors_are_read_and_cannot_blow_a_file_up() {
-    let text = POLICY.replace("podSelector: {}", "podSelector: &x {matchLabels: {a: b}}").replace("    - podSelector:\n        matchLabels: {a: b}", "    - podSelector: *x");
+    let text = POLICY
+        .replace("podSelector: {}", "podSelector: &x {matchLabels: {a: b}}")
+        .replace("    - podSelector:\n        matchLabels: {a: b}", "    - podSelector: *x");
     let policy = Directory::of(&[("a.yaml", NAMESPACE), ("f.yaml", &text)]).good().policies.remove(0);
     let spec = policy.spec.expect("a spec");
     let from = spec.ingress.expect("rules")[0].from.clone().expect("peers");
