@@ -37,7 +37,8 @@ begin_node_root() {
 
 install_root() {
 	rm -rf --one-file-system "$NODE_ROOT.part"
-	nice -n 10 debootstrap --variant=minbase "--include=$DEBIAN_PACKAGES" "$DEBIAN_SUITE" "$NODE_ROOT.part" "$DEBIAN_MIRROR" || {
+	# What it mounts must not outlive it.
+	nice -n 10 unshare --mount --propagation private debootstrap --variant=minbase "--include=$DEBIAN_PACKAGES" "$DEBIAN_SUITE" "$NODE_ROOT.part" "$DEBIAN_MIRROR" || {
 		tail -n 5 "$NODE_ROOT.part/debootstrap/debootstrap.log" 2>/dev/null
 		return 1
 	}
