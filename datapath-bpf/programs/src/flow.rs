@@ -3,7 +3,7 @@
 use palisade_datapath_core::abi::{Connection, FragmentPorts, Hook, Outcome, SUBJECT_NONE, V4, V6, cell};
 use palisade_datapath_core::packet::connection::{self, End, Lookup, Subjects, lifetime};
 use palisade_datapath_core::packet::icmp::{self, Quoting};
-use palisade_datapath_core::packet::{Fragment, Packet, Segment, ipv4, ipv6};
+use palisade_datapath_core::packet::{Fragment, Packet, ipv4, ipv6};
 use palisade_datapath_core::verdict::{Verdict, verdict};
 
 use crate::event;
@@ -157,12 +157,11 @@ impl Pod {
 /// On an error the caller drops and counts.
 #[inline(always)]
 pub fn admit<A: Family>(frame: &Frame, pod: Pod, packet: &Packet<A>, result: &mut Verdict) -> Result<(), Outcome> {
-    match established(frame, packet) {
-        ESTABLISHED => return Ok(()),
-        ASK => {}
-        outcome => return refusal(outcome),
+    let how = established(frame, packet);
+    if how >= 0 {
+        return refusal(how);
     }
-    match ask(packet, pod, result) {
+    match ask(packet, pod, how, result) {
         0 => {
             event::allowed(frame, pod.hook, packet, result);
             Ok(())
@@ -174,7 +173,10 @@ pub fn admit<A: Family>(frame: &Frame, pod: Pod, packet: &Packet<A>, result: &mu
 // Subprograms from here on: each has the stack for itself, and gives the number of an outcome.
 
 const ESTABLISHED: i32 = 0;
-const ASK: i32 = -1;
+// The policies are to be asked: about a flow that has an entry, or as `Lookup` says.
+const AGAIN: i32 = -1;
+const OPEN: i32 = -2;
+const OPEN_OR_REPLY: i32 = -3;
 
 /// Passes a packet by the entry of its flow, and counts it.
 #[inline(never)]
@@ -190,29 +192,31 @@ fn established<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
             ESTABLISHED
         }
         (Lookup::Refuse(outcome), _) => outcome as i32,
-        _ => ASK,
+        (Lookup::OpenOrReply, _) => OPEN_OR_REPLY,
+        (Lookup::Again(_), _) => AGAIN,
+        (Lookup::Open | Lookup::Pass { .. }, _) => OPEN,
     }
 }
 
 /// Asks the policies about a packet and writes the entry of its flow.
 #[inline(never)]
-fn ask<A: Family>(packet: &Packet<A>, pod: Pod, result: &mut Verdict) -> i32 {
-    number(try_ask(packet, pod, result))
+fn ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Verdict) -> i32 {
+    number(try_ask(packet, pod, how, result))
 }
 
 #[inline(always)]
-fn try_ask<A: Family>(packet: &Packet<A>, pod: Pod, result: &mut Verdict) -> Result<(), Outcome> {
+fn try_ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Verdict) -> Result<(), Outcome> {
     let now = maps::now();
     let (key, source_is_high) = connection::key(packet);
     // SAFETY: as in `established`.
-    let known = A::connection(&key).map(|entry| unsafe { &*entry });
-    let (before, mut opener) = match connection::look_up(known, packet.protocol, packet.segment, source_is_high, &now) {
-        Lookup::Again(opener) => (known, opener),
-        _ => (None, End::Source),
+    let before = if how == AGAIN { A::connection(&key).map(|entry| unsafe { &*entry }) } else { None };
+    let mut opener = match before {
+        Some(before) => connection::opener(before, source_is_high),
+        None => End::Source,
     };
     let Subjects { source, destination } = pod.subjects(packet)?;
     let mut passes = judge(packet, source, destination, opener, result) != 0;
-    if !passes && before.is_none() && matches!(packet.segment, Segment::MidStream) {
+    if !passes && how == OPEN_OR_REPLY {
         let mut as_reply = Verdict::NOT_JUDGED;
         if judge(packet, source, destination, End::Destination, &mut as_reply) != 0 {
             *result = as_reply;

@@ -119,8 +119,9 @@ const fn marks_opening(protocol: u8) -> bool {
     matches!(protocol, protocol::TCP | protocol::SCTP)
 }
 
+/// Which end of a packet opened the flow of its entry.
 #[inline(always)]
-const fn opener(entry: &Connection, source_is_high: bool) -> End {
+pub const fn opener(entry: &Connection, source_is_high: bool) -> End {
     if (entry.flags & flag::OPENED_BY_HIGH != 0) == source_is_high { End::Source } else { End::Destination }
 }
 

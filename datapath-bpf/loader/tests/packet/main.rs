@@ -1,0 +1,14 @@
+//! Packets through the loaded programs, with BPF_PROG_TEST_RUN: what becomes of each, the one counter that it moves,
+//! the event that tells of it, and its bytes afterwards.
+
+#[path = "../stage/mod.rs"]
+mod stage;
+
+mod error;
+mod fragment;
+mod host;
+mod link;
+mod policy;
+mod shape;
+mod state;
+mod world;
