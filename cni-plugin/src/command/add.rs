@@ -42,7 +42,7 @@ fn connect<'a>(call: &'a Call, pod: &Pod, node: &'a NodeConfig, undo: &mut Undo<
     let wire = Wire::create(&owner, &namespace, node.mtu)?;
     let (host_interface, host_index) = (wire.host_interface.clone(), wire.host_index);
     undo.remember("the interface", move || Wire::remove(&host_interface));
-    Record { owner: owner.clone(), host_index, pin_dir: node.pin_dir.clone().into() }.write(&call.config)?;
+    Record::new(owner, host_index, &node.pin_dir)?.write(&call.config)?;
     undo.remember("the record", || Record::remove(&call.config, &call.owner()));
     undo.remember("the programs", move || detach_endpoint(&PinDir::from_abi_dir(&node.pin_dir), host_index).map_err(refused));
     attach_endpoint(&pins, &wire.host_interface, host_index).map_err(refused)?;

@@ -22,9 +22,16 @@ pub(super) struct Record {
     pub(super) host_index: u32,
     /// Where its programs are pinned.
     pub(super) pin_dir: PathBuf,
+    /// The running kernel. An index of an earlier one may be another pod's now.
+    boot: String,
 }
 
 impl Record {
+    /// The record of an attachment that is being made.
+    pub(super) fn new(owner: Owner, host_index: u32, pin_dir: &str) -> Result<Self, Error> {
+        Ok(Self { owner, host_index, pin_dir: pin_dir.into(), boot: boot()? })
+    }
+
     /// Writes the record, whole or not at all.
     pub(super) fn write(&self, config: &NetworkConfig) -> Result<(), Error> {
         let path = path(config, &self.owner);
@@ -40,12 +47,14 @@ impl Record {
         })
     }
 
-    /// The record of an attachment; `None` where there is none, or where it cannot be read: then DEL works with what
-    /// it can find out.
+    /// The record of an attachment; `None` where there is none, or none of the running kernel, or where it cannot be
+    /// read: then DEL works with what it can find out.
     pub(super) fn read(config: &NetworkConfig, owner: &Owner) -> Option<Self> {
         let path = path(config, owner);
         let bytes = std::fs::read(&path).ok()?;
-        serde_json::from_slice(&bytes).inspect_err(|error| super::log(format!("{} cannot be read: {error}", path.display()))).ok()
+        let record: Self =
+            serde_json::from_slice(&bytes).inspect_err(|error| super::log(format!("{} cannot be read: {error}", path.display()))).ok()?;
+        boot().is_ok_and(|boot| boot == record.boot).then_some(record)
     }
 
     /// Removes the record of an attachment, if there is one.
@@ -71,6 +80,11 @@ pub(super) fn remove_endpoint(config: &NetworkConfig, owner: &Owner) -> Result<(
     remove(config.run_dir.join(RECORDS_NAME).join(owner.attachment.record_name()))
 }
 
+/// What tells one run of the kernel from the next.
+fn boot() -> Result<String, Error> {
+    Ok(crate::link::sysctl::read("kernel/random/boot_id")?)
+}
+
 fn path(config: &NetworkConfig, owner: &Owner) -> PathBuf {
     // The name of the veth stands for network, container and interface, and cannot be too long.
     config.run_dir.join(DIRECTORY).join(super::host_interface(owner)).with_extension("json")
@@ -82,5 +96,45 @@ fn remove(path: PathBuf) -> Result<(), Error> {
             Err(Error::new(Code::Io, format!("cannot remove {}: {error}", path.display())))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_protocol::Attachment;
+
+    fn config(directory: &std::path::Path) -> NetworkConfig {
+        let json = serde_json::json!({"cniVersion": "1.1.0", "name": "net", "type": "palisade-cni"});
+        NetworkConfig::parse(json.to_string().as_bytes(), directory.to_str().unwrap()).unwrap()
+    }
+
+    fn owner() -> Owner {
+        Owner { network: "net".into(), attachment: Attachment { container_id: "c".into(), interface: "eth0".into() } }
+    }
+
+    #[test]
+    fn a_record_is_read_back_and_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path());
+        assert_eq!(Record::read(&config, &owner()), None);
+        let record = Record::new(owner(), 7, "/bpf/v1").unwrap();
+        record.write(&config).unwrap();
+        assert_eq!(Record::read(&config, &owner()), Some(record));
+        assert_eq!(Record::owners(&config).unwrap(), [owner()]);
+        Record::remove(&config, &owner()).unwrap();
+        Record::remove(&config, &owner()).unwrap();
+        assert_eq!((Record::read(&config, &owner()), Record::owners(&config).unwrap().len()), (None, 0));
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_boot_names_no_interface_of_this_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path());
+        let mut record = Record::new(owner(), 7, "/bpf/v1").unwrap();
+        record.boot = "earlier".into();
+        record.write(&config).unwrap();
+        assert_eq!(Record::read(&config, &owner()), None);
+        assert_eq!(Record::owners(&config).unwrap(), [owner()], "GC still finds it");
     }
 }

@@ -1,10 +1,6 @@
 //! ADD that fails leaves nothing, whatever fails: the real binary against an agent and a kernel that are in its way.
 
-#![allow(dead_code, reason = "the fixture serves several test files")]
-
-mod node;
-
-use node::{Behaviour, DUAL, Node, node};
+use crate::node::{Behaviour, DUAL, Node, node};
 use palisade_cni::link::{MacAddress, Namespace, Netlink, Route, Veth};
 use palisade_protocol::ErrorKind;
 use std::time::Duration;

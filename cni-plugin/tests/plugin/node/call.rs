@@ -17,8 +17,8 @@ pub struct Answer {
     pub stderr: String,
 }
 
-/// A configuration as it stands on a node, and the least that is valid.
-pub fn read_stdin_config() -> Value {
+/// The least configuration that is valid.
+pub fn least_config() -> Value {
     json!({"cniVersion": "1.1.0", "name": "palisade", "type": "palisade-cni"})
 }
 
@@ -27,7 +27,7 @@ impl Call {
     pub fn bare(verb: Option<&str>) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_palisade-cni"));
         command.env_clear().envs(verb.map(|verb| ("CNI_COMMAND", verb)));
-        Self { command, config: read_stdin_config() }
+        Self { command, config: least_config() }
     }
 
     pub(super) fn new(host: &Host, verb: &str, pod: &str) -> Self {

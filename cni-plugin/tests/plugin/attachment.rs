@@ -1,10 +1,6 @@
 //! The verbs where all goes well: the real binary, real namespaces, the real programs, an agent that works.
 
-#![allow(dead_code, reason = "the fixture serves several test files")]
-
-mod node;
-
-use node::{Answer, Behaviour, DUAL, Node, node};
+use crate::node::{Answer, Behaviour, DUAL, Node, node};
 use palisade_cni::link::{Netlink, ROUTE_PROTOCOL, Route, sysctl};
 use palisade_protocol::ErrorKind;
 use serde_json::{Value, json};
@@ -34,8 +30,13 @@ fn add_wires_the_pod_and_del_leaves_nothing() {
         assert_eq!((host_link.mtu, pod_link.mtu), (1450, 1450));
         assert_eq!(host_link.peer, Some(index));
 
-        let addresses: Vec<String> = pod.addresses_of(index).unwrap().iter().map(|address| address.address.to_string()).collect();
         let link_local = format!("{}/64", pod_link.mac.unwrap().link_local());
+        let list = || pod.addresses_of(index).unwrap().iter().map(|address| address.address.to_string()).collect::<Vec<_>>();
+        // The kernel makes its own address when it notices, a moment later, that the link works.
+        while !list().contains(&link_local) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let addresses = list();
         for address in ["10.77.0.2/32", "fd77::2/128", &link_local] {
             assert!(addresses.iter().any(|present| present == address), "{address} in {addresses:?}");
         }

@@ -5,7 +5,7 @@ mod agent;
 mod call;
 
 pub use agent::{Behaviour, FakeAgent};
-pub use call::{Answer, Call, read_stdin_config};
+pub use call::{Answer, Call, least_config};
 
 use palisade_cni::link::{Link, Netlink};
 use palisade_loader::{Datapath, PinDir, Sizes};
