@@ -8,28 +8,48 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const PACKAGE: &str = "palisade-datapath-programs";
-const BINARY: &str = "palisade-tc";
-const OBJECT: &str = "PALISADE_BPF_OBJECT";
+
+/// An object that the crate carries.
+struct Object {
+    /// The binary of the package.
+    binary: &'static str,
+    /// The feature with which the crate carries it, as cargo tells it.
+    feature: &'static str,
+    /// The variable that tells the crate where it is.
+    variable: &'static str,
+}
+
+const OBJECTS: [Object; 2] = [
+    Object { binary: "palisade-tc", feature: "CARGO_FEATURE_LOAD", variable: "PALISADE_BPF_OBJECT" },
+    Object { binary: "palisade-redirect", feature: "CARGO_FEATURE_BENCH", variable: "PALISADE_REDIRECT_OBJECT" },
+];
 
 fn main() {
     let manifest = path("CARGO_MANIFEST_DIR");
-    for watched in ["build.rs", "../core/Cargo.toml", "../core/src", "../programs/Cargo.toml", "../programs/src", "../../Cargo.toml"] {
+    for watched in [
+        "build.rs",
+        "../core/Cargo.toml",
+        "../core/src",
+        "../programs/Cargo.toml",
+        "../programs/build.rs",
+        "../programs/src",
+        "../../Cargo.toml",
+    ] {
         println!("cargo:rerun-if-changed={}", manifest.join(watched).display());
     }
     // The CNI plugin only attaches what is pinned; it carries no object and needs none of the tools.
-    if env::var_os("CARGO_FEATURE_LOAD").is_none() {
-        return;
-    }
-    match build(&manifest) {
-        Ok(object) => println!("cargo:rustc-env={OBJECT}={}", object.display()),
-        Err(reason) => {
-            eprintln!("error: the BPF programs were not built: {reason}");
-            std::process::exit(1);
+    for object in OBJECTS.iter().filter(|object| env::var_os(object.feature).is_some()) {
+        match build(&manifest, object.binary) {
+            Ok(path) => println!("cargo:rustc-env={}={}", object.variable, path.display()),
+            Err(reason) => {
+                eprintln!("error: the BPF programs were not built: {reason}");
+                std::process::exit(1);
+            }
         }
     }
 }
 
-fn build(manifest: &Path) -> Result<PathBuf, String> {
+fn build(manifest: &Path, binary: &str) -> Result<PathBuf, String> {
     let workspace = manifest.join("../..").canonicalize().map_err(|error| format!("no workspace above {}: {error}", manifest.display()))?;
     let out = path("OUT_DIR");
     let target = if variable("CARGO_CFG_TARGET_ENDIAN") == "big" { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
@@ -38,7 +58,7 @@ fn build(manifest: &Path) -> Result<PathBuf, String> {
     let mut cargo = Toolchain::with_sources()?.cargo();
     cargo
         .current_dir(&workspace)
-        .args(["build", "--package", PACKAGE, "--bin", BINARY, "--profile", "bpf", "--target", target, "-Z", "build-std=core"])
+        .args(["build", "--package", PACKAGE, "--bin", binary, "--profile", "bpf", "--target", target, "-Z", "build-std=core"])
         .arg("--target-dir")
         .arg(&directory)
         .env("RUSTC_BOOTSTRAP", "1")
@@ -55,8 +75,8 @@ fn build(manifest: &Path) -> Result<PathBuf, String> {
         return Err(format!("{cargo:?} ended with {status}"));
     }
 
-    let built = directory.join(target).join("bpf").join(BINARY);
-    let object = out.join(format!("{BINARY}.o"));
+    let built = directory.join(target).join("bpf").join(binary);
+    let object = out.join(format!("{binary}.o"));
     if !strip(&built, &object) {
         std::fs::copy(&built, &object).map_err(|error| format!("{} was not copied: {error}", built.display()))?;
     }

@@ -306,5 +306,6 @@ fn remove_filters(pin: &PinDir, index: u32) -> Result<(), LoaderError> {
 
 /// The name of an interface of this thread's network namespace.
 pub(crate) fn interface_name(index: u32) -> Option<String> {
-    if_indextoname(index).ok()?.into_string().ok()
+    // nix 0.31 answers with an empty name where there is no such interface.
+    if_indextoname(index).ok()?.into_string().ok().filter(|name| !name.is_empty())
 }

@@ -55,3 +55,5 @@ pub use crate::{
     sizes::Sizes,
     table::{AddressTable, PortTable, PrefixTable, Table},
 };
+#[cfg(feature = "bench")]
+pub use object::redirect_object;

@@ -1,0 +1,187 @@
+//! A place of its own for each test: a mount and a network namespace with a private BPF file system, and pods in
+//! further network namespaces. All of it ends with the test's threads, however the test ends.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::Path,
+    process::Command,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    net::if_::if_nametoindex,
+    sched::{CloneFlags, unshare},
+    unistd::gettid,
+};
+use palisade_datapath_core::abi::{Direction, Endpoint, IDENTITY_ANY, PolicyEntry, PolicyKey, RowVerdict};
+use palisade_loader::{Datapath, PinDir, Sizes};
+
+/// Small maps, so that many tests can run at once.
+pub fn sizes() -> Sizes {
+    Sizes { policy: 64, ports: 64, addresses: 64, prefixes: 64, endpoints: 16, connections: 256, fragments: 64, events_bytes: 4096 }
+}
+
+/// Runs `test` with a base directory on a BPF file system, in namespaces of its own.
+pub fn alone(test: impl FnOnce(&Path) + Send) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let outcome = thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("these tests make namespaces: run them as root");
+                mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+                mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>).expect("a BPF file system can be mounted");
+                run("ip link set lo up");
+                test(&path.join("palisade"));
+            })
+            .join()
+    });
+    if let Err(panic) = outcome {
+        resume_unwind(panic);
+    }
+}
+
+/// Opens the datapath with small maps.
+pub fn open(base: &Path) -> Datapath {
+    Datapath::open(&PinDir::new(base), &sizes()).unwrap_or_else(|error| panic!("{}", chain(&error)))
+}
+
+/// An error with its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+/// Runs a command in this thread's namespaces and gives what it printed.
+pub fn run(line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap_or_else(|error| panic!("{line}: {error}"));
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Waits until something is so; the kernel ends links a moment after their last reference.
+pub fn within_a_second(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(1), "not within a second: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A network namespace with one end of a veth pair whose other end is in the test's own.
+pub struct Pod {
+    jobs: mpsc::Sender<Job>,
+    /// Name of the host's end.
+    pub host: String,
+    /// Index of the host's end.
+    pub index: u32,
+    /// The pod's IPv4 address; the host's ends in 1.
+    pub address: [u8; 4],
+}
+
+impl Pod {
+    /// A pod 10.9.N.2, its host at 10.9.N.1.
+    pub fn new(number: u8) -> Self {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (ready, thread) = mpsc::channel();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            ready.send(gettid()).unwrap();
+            for job in queue {
+                job();
+            }
+        });
+        let thread = thread.recv().unwrap();
+        let host = format!("host{number}");
+        run(&format!("ip link add {host} type veth peer name eth0 netns {thread}"));
+        run(&format!("ip address add 10.9.{number}.1/24 dev {host}"));
+        run(&format!("ip link set {host} up"));
+        let index = if_nametoindex(host.as_str()).unwrap();
+        let pod = Self { jobs, host, index, address: [10, 9, number, 2] };
+        pod.inside(move || {
+            run("ip link set lo up");
+            run(&format!("ip address add 10.9.{number}.2/24 dev eth0"));
+            run("ip link set eth0 up");
+        });
+        pod
+    }
+
+    /// Runs something in the pod's namespace.
+    pub fn inside<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (answer, result) = mpsc::channel();
+        let job = move || drop(answer.send(catch_unwind(AssertUnwindSafe(job))));
+        self.jobs.send(Box::new(job)).unwrap();
+        match result.recv().unwrap() {
+            Ok(value) => value,
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+
+    /// Starts something in the pod's namespace, in a thread of its own, without waiting for it.
+    pub fn start(&self, job: impl FnOnce() + Send + 'static) {
+        // A new thread starts in the namespaces of the one that makes it.
+        self.inside(move || drop(thread::spawn(job)));
+    }
+
+    /// The pod's row, with the given subject.
+    pub fn endpoint(&self, subject: u32) -> Endpoint {
+        let pod_mac = self.inside(|| mac("eth0"));
+        Endpoint { subject, ipv4: self.address, ipv6: [0; 16], pod_mac, host_mac: mac(&self.host) }
+    }
+
+    /// Whether a datagram of the pod reaches the host and its answer the pod.
+    pub fn reaches_host(&self) -> bool {
+        let [a, b, c, _] = self.address;
+        let server = std::net::UdpSocket::bind((Ipv4Addr::new(a, b, c, 1), 0)).unwrap();
+        server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let to = server.local_addr().unwrap();
+        let client = self.inside(move || {
+            let client = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            client.send_to(b"ask", to).unwrap();
+            client
+        });
+        let mut buffer = [0; 16];
+        let Ok((_, from)) = server.recv_from(&mut buffer) else { return false };
+        server.send_to(b"answer", from).unwrap();
+        client.recv(&mut buffer).is_ok()
+    }
+}
+
+/// Lets a subject send to and receive from everywhere.
+pub fn allow(datapath: &mut Datapath, subject: u32) {
+    for direction in [Direction::Ingress, Direction::Egress] {
+        let entry = PolicyEntry { verdict: RowVerdict::Allow as u8, ..PolicyEntry::default() };
+        datapath.policy.insert(&PolicyKey::new(subject, direction, IDENTITY_ANY), &entry).unwrap();
+    }
+}
+
+/// The hardware address of an interface of this namespace.
+pub fn mac(interface: &str) -> [u8; 6] {
+    let shown = run(&format!("ip -o link show dev {interface}"));
+    let text = shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    bytes.try_into().unwrap()
+}
+
+/// The names in a directory, sorted.
+pub fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
