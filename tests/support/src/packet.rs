@@ -171,7 +171,7 @@ impl Way {
     pub fn fragment(&self, id: u16, offset: u16, more: bool, protocol: u8, payload: &[u8]) -> Vec<u8> {
         match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let field = offset / 8 | if more { 0x2000 } else { 0 };
+                let field = (offset / 8) | if more { 0x2000 } else { 0 };
                 self.frame(&ipv4(source, destination, self.hop_limit, protocol, id, field, &[], payload))
             }
             _ => {
