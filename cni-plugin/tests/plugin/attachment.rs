@@ -228,7 +228,9 @@ fn del_works_while_the_agent_is_down_or_hangs() {
 #[test]
 fn check_finds_whatever_is_not_as_add_left_it() {
     node(DUAL, |node| {
-        let spoil: &[(&str, &dyn Fn(&Value))] = &[
+        /// What CHECK must say, and what makes it say so.
+        type Spoil<'a> = (&'a str, &'a dyn Fn(&Value));
+        let spoil: &[Spoil<'_>] = &[
             ("is down", &|result| Netlink::open().unwrap().set_down(node.host_link(result).index).unwrap()),
             ("lost its address", &|_| {
                 let (pod, index) = inside(node, "a");
