@@ -284,7 +284,7 @@ fn neighbour_messages_that_a_host_may_not_send_are_refused() {
     assert_eq!(check(&message(137, Segment::Neighbour, 255, POD), Some(POD)), invalid, "a redirect");
     assert_eq!(check(&message(143, Segment::Listener, 2, POD), None), invalid, "hop limit 2");
     assert_eq!(check(&Packet { destination: OTHER, ..message(143, Segment::Listener, 1, POD) }, None), invalid, "a report to one host");
-    let fragment = Packet { fragment: palisade_datapath_core::packet::Fragment::First, ..good };
+    let fragment = Packet { fragment_field: 0x2000, ..good };
     assert_eq!(check(&fragment, Some(OTHER)), invalid, "a fragment");
     let no_address = neighbour::check(&message(135, Segment::Neighbour, 255, [0; 16]), Some([0; 16]), &MAC, &[0; 16]);
     assert_eq!(no_address, invalid, "a pod without an address does not own the unspecified one");

@@ -72,7 +72,7 @@ fn parse_v6(frame: &Frame, packet: &mut Packet<V6>) -> i32 {
 /// Gives a later fragment the ports and the protocol of its first.
 #[inline(always)]
 pub fn find_first<A: Family>(packet: &mut Packet<A>) -> Result<(), Outcome> {
-    if matches!(packet.fragment, Fragment::Later) { refusal(first_of(packet)) } else { Ok(()) }
+    if matches!(packet.fragment(), Fragment::Later) { refusal(first_of(packet)) } else { Ok(()) }
 }
 
 #[inline(never)]
@@ -96,7 +96,7 @@ fn try_first_of<A: Family>(packet: &mut Packet<A>) -> Result<(), Outcome> {
 /// Records what the later fragments of a datagram need, once its first has passed.
 #[inline(always)]
 pub fn remember_first<A: Family>(packet: &Packet<A>) {
-    if matches!(packet.fragment, Fragment::First) {
+    if matches!(packet.fragment(), Fragment::First) {
         record_first(packet);
     }
 }

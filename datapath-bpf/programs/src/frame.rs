@@ -11,9 +11,9 @@ pub mod action {
     use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 
     /// It goes on its way through the stack.
-    pub const PASS: i32 = TC_ACT_OK as i32;
+    pub const PASS: i32 = TC_ACT_OK;
     /// It is dropped.
-    pub const DROP: i32 = TC_ACT_SHOT as i32;
+    pub const DROP: i32 = TC_ACT_SHOT;
 }
 
 /// Ethernet, IPv6 and TCP without options: what is read at fixed offsets.

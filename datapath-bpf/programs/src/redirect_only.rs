@@ -13,7 +13,7 @@ mod program {
     /// Offset in an Ethernet frame of the IPv4 destination address.
     const DESTINATION: usize = 14 + 16;
     /// What a classifier returns so that the packet goes on through the stack.
-    const PASS: i32 = aya_ebpf::bindings::TC_ACT_OK as i32;
+    const PASS: i32 = aya_ebpf::bindings::TC_ACT_OK;
 
     #[btf_map]
     static LOCAL_V4: HashMap<V4, LocalPod, 64> = HashMap::new();

@@ -148,7 +148,7 @@ pub fn look_up(entry: Option<&Connection>, protocol: u8, segment: Segment, sourc
         Segment::Opening | Segment::Datagram | Segment::EchoRequest | Segment::Bare => Lookup::Open,
         Segment::MidStream => Lookup::OpenOrReply,
         Segment::Later => Lookup::Refuse(Outcome::FragmentUnknown),
-        Segment::EchoReply | Segment::Error => Lookup::Refuse(Outcome::IcmpUnrelated),
+        Segment::EchoReply | Segment::Error | Segment::Unknown => Lookup::Refuse(Outcome::IcmpUnrelated),
         Segment::Neighbour | Segment::Listener => Lookup::Refuse(Outcome::NeighbourDiscoveryInvalid),
     }
 }

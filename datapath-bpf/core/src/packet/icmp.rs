@@ -1,5 +1,7 @@
 //! ICMP of both families: what a message is, and the packet that an error quotes.
 
+use core::marker::PhantomData;
+
 use super::{Bytes, Fragment, Packet, Segment, ipv4, ipv6, protocol};
 use crate::abi::{Address, Outcome, V4, V6};
 
@@ -8,17 +10,32 @@ pub const LENGTH: usize = 8;
 
 /// What a message is, by its type.
 #[inline(always)]
-pub const fn classify(version: u8, kind: u8) -> Option<Segment> {
+pub const fn classify(version: u8, kind: u8) -> Segment {
     match (version, kind) {
-        (4, 8) | (6, 128) => Some(Segment::EchoRequest),
-        (4, 0) | (6, 129) => Some(Segment::EchoReply),
+        (4, 8) | (6, 128) => Segment::EchoRequest,
+        (4, 0) | (6, 129) => Segment::EchoReply,
         // Destination unreachable, time exceeded, parameter problem; for IPv6 also packet too big. Not redirect:
         // it would let a peer steer the routes of a pod.
-        (4, 3 | 11 | 12) | (6, 1..=4) => Some(Segment::Error),
-        (6, 133..=137) => Some(Segment::Neighbour),
-        (6, 130..=132 | 143) => Some(Segment::Listener),
-        _ => None,
+        (4, 3 | 11 | 12) | (6, 1..=4) => Segment::Error,
+        (6, 133..=137) => Segment::Neighbour,
+        (6, 130..=132 | 143) => Segment::Listener,
+        _ => Segment::Unknown,
     }
+}
+
+struct Classes<A>(PhantomData<A>);
+
+impl<A: Address> Classes<A> {
+    /// [`classify`] as a table.
+    const OF_TYPE: &'static [Segment; 256] = &{
+        let mut classes = [Segment::Unknown; 256];
+        let mut kind = 0;
+        while kind < 256 {
+            classes[kind] = classify(A::VERSION, kind as u8);
+            kind += 1;
+        }
+        classes
+    };
 }
 
 /// Reads the start of a message.
@@ -26,8 +43,10 @@ pub const fn classify(version: u8, kind: u8) -> Option<Segment> {
 pub fn read<A: Address>(header: [u8; LENGTH], packet: &mut Packet<A>) -> Result<(), Outcome> {
     let [kind, _, _, _, i0, i1, _, _] = header;
     packet.icmp_type = kind;
-    let Some(segment) = classify(A::VERSION, kind) else { return Err(Outcome::IcmpTypeUnknown) };
-    packet.segment = segment;
+    packet.segment = Classes::<A>::OF_TYPE[kind as usize];
+    if matches!(packet.segment, Segment::Unknown) {
+        return Err(Outcome::IcmpTypeUnknown);
+    }
     echo_ports([i0, i1], packet);
     Ok(())
 }
@@ -75,7 +94,7 @@ impl Quoting for V6 {
 #[inline(always)]
 pub fn quoted<A: Quoting, B: Bytes + ?Sized>(bytes: &B, outer: &Packet<A>, quoted: &mut Packet<A>) -> Result<(), Outcome> {
     A::quoted_header(bytes, outer.transport + LENGTH as u32, quoted)?;
-    if matches!(quoted.fragment, Fragment::Later) {
+    if matches!(quoted.fragment(), Fragment::Later) {
         return Err(Outcome::IcmpUnrelated);
     }
     if quoted.transport + LENGTH as u32 > outer.end {
@@ -92,7 +111,7 @@ pub fn quoted<A: Quoting, B: Bytes + ?Sized>(bytes: &B, outer: &Packet<A>, quote
         return Err(Outcome::IcmpUnrelated);
     }
     match classify(A::VERSION, h0) {
-        Some(segment @ (Segment::EchoRequest | Segment::EchoReply)) => quoted.segment = segment,
+        segment @ (Segment::EchoRequest | Segment::EchoReply) => quoted.segment = segment,
         _ => return Err(Outcome::IcmpUnrelated),
     }
     echo_ports([i0, i1], quoted);

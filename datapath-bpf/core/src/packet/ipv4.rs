@@ -1,15 +1,12 @@
 //! The IPv4 header.
 
-use super::{Bytes, Fragment, Packet, ethernet, transport};
+use super::{Bytes, Packet, ethernet, fragment_field, transport};
 use crate::abi::{Outcome, V4};
 
 /// Length in bytes of a header without options.
 pub const LENGTH: usize = 20;
 /// Offset in the frame of the transport header of a packet without options.
 pub const TRANSPORT: usize = ethernet::LENGTH + LENGTH;
-
-const MORE_FRAGMENTS: u16 = 0x2000;
-const OFFSET: u16 = 0x1fff;
 
 /// Reads the IPv4 packet of a frame, transport header included.
 #[inline(always)]
@@ -39,14 +36,7 @@ pub(super) fn read_header(header: &[u8; LENGTH], offset: u32, packet: &mut Packe
     packet.end = offset + u16::from_be_bytes([l0, l1]) as u32;
     packet.fragment_id = [0, 0, i0, i1];
     packet.fragment_protocol = protocol;
-    let fragment = u16::from_be_bytes([f0, f1]);
-    packet.fragment = if fragment & OFFSET != 0 {
-        Fragment::Later
-    } else if fragment & MORE_FRAGMENTS != 0 {
-        Fragment::First
-    } else {
-        Fragment::Whole
-    };
+    packet.fragment_field = u16::from_be_bytes([f0, f1]) & (fragment_field::MORE | fragment_field::OFFSET);
     Ok(())
 }
 

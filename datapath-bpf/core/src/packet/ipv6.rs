@@ -1,6 +1,6 @@
 //! The IPv6 header and its extension headers.
 
-use super::{Bytes, Fragment, Packet, ethernet, transport};
+use super::{Bytes, Fragment, Packet, ethernet, fragment_field, transport};
 use crate::abi::{Outcome, V6};
 
 /// Length in bytes of the fixed header.
@@ -17,7 +17,6 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
 const MORE_FRAGMENTS: u16 = 1;
-const OFFSET: u16 = 0xfff8;
 
 /// Reads the IPv6 packet of a frame, transport header included.
 #[inline(always)]
@@ -75,14 +74,10 @@ pub(super) fn walk<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<V6>) -> Res
             // The address of the header would not be where the packet ends up, so no policy could be asked about it.
             ROUTING if f1 != 0 => return Err(Outcome::HeaderInvalid),
             FRAGMENT => {
-                let fragment = u16::from_be_bytes([f0, f1]);
+                let field = u16::from_be_bytes([f0, f1]);
                 packet.fragment_id = [i0, i1, i2, i3];
                 packet.fragment_protocol = following;
-                if fragment & OFFSET != 0 {
-                    packet.fragment = Fragment::Later;
-                } else if fragment & MORE_FRAGMENTS != 0 {
-                    packet.fragment = Fragment::First;
-                }
+                packet.fragment_field = (field >> 3) | ((field & MORE_FRAGMENTS) * fragment_field::MORE);
                 8
             }
             AUTHENTICATION => (length as u32 + 2) * 4,
@@ -97,7 +92,7 @@ pub(super) fn walk<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet<V6>) -> Res
         packet.transport = offset;
         packet.protocol = next;
         // What a later fragment holds begins in the middle of something.
-        if matches!(packet.fragment, Fragment::Later) {
+        if packet.fragment() == Fragment::Later {
             return Ok(());
         }
         if !is_extension(next) {

@@ -39,11 +39,10 @@ impl Bytes for [u8] {
 }
 
 /// Which part of its datagram a packet is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Fragment {
     /// All of it.
-    #[default]
     Whole = 0,
     /// The first part, which holds the ports; more follow.
     First = 1,
@@ -76,19 +75,31 @@ pub enum Segment {
     Neighbour = 8,
     /// IPv6 multicast listener discovery.
     Listener = 9,
+    /// ICMP of another kind: refused.
+    Unknown = 10,
 }
 
-/// What a packet's end-of-flow marks are: bits of [`Packet::ending`].
+/// What a packet's end-of-flow marks are: bits of [`Packet::ending`]. They are TCP's own.
 pub mod ending {
     /// TCP FIN.
-    pub const FIN: u8 = 1;
+    pub const FIN: u8 = 0x01;
     /// TCP RST, SCTP ABORT or SHUTDOWN COMPLETE.
-    pub const RESET: u8 = 2;
+    pub const RESET: u8 = 0x04;
+}
+
+/// The fragment field of a packet, as IPv4 has it: bits of [`Packet::fragment_field`].
+pub mod fragment_field {
+    /// More fragments follow.
+    pub const MORE: u16 = 0x2000;
+    /// The offset in units of eight bytes.
+    pub const OFFSET: u16 = 0x1fff;
 }
 
 /// What the datapath needs to know of an IP packet.
 ///
-/// It is filled from the outside in, so that a packet that is refused half way still shows its addresses.
+/// It is filled from the outside in, so that a packet that is refused half way still shows its addresses. Where a value
+/// can be a number of the packet, or of a table, it is: each constant that a branch stores doubles what the kernel's
+/// verifier has to walk behind it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet<A> {
     /// Source address.
@@ -111,8 +122,8 @@ pub struct Packet<A> {
     pub protocol: u8,
     /// TTL or hop limit.
     pub hop_limit: u8,
-    /// Which part of its datagram this is.
-    pub fragment: Fragment,
+    /// Bits of [`fragment_field`].
+    pub fragment_field: u16,
     /// The protocol number that all fragments of the datagram state; for IPv6 maybe that of an extension header.
     pub fragment_protocol: u8,
     /// What the packet is to the connection table.
@@ -136,10 +147,22 @@ impl<A: Address> Packet<A> {
         }
     }
 
+    /// Which part of its datagram this is.
+    #[inline(always)]
+    pub const fn fragment(&self) -> Fragment {
+        if self.fragment_field & fragment_field::OFFSET != 0 {
+            Fragment::Later
+        } else if self.fragment_field & fragment_field::MORE != 0 {
+            Fragment::First
+        } else {
+            Fragment::Whole
+        }
+    }
+
     /// The refusal of a packet that ends before `length` bytes of its transport header.
     #[inline(always)]
     const fn short(&self) -> Outcome {
-        match self.fragment {
+        match self.fragment() {
             Fragment::Whole => Outcome::Truncated,
             Fragment::First | Fragment::Later => Outcome::FragmentShort,
         }

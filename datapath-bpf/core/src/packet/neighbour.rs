@@ -41,7 +41,7 @@ pub fn check(packet: &Packet<V6>, target: Option<V6>, pod_mac: &[u8; 6], pod: &V
     let unspecified = packet.source == UNSPECIFIED;
     let invalid = Err(Outcome::NeighbourDiscoveryInvalid);
     // RFC 6980: fragments would hide what they claim.
-    if !matches!(packet.fragment, Fragment::Whole) || !(unspecified || own(&packet.source)) {
+    if !matches!(packet.fragment(), Fragment::Whole) || !(unspecified || own(&packet.source)) {
         return invalid;
     }
     if matches!(packet.segment, Segment::Listener) {

@@ -13,6 +13,25 @@ const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
 
+const FLAGS: u8 = 0x1f;
+
+/// What a TCP packet is to the connection table, by its flags.
+static SEGMENTS: [Segment; FLAGS as usize + 1] = {
+    let mut segments = [Segment::Bare; FLAGS as usize + 1];
+    let mut flags = 0;
+    while flags <= FLAGS {
+        if flags & TCP_ACK != 0 {
+            segments[flags as usize] = Segment::MidStream;
+        } else if flags & TCP_SYN != 0 {
+            segments[flags as usize] = Segment::Opening;
+        }
+        flags += 1;
+    }
+    segments
+};
+
+const _: () = assert!(TCP_FIN == ending::FIN && TCP_RST == ending::RESET);
+
 const SCTP_INIT: u8 = 1;
 const SCTP_ABORT: u8 = 6;
 const SCTP_SHUTDOWN_COMPLETE: u8 = 14;
@@ -33,7 +52,7 @@ const ANYWHERE: usize = 0;
 
 #[inline(always)]
 fn read_at<A: Address, B: Bytes + ?Sized, const OFFSET: usize>(bytes: &B, packet: &mut Packet<A>) -> Result<(), Outcome> {
-    if matches!(packet.fragment, Fragment::Later) {
+    if matches!(packet.fragment(), Fragment::Later) {
         packet.segment = Segment::Later;
         return Ok(());
     }
@@ -66,26 +85,20 @@ fn load<A: Address, B: Bytes + ?Sized, const OFFSET: usize, const N: usize>(byte
 #[inline(always)]
 fn tcp<A: Address>(header: [u8; TCP_LENGTH], packet: &mut Packet<A>) -> Result<(), Outcome> {
     let length = (header[12] >> 4) as u32 * 4;
-    if length < TCP_LENGTH as u32 || (matches!(packet.fragment, Fragment::Whole) && packet.transport + length > packet.end) {
+    if length < TCP_LENGTH as u32 || (matches!(packet.fragment(), Fragment::Whole) && packet.transport + length > packet.end) {
         return Err(Outcome::HeaderInvalid);
     }
     ports(header[0], header[1], header[2], header[3], packet);
     let flags = header[13];
-    packet.segment = if flags & TCP_ACK != 0 {
-        Segment::MidStream
-    } else if flags & TCP_SYN != 0 {
-        Segment::Opening
-    } else {
-        Segment::Bare
-    };
-    packet.ending = if flags & TCP_FIN != 0 { ending::FIN } else { 0 } | if flags & TCP_RST != 0 { ending::RESET } else { 0 };
+    packet.segment = SEGMENTS[(flags & FLAGS) as usize];
+    packet.ending = flags & (TCP_FIN | TCP_RST);
     Ok(())
 }
 
 #[inline(always)]
 fn udp<A: Address>(header: [u8; UDP_LENGTH], packet: &mut Packet<A>) -> Result<(), Outcome> {
     let length = u16::from_be_bytes([header[4], header[5]]) as u32;
-    if length < UDP_LENGTH as u32 || (matches!(packet.fragment, Fragment::Whole) && packet.transport + length > packet.end) {
+    if length < UDP_LENGTH as u32 || (matches!(packet.fragment(), Fragment::Whole) && packet.transport + length > packet.end) {
         return Err(Outcome::HeaderInvalid);
     }
     ports(header[0], header[1], header[2], header[3], packet);
