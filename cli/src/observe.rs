@@ -60,7 +60,9 @@ impl Filter {
         let ends = [&event.source, &event.destination];
         let pod = self.pods.is_empty() || ends.iter().any(|end| self.pods.contains(&end.name));
         let namespace = self.namespaces.is_empty()
-            || ends.iter().any(|end| end.name.split_once('/').is_some_and(|(namespace, _)| self.namespaces.iter().any(|one| one == namespace)));
+            || ends
+                .iter()
+                .any(|end| end.name.split_once('/').is_some_and(|(namespace, _)| self.namespaces.iter().any(|one| one == namespace)));
         let sides = [event.egress.verdict, event.ingress.verdict];
         let verdict = self.verdicts.is_empty()
             || self.verdicts.iter().any(|wanted| {
@@ -107,7 +109,7 @@ fn reason(event: &Event) -> String {
         match verdict {
             VerdictName::None => {}
             VerdictName::Allow if event.action != "allowed" => {}
-            VerdictName::Allow if reason.is_empty() => said.push(format!("{direction} not isolated")),
+            VerdictName::Allow => said.push(format!("{direction} {}", if reason.is_empty() { "not isolated" } else { reason })),
             _ => said.push(reason.clone()),
         }
     }
@@ -130,7 +132,7 @@ mod tests {
         Event {
             time: 3_723.5,
             action: "dropped".into(),
-            outcome: "IngressDefaultDenied".into(),
+            outcome: "ingress-default-denied".into(),
             hook: "from-pod".into(),
             source: EventEnd { address: Some("10.244.0.9".parse().unwrap()), port: 40000, name: "guest/visitor".into() },
             destination: EventEnd { address: Some("fd00::2".parse().unwrap()), port: 80, name: "backend/api".into() },
@@ -152,10 +154,18 @@ mod tests {
     }
 
     #[test]
+    fn an_allowed_flow_says_why_for_both_sides() {
+        let side = |reason: &str| SideVerdict { verdict: VerdictName::Allow, reason: reason.into() };
+        let egress = side("not isolated");
+        let event = Event { action: "allowed".into(), egress, ingress: side("b/p ingress rule 0"), suppressed: 0, ..event() };
+        assert!(line(&event, Paint::none()).ends_with(": egress not isolated; ingress b/p ingress rule 0"));
+    }
+
+    #[test]
     fn a_packet_that_no_policy_judged_names_its_outcome() {
         let none = SideVerdict { verdict: VerdictName::None, reason: String::new() };
-        let event = Event { egress: none.clone(), ingress: none, outcome: "SourceMacForeign".into(), suppressed: 0, ..event() };
-        assert!(line(&event, Paint::none()).ends_with(": SourceMacForeign"));
+        let event = Event { egress: none.clone(), ingress: none, outcome: "source-mac-foreign".into(), suppressed: 0, ..event() };
+        assert!(line(&event, Paint::none()).ends_with(": source-mac-foreign"));
     }
 
     #[test]
@@ -170,7 +180,7 @@ mod tests {
             (true, filter(&[], &[], &[])),
             (true, filter(&["backend/api"], &[], &[])),
             (true, filter(&["x/y", "guest/visitor"], &["guest"], &["default-deny"])),
-            (true, filter(&[], &[], &["ingressdefaultdenied"])),
+            (true, filter(&[], &[], &["ingress-default-denied"])),
             (true, filter(&[], &[], &["dropped"])),
             (false, filter(&["backend/api"], &["frontend"], &[])),
             (false, filter(&[], &[], &["allowed"])),

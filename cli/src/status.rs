@@ -56,9 +56,9 @@ fn rendered(status: &Status, paint: Paint) -> String {
     );
     let _ = write!(text, "\n{}", numbers.render(paint));
 
-    if !status.outcomes.is_empty() {
+    if status.outcomes.iter().any(|count| count.packets > 0) {
         let mut outcomes = Table::new(["OUTCOME", "PASSES", "PACKETS", "BYTES"]);
-        for count in &status.outcomes {
+        for count in status.outcomes.iter().filter(|count| count.packets > 0) {
             let tone = if count.passes { Tone::Good } else { Tone::Bad };
             outcomes.row([
                 Cell::toned(count.outcome.as_str(), tone),
@@ -96,12 +96,20 @@ mod tests {
             abi: 1,
             epoch: 7,
             counts: Counts { endpoints: 2, ..Counts::default() },
-            outcomes: vec![OutcomeCount { outcome: "IngressDenied".into(), passes: false, packets: 3, bytes: 180 }],
+            outcomes: vec![
+                OutcomeCount { outcome: "ingress-denied".into(), passes: false, packets: 3, bytes: 180 },
+                OutcomeCount { outcome: "truncated".into(), passes: false, packets: 0, bytes: 0 },
+            ],
             refused: vec![Refused { kind: "NetworkPolicy".into(), object: "a/b".into(), reason: "spec.ingress[0]: no".into() }],
         };
         let text = rendered(&status, Paint::none());
-        for part in ["Agent: not ready\n  the API server cannot be reached\n", "IngressDenied  no      3        180", "NetworkPolicy  a/b     spec"] {
+        for part in [
+            "Agent: not ready\n  the API server cannot be reached\n",
+            "ingress-denied  no      3        180",
+            "NetworkPolicy  a/b     spec",
+        ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
         }
+        assert!(!text.contains("truncated"), "outcomes that never happened are left out:\n{text}");
     }
 }

@@ -76,10 +76,7 @@ impl Sandbox {
 
     fn arguments(&self) -> String {
         let id = self.container_id();
-        format!(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={id}",
-            self.pod.namespace, self.pod.name
-        )
+        format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={id}", self.pod.namespace, self.pod.name)
     }
 }
 

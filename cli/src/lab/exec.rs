@@ -61,7 +61,8 @@ fn party(text: &str) -> Result<Party, CliError> {
 
 /// Joins the lab's processes and files, and gives the command a `/sys` of the network that it is in.
 fn entered(processes: &File, files: &File) -> Result<(), CliError> {
-    let failed = |what: &'static str| move |errno: nix::errno::Errno| CliError::Environment(format!("cannot enter the lab's {what}: {errno}"));
+    let failed =
+        |what: &'static str| move |errno: nix::errno::Errno| CliError::Environment(format!("cannot enter the lab's {what}: {errno}"));
     // The thread gets a root and a working directory of its own, without which it may not change its mounts.
     unshare(CloneFlags::CLONE_FS).map_err(failed("files"))?;
     setns(processes, CloneFlags::CLONE_NEWPID).map_err(failed("processes"))?;

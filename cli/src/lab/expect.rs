@@ -88,9 +88,9 @@ impl std::fmt::Display for Line {
 fn matches(pattern: &str, party: &Party) -> bool {
     match (pattern, party) {
         ("*", _) => true,
-        (_, Party::Pod(name)) => pattern.split_once('/').is_some_and(|(namespace, pod)| {
-            (namespace == "*" || namespace == name.namespace) && (pod == "*" || pod == name.name)
-        }),
+        (_, Party::Pod(name)) => pattern
+            .split_once('/')
+            .is_some_and(|(namespace, pod)| (namespace == "*" || namespace == name.namespace) && (pod == "*" || pod == name.name)),
         _ => pattern == party.to_string(),
     }
 }
@@ -126,7 +126,8 @@ impl Expectations {
         for (index, line) in expectations.probes.iter().enumerate() {
             for (field, pattern) in [("from", &line.from), ("to", &line.to)] {
                 let parts = pattern.split('/').count();
-                let known = ["*", "node", "outside"].contains(&pattern.as_str()) || parts == 2 && pattern.split('/').all(|part| !part.is_empty());
+                let known =
+                    ["*", "node", "outside"].contains(&pattern.as_str()) || parts == 2 && pattern.split('/').all(|part| !part.is_empty());
                 if !known {
                     return Err(format!("probes[{index}].{field}: {pattern:?} is neither namespace/pod, node, outside nor *"));
                 }
@@ -237,10 +238,7 @@ probes:
     #[test]
     fn the_default_holds_for_probes_that_no_line_names() {
         let results = [result("guest/visitor", "backend/api", Ipv4, None)];
-        assert!(matches!(
-            &differences("default: deny", &results)[..],
-            [Difference::Result { expected: Expected::Deny, .. }]
-        ));
+        assert!(matches!(&differences("default: deny", &results)[..], [Difference::Result { expected: Expected::Deny, .. }]));
         assert!(differences("default: allow", &results).is_empty());
     }
 

@@ -15,7 +15,8 @@ pub fn run(options: &str) -> Result<(), CliError> {
     }
     let options: LabOptions = serde_json::from_str(options).map_err(|error| CliError::Input(format!("lab-init: {error}")))?;
     // With the thread that started us: nothing of a lab outlives its command, not even after SIGKILL.
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| CliError::Environment(format!("cannot tie the lab to its command: {errno}")))?;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(|errno| CliError::Environment(format!("cannot tie the lab to its command: {errno}")))?;
     mounts()?;
     outside::create().map_err(|error| CliError::Environment(format!("cannot make the lab's node: {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -48,7 +49,9 @@ fn mounts() -> Result<(), CliError> {
         mount(Some(source), target, Some(kind).filter(|kind| !kind.is_empty()), flags, data).map_err(|errno| {
             CliError::Environment(match (errno, kind) {
                 (Errno::ENODEV, "bpf") => "this kernel has no BPF file system (CONFIG_BPF_SYSCALL): Palisade cannot run here".into(),
-                (Errno::EPERM, _) => format!("no permission to mount {what}: run it as root with CAP_SYS_ADMIN (a container needs --privileged)"),
+                (Errno::EPERM, _) => {
+                    format!("no permission to mount {what}: run it as root with CAP_SYS_ADMIN (a container needs --privileged)")
+                }
                 _ => format!("cannot mount {what}: {errno}"),
             })
         })

@@ -37,7 +37,10 @@ impl Listeners {
             .collect();
         let party = &member.party;
         let sockets: Vec<_> = socket::within(party, || {
-            wanted.iter().map(|&(protocol, address)| Ok((protocol, address, socket::bound(party, protocol, address)?))).collect::<Result<_, SocketsError>>()
+            wanted
+                .iter()
+                .map(|&(protocol, address)| Ok((protocol, address, socket::bound(party, protocol, address)?)))
+                .collect::<Result<_, SocketsError>>()
         })??;
         let mut tasks = JoinSet::new();
         for (protocol, address, socket) in sockets {

@@ -2,7 +2,7 @@
 
 use super::flow::Service;
 use crate::error::CliError;
-use palisade_k8s::manifest;
+use palisade_k8s::manifest::{self, Note};
 use palisade_policy::model::ObjectName;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -26,10 +26,12 @@ pub struct Manifests {
 }
 
 /// Reads the manifests of a directory; the error names file, line and field of everything that is wrong.
-pub fn read(directory: &Path) -> Result<Manifests, CliError> {
+/// A sub-directory is worth no word when it is the one where the expectations lie.
+pub fn read(directory: &Path, expect: Option<&Path>) -> Result<Manifests, CliError> {
     let manifest = manifest::read(directory).map_err(|errors| CliError::Input(errors.to_string()))?;
     let mut found = Manifests::default();
-    found.notes.extend(manifest.ignored.iter().map(|note| format!("Ignored: {note}")));
+    let expected = |note: &&Note| expect.is_some_and(|file| note.kind == "directory" && file.parent() == Some(&note.place.file));
+    found.notes.extend(manifest.ignored.iter().filter(|note| !expected(note)).map(|note| format!("Ignored: {note}")));
     found.notes.extend(manifest.services.iter().map(|note| format!("Not served yet: {note}")));
     for pod in manifest.declared_pods() {
         if pod.host_network {
@@ -83,7 +85,7 @@ metadata: {name: m, namespace: a}
     fn pods_with_a_network_are_taken_and_the_rest_is_told() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("all.yaml"), MANIFESTS).unwrap();
-        let found = read(directory.path()).unwrap();
+        let found = read(directory.path(), None).unwrap();
         let services = BTreeSet::from([(Protocol::Tcp, 80), (Protocol::Udp, 53)]);
         assert_eq!(found.pods, [PodSpec { name: ObjectName::new("a", "x"), services }]);
         assert_eq!(found.notes.len(), 3);
@@ -96,6 +98,6 @@ metadata: {name: m, namespace: a}
     fn a_directory_without_pods_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("a.yaml"), "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n").unwrap();
-        assert!(read(directory.path()).unwrap_err().to_string().contains("no pod"));
+        assert!(read(directory.path(), None).unwrap_err().to_string().contains("no pod"));
     }
 }

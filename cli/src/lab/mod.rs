@@ -65,7 +65,9 @@ pub fn run(arguments: LabArguments) -> Result<(), CliError> {
 fn start(arguments: LabRun) -> Result<(), CliError> {
     let options = checked(arguments)?;
     if !nix::unistd::geteuid().is_root() {
-        return Err(CliError::Environment("a lab makes network namespaces and loads BPF programs: run it as root (sudo palisade lab ...)".into()));
+        return Err(CliError::Environment(
+            "a lab makes network namespaces and loads BPF programs: run it as root (sudo palisade lab ...)".into(),
+        ));
     }
     registry::prepare()?;
     // Sweeps what earlier labs left that were killed.
@@ -81,7 +83,7 @@ fn start(arguments: LabRun) -> Result<(), CliError> {
 fn checked(arguments: LabRun) -> Result<LabOptions, CliError> {
     let named = arguments.directory.unwrap_or_default();
     let directory = std::fs::canonicalize(&named).map_err(|error| CliError::Input(format!("cannot read {}: {error}", named.display())))?;
-    manifests::read(&named)?;
+    manifests::read(&named, arguments.expect.as_deref())?;
     if let Some(file) = &arguments.expect {
         Expectations::read(file).map_err(|error| CliError::Input(error.to_string()))?;
     }
@@ -141,9 +143,10 @@ fn outcome(status: std::io::Result<ExitStatus>) -> Result<(), CliError> {
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),
         (Some(code), _) => Err(CliError::Code(u8::try_from(code).unwrap_or(u8::MAX))),
-        (None, signal) => {
-            Err(CliError::Failed(format!("the lab's first process was ended by signal {}; everything it made is gone", signal.unwrap_or_default())))
-        }
+        (None, signal) => Err(CliError::Failed(format!(
+            "the lab's first process was ended by signal {}; everything it made is gone",
+            signal.unwrap_or_default()
+        ))),
     }
 }
 
@@ -182,7 +185,9 @@ async fn first_process(options: &LabOptions) -> Result<First, CliError> {
 fn spawn(options: &str) -> Result<(Child, ChildStdin), CliError> {
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).map_err(|errno| {
         CliError::Environment(match errno {
-            nix::errno::Errno::EPERM => "no permission to make namespaces: run it as root with CAP_SYS_ADMIN (a container needs --privileged)".into(),
+            nix::errno::Errno::EPERM => {
+                "no permission to make namespaces: run it as root with CAP_SYS_ADMIN (a container needs --privileged)".into()
+            }
             nix::errno::Errno::EINVAL => "this kernel lacks PID, mount or network namespaces (CONFIG_PID_NS, CONFIG_NET_NS)".into(),
             nix::errno::Errno::ENOSPC => "no more namespaces are allowed here: see /proc/sys/user/max_*_namespaces".into(),
             other => format!("cannot make namespaces: {other}"),

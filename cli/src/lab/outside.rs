@@ -73,7 +73,9 @@ pub fn create() -> Result<(), LinkError> {
 
 fn join(link: &Netlink, name: &str, addresses: [IpAddr; 2]) -> Result<(), LinkError> {
     let index = up(link, name)?;
-    addresses.into_iter().try_for_each(|address| link.add_address(index, IpNet::new_assert(address, if address.is_ipv4() { 24 } else { 64 })))
+    addresses
+        .into_iter()
+        .try_for_each(|address| link.add_address(index, IpNet::new_assert(address, if address.is_ipv4() { 24 } else { 64 })))
 }
 
 fn route(link: &Netlink, name: &str, gateways: [IpAddr; 2]) -> Result<(), LinkError> {

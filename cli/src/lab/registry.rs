@@ -99,7 +99,9 @@ pub fn find(name: Option<&str>) -> Result<Lab, CliError> {
 fn choose(labs: Vec<Lab>, name: Option<&str>) -> Result<Lab, CliError> {
     let listed = || labs.iter().map(|lab| format!("{} (pid {})", lab.directory.display(), lab.pid)).collect::<Vec<_>>().join(", ");
     if labs.is_empty() {
-        return Err(CliError::Environment("no lab is running: start one with `palisade lab DIR --keep` (or --watch) in another terminal".into()));
+        return Err(CliError::Environment(
+            "no lab is running: start one with `palisade lab DIR --keep` (or --watch) in another terminal".into(),
+        ));
     }
     let found: Vec<&Lab> = match name {
         None => labs.iter().collect(),

@@ -8,9 +8,9 @@ use super::manifests::{Manifests, PodSpec};
 use super::probe::{self, Attempt};
 use super::progress::{say, step};
 use super::{LabOptions, manifests, outside, paths, socket, truth_table, watch};
+use crate::agent;
 use crate::arguments::Output;
 use crate::error::CliError;
-use crate::agent;
 use crate::print;
 use crate::table::Paint;
 use palisade_cni::link::{Namespace, Netlink};
@@ -26,8 +26,8 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 /// So many pods are wired at the same time.
 const WIRED_AT_ONCE: usize = 4;
-/// How long the agent may take to read the manifests and to fill the tables.
-const READY_WITHIN: Duration = Duration::from_secs(30);
+/// How long the agent may take until it is ready, or until what keeps it from that is another thing.
+const READY_WITHIN: Duration = Duration::from_secs(10);
 
 /// A pod with its network.
 struct Wired {
@@ -52,7 +52,7 @@ pub async fn run(options: &LabOptions, stop: impl Future<Output = ()>) -> Result
     tokio::pin!(stop);
     let first = async {
         let expectations = read_expectations(options)?;
-        let found = manifests::read(&options.named)?;
+        let found = manifests::read(&options.named, options.expect.as_deref())?;
         let (session, agent_ended) = Session::start(options, &found).await?;
         let report = session.probe().await?;
         let verdict = shown(options, &found, &report, expectations.as_ref());
@@ -71,9 +71,8 @@ pub async fn run(options: &LabOptions, stop: impl Future<Output = ()>) -> Result
         Ok(()) => {}
     }
     say(&format!("{}; Ctrl-C ends the lab and removes everything", if options.watch { "watching for edits" } else { "the lab stays" }));
-    let stay = async {
-        if options.watch { watch::follow(options, &mut session, found, report).await } else { std::future::pending().await }
-    };
+    let stay =
+        async { if options.watch { watch::follow(options, &mut session, found, report).await } else { std::future::pending().await } };
     tokio::select! {
         ended = stay => ended,
         ended = agent_ended => Err(CliError::Environment(agent_failure(ended))),
@@ -147,7 +146,9 @@ fn start_agent(directory: &Path) -> Result<AgentEnd, CliError> {
                 .enable_all()
                 .build()
                 .map_err(|error| error.to_string())
-                .and_then(|runtime| runtime.block_on(palisade_runtime::run(config, std::future::pending())).map_err(|error| error.to_string()));
+                .and_then(|runtime| {
+                    runtime.block_on(palisade_runtime::run(config, std::future::pending())).map_err(|error| error.to_string())
+                });
             let _ = tell.send(result);
         })
         .map_err(|error| CliError::Environment(format!("cannot start the agent's thread: {error}")))?;
@@ -156,33 +157,34 @@ fn start_agent(directory: &Path) -> Result<AgentEnd, CliError> {
 
 /// Waits until the agent has read everything and filled the tables.
 async fn ready(ended: &mut AgentEnd) -> Result<(), CliError> {
-    let deadline = tokio::time::Instant::now() + READY_WITHIN;
     let mut problems = Vec::new();
+    let mut since = tokio::time::Instant::now();
     loop {
         match ask_status().await {
             Ok(status) if status.ready => return Ok(()),
-            Ok(status) => problems = status.problems,
-            // Not listening yet.
-            Err(_) => {}
+            Ok(status) if status.problems != problems => {
+                problems = status.problems;
+                since = tokio::time::Instant::now();
+            }
+            // Nothing new, or not listening yet.
+            Ok(_) | Err(_) => {}
         }
         tokio::select! {
             ended = &mut *ended => return Err(CliError::Environment(agent_failure(ended))),
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }
-        if tokio::time::Instant::now() > deadline {
-            let why = if problems.is_empty() { "it gives no reason".to_owned() } else { problems.join("; ") };
-            return Err(CliError::Environment(format!("the agent was not ready within {} s: {why}", READY_WITHIN.as_secs())));
+        if since.elapsed() > READY_WITHIN {
+            let why = if problems.is_empty() { "it does not answer".to_owned() } else { problems.join("; ") };
+            return Err(CliError::Environment(format!("the agent does not get ready: {why}")));
         }
     }
 }
 
 /// The agent's state.
 async fn ask_status() -> Result<Status, CliError> {
-    blocking(|| {
-        match client()?.call(Call::Status)? {
-            Reply::Status(status) => Ok(status),
-            other => Err(agent::unexpected(&other)),
-        }
+    blocking(|| match client()?.call(Call::Status)? {
+        Reply::Status(status) => Ok(status),
+        other => Err(agent::unexpected(&other)),
     })
     .await
 }
@@ -349,13 +351,7 @@ fn query(probe: &Probe) -> FlowQuery {
         Party::Node => FlowEnd::Node,
         Party::Outside => FlowEnd::Address(outside::address(probe.family)),
     };
-    FlowQuery {
-        from: end(&probe.from),
-        to: end(&probe.to),
-        protocol: probe.protocol.to_string(),
-        port: probe.port,
-        family: probe.family,
-    }
+    FlowQuery { from: end(&probe.from), to: end(&probe.to), protocol: probe.protocol.to_string(), port: probe.port, family: probe.family }
 }
 
 async fn explain(queries: Vec<FlowQuery>) -> Result<Vec<Explained>, CliError> {

@@ -106,24 +106,26 @@ fn refusals(text: &mut String, report: &Report, paint: Paint) {
     text.push('\n');
 }
 
-/// One line per pair, with its ports; the family only where it is not both.
+/// One line per opener and set of ports, with all whom it goes towards; the family only where it is not both.
 pub fn flows(probes: &[&Probe]) -> Vec<String> {
     let mut pairs: BTreeMap<(&Party, &Party), BTreeMap<Service, BTreeSet<Family>>> = BTreeMap::new();
     for probe in probes {
         let services = pairs.entry((&probe.from, &probe.to)).or_default();
         services.entry((probe.protocol, probe.port)).or_default().insert(probe.family);
     }
-    let service = |((protocol, port), families): (Service, BTreeSet<Family>)| {
-        let only = match families.iter().collect::<Vec<_>>()[..] {
-            [family] => format!(" ({})", family_name(*family)),
-            _ => String::new(),
-        };
-        format!("{protocol} {port}{only}")
-    };
-    pairs
-        .into_iter()
-        .map(|((from, to), services)| format!("{from} -> {to}: {}", services.into_iter().map(service).collect::<Vec<_>>().join(", ")))
-        .collect()
+    let mut lines: BTreeMap<(&Party, String), Vec<String>> = BTreeMap::new();
+    for ((from, to), services) in pairs {
+        let services: Vec<String> = services.into_iter().map(service_text).collect();
+        lines.entry((from, services.join(", "))).or_default().push(to.to_string());
+    }
+    lines.into_iter().map(|((from, services), to)| format!("{from} -> {}: {services}", to.join(", "))).collect()
+}
+
+fn service_text(((protocol, port), families): (Service, BTreeSet<Family>)) -> String {
+    match families.iter().collect::<Vec<_>>()[..] {
+        [family] => format!("{protocol} {port} ({})", family_name(*family)),
+        _ => format!("{protocol} {port}"),
+    }
 }
 
 fn disagreements(text: &mut String, report: &Report, paint: Paint) {
@@ -184,6 +186,13 @@ Refused
         let text = rendered(&report, Paint::none());
         assert!(text.contains("guest/visitor  ipv4 only\n"), "{text}");
         assert!(text.contains("guest/visitor -> backend/api: TCP 80 (ipv6)\n"), "{text}");
+    }
+
+    #[test]
+    fn flows_of_one_opener_to_the_same_ports_share_a_line() {
+        let results = ["b/x", "b/y"].map(|to| [Ipv4, Ipv6].map(|family| result("a/a", to, family, Some(REASON))));
+        let probes: Vec<&Probe> = results.iter().flatten().map(|result| &result.probe).collect();
+        assert_eq!(flows(&probes), ["a/a -> b/x, b/y: TCP 80"]);
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub async fn follow(options: &LabOptions, session: &mut Session, found: Manifest
     let mut seen = contents(&options.directory);
     loop {
         let next = match woken(&options.directory, &mut seen, session, &report).await {
-            Wake::Edit => manifests::read(&options.named),
+            Wake::Edit => manifests::read(&options.named, options.expect.as_deref()),
             Wake::Policy => Ok(found.clone()),
         };
         match next {

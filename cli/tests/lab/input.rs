@@ -1,0 +1,103 @@
+//! What a lab refuses, and in which words. Nothing here gets as far as a namespace.
+
+use crate::runner::{Manifests, PALISADE, lab, namespace, palisade, pod, policy, run, shop};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+
+fn base() -> String {
+    namespace("a") + &pod("a", "x", "{containerPort: 80}")
+}
+
+#[test]
+fn manifests_that_are_wrong_are_refused_with_file_line_and_field() {
+    let line = base().lines().count() + 1;
+    let cases = [
+        ("syntax", "---\nkind: [Pod\n".to_owned(), vec!["all.yaml:"]),
+        ("two pods of one name", pod("a", "x", ""), vec!["a/x", "taken already"]),
+        (
+            "an invalid CIDR",
+            policy("a", "p", "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}"),
+            vec!["cidr", "10.0.0.0/33"],
+        ),
+        ("a port of 70000", pod("a", "z", "{containerPort: 70000}"), vec!["containerPort", "70000"]),
+        ("a policy port of 70000", policy("a", "p", "{podSelector: {}, ingress: [{ports: [{port: 70000}]}]}"), vec!["port", "70000"]),
+        (
+            "an unknown operator",
+            policy("a", "p", "{podSelector: {matchExpressions: [{key: k, operator: Near, values: [v]}]}}"),
+            vec!["operator", "Near"],
+        ),
+    ];
+    for (what, text, parts) in cases {
+        let manifests = Manifests::new(&(base() + &text));
+        let ended = lab(manifests.path(), &[]).expect_code(2);
+        assert!(ended.output.is_empty(), "{what}: {}", ended.output);
+        for part in parts {
+            assert!(ended.errors.contains(part), "{what}: {part:?} is missing in {}", ended.errors);
+        }
+        let named =
+            ended.errors.split("all.yaml:").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<usize>().ok());
+        assert!(named.is_some_and(|named| named >= line - 1), "{what}: a line in what is wrong: {}", ended.errors);
+    }
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_named() {
+    let ended = lab(Path::new("/nonexistent/manifests"), &[]).expect_code(2);
+    assert_eq!(ended.errors.lines().count(), 1, "{}", ended.errors);
+    assert!(ended.errors.contains("/nonexistent/manifests"), "{}", ended.errors);
+}
+
+#[test]
+fn expectations_that_are_wrong_are_refused_with_the_place() {
+    let manifests = Manifests::new(&base());
+    let expect = manifests.beside("reach.yaml", "default: deny\nprobes:\n  - {from: a/x, to: a/x, port: 70000, verdict: allow}\n");
+    let ended = lab(manifests.path(), &["--expect", &expect]).expect_code(2);
+    assert!(ended.errors.contains("reach.yaml") && ended.errors.contains("line 3"), "{}", ended.errors);
+}
+
+#[test]
+fn a_cni_binary_that_is_not_there_is_named() {
+    let ended = lab(&shop(), &["--cni", "/nonexistent/palisade-cni"]).expect_code(3);
+    assert!(ended.errors.contains("/nonexistent/palisade-cni") && ended.errors.contains("--cni"), "{}", ended.errors);
+}
+
+#[test]
+fn a_command_line_that_is_wrong_ends_with_2() {
+    for arguments in [&["lab"][..], &["lab", "exec", "a/b"], &["frobnicate"], &["explain", "a/b", "c/d"], &["status", "--output", "xml"]] {
+        run(palisade(arguments)).expect_code(2);
+    }
+}
+
+#[test]
+fn an_agent_that_is_not_there_is_one_sentence() {
+    let directory = tempfile::tempdir().unwrap();
+    for command in [&["status"][..], &["observe"], &["endpoint", "list"], &["explain", "a/b", "c/d", "--port", "80"]] {
+        let mut command = palisade(command);
+        command.arg("--run-dir").arg(directory.path());
+        let ended = run(command).expect_code(3);
+        assert_eq!(ended.errors.lines().count(), 1, "{}", ended.errors);
+        assert!(ended.errors.contains("agent.sock") && ended.errors.contains("running?"), "{}", ended.errors);
+    }
+}
+
+#[test]
+fn without_root_a_lab_is_one_sentence() {
+    // Somebody who is not root must be able to reach the files.
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let binary = directory.path().join("palisade");
+    std::fs::copy(PALISADE, &binary).unwrap();
+    std::fs::write(directory.path().join("palisade-cni"), "").unwrap();
+    let manifests = directory.path().join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    std::fs::write(manifests.join("all.yaml"), base()).unwrap();
+    let mut command = std::process::Command::new(binary);
+    command.arg("lab").arg(manifests).current_dir("/");
+    if nix::unistd::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    let ended = run(command).expect_code(3);
+    assert_eq!(ended.errors.lines().count(), 1, "{}", ended.errors);
+    assert!(ended.errors.contains("root"), "{}", ended.errors);
+}

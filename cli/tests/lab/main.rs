@@ -1,0 +1,7 @@
+//! `palisade` as a user runs it: the real binaries, real namespaces, real packets.
+
+mod input;
+mod lifecycle;
+mod runner;
+mod truth;
+mod watch;

@@ -1,0 +1,174 @@
+//! What a lab finds, and how it says so.
+
+use crate::runner::{Manifests, lab, labs_run_here, namespace, pod, policy, probes, reached, shop};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+const ALLOW_FRONTEND: &str = "default deny of ingress by backend/allow-frontend";
+
+#[test]
+fn the_example_shop_is_as_expected_and_shows_who_is_refused_and_why() {
+    if !labs_run_here() {
+        return;
+    }
+    let expect = shop().join("expect/reach.yaml");
+    let ended = lab(&shop(), &["--expect", expect.to_str().unwrap()]).expect_code(0);
+    for part in
+        ["TCP 80\n", "UDP 8125\n", "\nRefused\n", ALLOW_FRONTEND, "guest/visitor -> backend/api: TCP 80, UDP 8125", "all as expected"]
+    {
+        assert!(ended.output.contains(part), "{part:?} is missing in\n{}", ended.output);
+    }
+    assert!(!ended.output.contains("DISAGREE"), "{}", ended.output);
+    assert!(!ended.output.contains('\x1b'), "no colours where no terminal is: {}", ended.output);
+}
+
+#[test]
+fn json_has_the_documented_shape_and_words() {
+    if !labs_run_here() {
+        return;
+    }
+    let report = lab(&shop(), &["--output", "json"]).expect_code(0).json();
+    assert_eq!(keys(&report), ["probes"]);
+    let pods = ["backend/api", "frontend/web-0", "frontend/web-1", "guest/visitor"];
+    for probe in probes(&report) {
+        assert_eq!(keys(probe), ["egress", "family", "from", "ingress", "port", "protocol", "reached", "to"], "{probe}");
+        for end in ["from", "to"] {
+            let name = probe[end].as_str().unwrap();
+            assert!(pods.contains(&name) || ["node", "outside"].contains(&name), "{probe}");
+        }
+        assert!(["ipv4", "ipv6"].contains(&probe["family"].as_str().unwrap()), "{probe}");
+        assert!(["TCP", "UDP"].contains(&probe["protocol"].as_str().unwrap()), "{probe}");
+        assert!(probe["reached"].is_boolean() && probe["port"].is_u64(), "{probe}");
+        for side in ["egress", "ingress"] {
+            assert_eq!(keys(&probe[side]), ["reason", "verdict"], "{probe}");
+            assert!(["allow", "deny", "default-deny", "none"].contains(&probe[side]["verdict"].as_str().unwrap()), "{probe}");
+        }
+        let denied = ["egress", "ingress"].iter().any(|side| ["deny", "default-deny"].contains(&probe[side]["verdict"].as_str().unwrap()));
+        assert_eq!(probe["reached"] == false, denied, "{probe}");
+    }
+    let pairs: BTreeSet<(&str, &str)> =
+        probes(&report).map(|probe| (probe["from"].as_str().unwrap(), probe["to"].as_str().unwrap())).collect();
+    for from in pods {
+        for to in pods.into_iter().filter(|to| *to != from).chain(["node", "outside"]) {
+            assert!(pairs.contains(&(from, to)) && (to != "outside" || pairs.contains(&(to, from))), "{from} -> {to}");
+        }
+        assert!(pairs.contains(&("node", from)) && pairs.contains(&("outside", from)), "node and outside -> {from}");
+    }
+    let refused = probes(&report).find(|probe| probe["from"] == "guest/visitor" && probe["to"] == "backend/api").unwrap();
+    assert_eq!((&refused["ingress"]["verdict"], &refused["ingress"]["reason"]), (&"default-deny".into(), &ALLOW_FRONTEND.into()));
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().expect("an object").keys().map(String::as_str).collect()
+}
+
+#[test]
+fn an_expectation_that_differs_ends_with_1_and_a_table_of_differences() {
+    if !labs_run_here() {
+        return;
+    }
+    let manifests = Manifests::new(&(namespace("a") + &pod("a", "x", "{containerPort: 80}") + &pod("a", "y", "{containerPort: 80}")));
+    let expect = manifests.beside(
+        "reach.yaml",
+        "default: allow\nprobes: [{from: a/x, to: a/y, port: 80, protocol: TCP, verdict: deny}, {from: a/typo, to: a/y, verdict: allow}]\n",
+    );
+    let ended = lab(manifests.path(), &["--expect", &expect]).expect_code(1);
+    let (_, differences) = ended.output.split_once("Not as expected\n").expect("a table of differences");
+    let lines: Vec<Vec<&str>> = differences.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines.len(), 4, "{differences}");
+    assert_eq!(lines[1][..7], ["a/x", "a/y", "TCP", "80", "ipv4", "deny", "reached"]);
+    assert_eq!(lines[2][..7], ["a/x", "a/y", "TCP", "80", "ipv6", "deny", "reached"]);
+    assert!(lines[3].join(" ").contains("a/typo -> a/y never tried"), "{differences}");
+
+    let ended = lab(manifests.path(), &["--expect", &expect, "--output", "json"]).expect_code(1);
+    assert!(probes(&ended.json()).count() > 0, "the report is whole beside the differences");
+    assert!(ended.errors.contains("not as expected") && ended.errors.contains("a/typo"), "{}", ended.errors);
+}
+
+#[test]
+fn nine_pods_with_three_ports_over_two_families_take_less_than_15_seconds() {
+    if !labs_run_here() {
+        return;
+    }
+    let mut text = String::new();
+    for name in ["a", "b", "c"] {
+        text += &namespace(name);
+        for number in 0..3 {
+            let ports = "{name: http, containerPort: 80}, {containerPort: 8080}, {containerPort: 53, protocol: UDP}";
+            text += &pod(name, &format!("p{number}"), ports);
+        }
+    }
+    text += &policy("a", "closed", "{podSelector: {}, policyTypes: [Ingress]}");
+    text += &policy(
+        "b",
+        "named",
+        "{podSelector: {matchLabels: {app: p0}}, ingress: [{from: [{namespaceSelector: {matchLabels: {name: c}}}], ports: [{port: http}]}]}",
+    );
+    text += &policy(
+        "c",
+        "egress",
+        "{podSelector: {matchExpressions: [{key: app, operator: In, values: [p1, p2]}]}, policyTypes: [Egress], egress: [{ports: [{port: 53, protocol: UDP}]}]}",
+    );
+    let manifests = Manifests::new(&text);
+    let start = Instant::now();
+    let report = lab(manifests.path(), &["--output", "json"]).expect_code(0).json();
+    let taken = start.elapsed();
+    let among_pods = probes(&report).filter(|probe| probe["to"].as_str().unwrap().contains('/') && probe["from"] != "outside").count();
+    assert_eq!(among_pods, 486);
+    assert!(probes(&report).filter(|probe| probe["reached"] == false).count() > 200, "many are refused");
+    assert!(!reached(&report, "b/p0", "a/p1", "TCP", 80), "a is closed");
+    assert!(reached(&report, "c/p0", "b/p0", "TCP", 80), "the named port is open for c");
+    assert!(!reached(&report, "c/p0", "b/p0", "TCP", 8080), "the other port is not");
+    assert!(reached(&report, "c/p1", "b/p1", "UDP", 53) && !reached(&report, "c/p1", "b/p1", "TCP", 80), "egress of c/p1");
+    assert!(!reached(&report, "c/p1", "outside", "TCP", 80) && reached(&report, "c/p0", "outside", "TCP", 80), "egress to the outside");
+    assert!(reached(&report, "node", "a/p0", "TCP", 80), "a pod's own node always reaches it");
+    assert!(taken < Duration::from_secs(15), "it took {taken:?}");
+}
+
+#[test]
+fn an_address_block_opens_the_outside_host_and_its_exception_does_not() {
+    if !labs_run_here() {
+        return;
+    }
+    let block = |except: &str| {
+        format!(
+            "{{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{{ipBlock: {{cidr: 192.0.2.0/24{except}}}}}, {{ipBlock: {{cidr: '2001:db8::/32'}}}}]}}]}}"
+        )
+    };
+    let pods = namespace("a") + &namespace("b") + &pod("a", "x", "{containerPort: 80}") + &pod("b", "y", "{containerPort: 80}");
+    let manifests = Manifests::new(&(pods + &policy("a", "open", &block("")) + &policy("b", "shut", &block(", except: [192.0.2.2/32]"))));
+    let report = lab(manifests.path(), &["--output", "json"]).expect_code(0).json();
+    assert!(reached(&report, "a/x", "outside", "TCP", 80));
+    for (family, expected) in [("ipv4", false), ("ipv6", true)] {
+        let probe = probes(&report).find(|probe| probe["from"] == "b/y" && probe["to"] == "outside" && probe["family"] == family).unwrap();
+        assert_eq!(probe["reached"], expected, "{probe}");
+    }
+    assert!(!reached(&report, "a/x", "b/y", "TCP", 80), "no pod is in the blocks");
+}
+
+#[test]
+fn a_port_that_this_kernel_has_no_sockets_for_is_said_to_be_not_probed() {
+    if !labs_run_here() {
+        return;
+    }
+    let manifests =
+        Manifests::new(&(namespace("a") + &pod("a", "x", "{containerPort: 80}") + &pod("a", "y", "{containerPort: 9, protocol: SCTP}")));
+    let report = lab(manifests.path(), &["--output", "json"]).expect_code(0).json();
+    let probed = probes(&report).any(|probe| probe["protocol"] == "SCTP");
+    let not_probed =
+        report["notProbed"].as_array().is_some_and(|list| list.iter().any(|gap| gap["to"] == "a/y" && gap["protocol"] == "SCTP"));
+    assert!(probed != not_probed, "either tried or said: {report}");
+}
+
+#[test]
+fn what_has_no_effect_is_listed() {
+    if !labs_run_here() {
+        return;
+    }
+    let other = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: m, namespace: a}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {ports: [{port: 80}]}\n";
+    let manifests = Manifests::new(&(namespace("a") + &pod("a", "x", "{containerPort: 80}") + other));
+    let ended = lab(manifests.path(), &[]).expect_code(0);
+    assert!(ended.output.lines().any(|line| line.starts_with("Ignored: ") && line.contains("ConfigMap")), "{}", ended.output);
+    assert!(ended.output.lines().any(|line| line.starts_with("Not served yet: ") && line.contains("Service")), "{}", ended.output);
+}

@@ -1,0 +1,64 @@
+//! `--watch`: edits are applied live.
+
+use crate::runner::{Manifests, Running, labs_run_here, namespace, pod, policy};
+use nix::sys::signal::Signal;
+
+const CLOSED: &str = "{podSelector: {matchLabels: {app: y}}, policyTypes: [Ingress]}";
+const OPEN: &str = "{podSelector: {matchLabels: {app: y}}, ingress: [{from: [{podSelector: {}}]}]}";
+
+fn pods() -> String {
+    namespace("a") + &pod("a", "x", "{containerPort: 80}") + &pod("a", "y", "{containerPort: 80}")
+}
+
+#[test]
+fn edits_flip_verdicts_add_and_remove_pods_and_broken_ones_change_nothing() {
+    if !labs_run_here() {
+        return;
+    }
+    let manifests = Manifests::new(&pods());
+    manifests.write("policy.yaml", &policy("a", "p", CLOSED));
+    let mut lab = Running::lab(manifests.path(), &["--watch"]);
+    lab.wait_for_errors("watching for edits");
+    assert!(lab.output().contains("default deny of ingress by a/p"), "{}", lab.output());
+
+    manifests.write("policy.yaml", &policy("a", "p", OPEN));
+    lab.wait_for_output("now reached\n    a/x -> a/y: TCP 80\n");
+
+    manifests.write("policy.yaml", "kind: [NetworkPolicy\n");
+    lab.wait_for_errors("policy.yaml:");
+    lab.wait_for_errors("nothing is changed");
+    assert_eq!(lab.output().matches("Applied:").count(), 1, "{}", lab.output());
+
+    manifests.write("policy.yaml", &policy("a", "p", OPEN));
+    manifests.write("more.yaml", &pod("a", "z", "{containerPort: 81}"));
+    lab.wait_for_output("Applied: pods added: a/z\n");
+    lab.wait_for_output("a/x -> a/z, node, outside: TCP 81");
+
+    std::fs::remove_file(manifests.path().join("more.yaml")).unwrap();
+    lab.wait_for_output("Applied: pods removed: a/z\n  no longer there\n");
+
+    // Only pods of the namespace may reach a/y, so without the policy the outside host does, too.
+    std::fs::remove_file(manifests.path().join("policy.yaml")).unwrap();
+    lab.wait_for_output("now reached\n    outside -> a/y: TCP 80");
+    assert!(!lab.output().contains("DISAGREE"), "{}", lab.output());
+    lab.signal(Signal::SIGINT);
+    assert_eq!(lab.wait_for_end().code(), Some(0));
+}
+
+#[test]
+fn json_of_an_edit_has_only_what_changed() {
+    if !labs_run_here() {
+        return;
+    }
+    let manifests = Manifests::new(&pods());
+    let lab = Running::lab(manifests.path(), &["--watch", "--output", "json"]);
+    lab.wait_for_errors("watching for edits");
+    let before = lab.output().len();
+    manifests.write("policy.yaml", &policy("a", "p", CLOSED));
+    lab.wait_for_output("\"removed\":[]}\n");
+    let output = lab.output();
+    let changes: serde_json::Value = serde_json::from_str(output[before..].trim()).expect("one line of JSON");
+    let probes = changes["probes"].as_array().unwrap();
+    assert!(probes.iter().all(|probe| probe["to"] == "a/y" && probe["reached"] == false), "{changes}");
+    assert_eq!(probes.len(), 4, "a/x and outside over both families; the node always reaches it: {changes}");
+}
