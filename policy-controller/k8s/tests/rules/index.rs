@@ -111,7 +111,9 @@ fn an_address_that_changed_hands_belongs_to_the_new_pod_whatever_comes_of_the_ol
     let new = pod("new", "2", LATE, "10.0.0.1");
     for order in [[&old, &new], [&new, &old]] {
         let mut index = Index::new();
-        order.into_iter().for_each(|pod| drop(index.upsert(pod)));
+        for pod in order {
+            index.upsert(pod);
+        }
         assert_eq!((addresses(&index, "old"), addresses(&index, "new")), (vec![], vec![ip("10.0.0.1")]));
         index.delete(&old);
         assert_eq!(addresses(&index, "new"), [ip("10.0.0.1")]);
