@@ -162,10 +162,13 @@ mod tests {
 
     #[test]
     fn the_agent_runs_with_and_without_the_word_run() {
-        let bare = Arguments::try_parse_from(["palisade-agent", "--directory", "d", "--node", "n", "--ranges", "10.0.0.0/24,fd00::/64"]).unwrap();
+        let bare =
+            Arguments::try_parse_from(["palisade-agent", "--directory", "d", "--node", "n", "--ranges", "10.0.0.0/24,fd00::/64"]).unwrap();
         assert!(bare.command.is_none());
         assert_eq!(bare.run.ranges.len(), 2);
-        let word = Arguments::try_parse_from(["palisade-agent", "run", "--node=n", "--api-server=https://192.0.2.1:6443", "--log-format=json"]).unwrap();
+        let word =
+            Arguments::try_parse_from(["palisade-agent", "run", "--node=n", "--api-server=https://192.0.2.1:6443", "--log-format=json"])
+                .unwrap();
         assert!(matches!(word.command, Some(Command::Run(_))));
     }
 

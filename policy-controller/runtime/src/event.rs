@@ -175,10 +175,7 @@ impl Clocks {
 /// The event with names in place of numbers.
 fn named(event: &DatapathEvent, published: &Published, now: Clocks) -> Event {
     let outcome = Outcome::from_byte(event.outcome);
-    let (egress, ingress) = (
-        side(event.egress, event.egress_reason, published),
-        side(event.ingress, event.ingress_reason, published),
-    );
+    let (egress, ingress) = (side(event.egress, event.egress_reason, published), side(event.ingress, event.ingress_reason, published));
     Event {
         time: now.seconds(event.time),
         action: if outcome.is_some_and(Outcome::passes) { ALLOWED } else { DROPPED }.to_owned(),

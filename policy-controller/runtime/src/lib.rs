@@ -35,6 +35,7 @@ use state::State;
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
@@ -48,7 +49,19 @@ use tokio::task::JoinSet;
 /// # Errors
 /// What no waiting would mend: directories that cannot be used, another agent on them, an address that is taken, a
 /// configuration that makes no sense; [`AgentError::Ended`] for a part that died. Everything else is in the agent's status.
-pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+pub fn run(config: AgentConfig, shutdown: impl Future<Output = ()> + Send + 'static) -> Running {
+    boxed(config, Box::pin(shutdown))
+}
+
+/// A running agent.
+pub type Running = Pin<Box<dyn Future<Output = Result<(), AgentError>> + Send>>;
+
+/// Of one type, so that the agent is compiled here, once, and not anew in every program that runs it.
+fn boxed(config: AgentConfig, shutdown: Pin<Box<dyn Future<Output = ()> + Send>>) -> Running {
+    Box::pin(run_parts(config, shutdown))
+}
+
+async fn run_parts(config: AgentConfig, shutdown: Pin<Box<dyn Future<Output = ()> + Send>>) -> Result<(), AgentError> {
     check(&config)?;
     let lock = RunLock::take(&config.run_dir)?;
     let scrapes = match config.metrics {

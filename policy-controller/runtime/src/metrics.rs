@@ -101,7 +101,12 @@ impl Metrics {
         registry.register("refused_objects", "Objects that could not be used as they are", self.refused.clone());
         registry.register("ready", "1 when everything was read and is in the kernel", self.ready.clone());
         registry.register("policy_epoch", "Moves with every change that could alter a verdict", self.epoch.clone());
-        registry.register_with_unit("reconcile", "Time from a changed model to its rows in the kernel", Unit::Seconds, self.reconciles.clone());
+        registry.register_with_unit(
+            "reconcile",
+            "Time from a changed model to its rows in the kernel",
+            Unit::Seconds,
+            self.reconciles.clone(),
+        );
         registry.register("reconcile_failures", "Changes that could not be put into the kernel", self.reconcile_failures.clone());
         registry.register("rows_changed", "Rows written and removed", self.rows_changed.clone());
         registry.register("events_suppressed", "Events that the datapath's rate limit swallowed", self.events_suppressed.clone());

@@ -87,7 +87,10 @@ fn waited_for(agent: &Agent, spec: &EndpointSpec) -> String {
     match index.pod_ready_to_realise(&pod, spec.uid.as_deref()) {
         Realisable::NamespaceUnknown => format!("namespace {} is not known yet", pod.namespace),
         Realisable::OtherUid { known } => {
-            format!("pod {pod} is known with UID {known}, not {}: it was replaced, or the new one is not known yet", spec.uid.as_deref().unwrap_or("-"))
+            format!(
+                "pod {pod} is known with UID {known}, not {}: it was replaced, or the new one is not known yet",
+                spec.uid.as_deref().unwrap_or("-")
+            )
         }
         _ => format!("pod {pod} is not known to {}", agent.state.config.source),
     }
@@ -131,7 +134,8 @@ fn validate(spec: &EndpointSpec) -> Result<(), Failure> {
     if spec.addresses.is_empty() || family(false) > 1 || family(true) > 1 {
         return Err(invalid("a pod has one address or one of each family"));
     }
-    if let Some(address) = spec.addresses.iter().find(|address| address.is_unspecified() || address.is_loopback() || address.is_multicast()) {
+    if let Some(address) = spec.addresses.iter().find(|address| address.is_unspecified() || address.is_loopback() || address.is_multicast())
+    {
         return Err(invalid(format!("{address} cannot be a pod's address")));
     }
     if spec.host_index == 0 {
@@ -142,9 +146,10 @@ fn validate(spec: &EndpointSpec) -> Result<(), Failure> {
 
 fn failure(error: &KernelError) -> Failure {
     let kind = match error {
-        KernelError::Closed(_) | KernelError::NotSynced(_) | KernelError::PodGone(_) | KernelError::Loader(LoaderError::TableFull { .. }) => {
-            ErrorKind::TryAgain
-        }
+        KernelError::Closed(_)
+        | KernelError::NotSynced(_)
+        | KernelError::PodGone(_)
+        | KernelError::Loader(LoaderError::TableFull { .. }) => ErrorKind::TryAgain,
         KernelError::Loader(_) | KernelError::Run(_) | KernelError::Link(_) => ErrorKind::Internal,
         KernelError::Invalid(_) => ErrorKind::Invalid,
         KernelError::Unknown(_) => ErrorKind::NotFound,

@@ -36,7 +36,10 @@ impl Records {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            match fs::read(&path).map_err(|error| error.to_string()).and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string())) {
+            match fs::read(&path)
+                .map_err(|error| error.to_string())
+                .and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()))
+            {
                 Ok(spec) => found.specs.push(spec),
                 // DEL removes records while no agent runs; one that went between the listing and the reading is no problem.
                 Err(_) if !path.exists() => {}

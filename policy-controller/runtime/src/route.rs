@@ -90,7 +90,9 @@ fn apply(wanted: &[Wanted]) -> Result<(), LinkError> {
             None => routes.push(Route::unreachable(*range)),
             Some(gateway) => match netlink.route_to(*gateway)? {
                 Some(Route { link: Some(link), gateway: None, .. }) => routes.push(Route::via(*range, *gateway, link)),
-                _ => tracing::warn!(%range, %gateway, "the node is on no link of this one: the network between them must route its pod range"),
+                _ => {
+                    tracing::warn!(%range, %gateway, "the node is on no link of this one: the network between them must route its pod range")
+                }
             },
         }
     }
@@ -135,7 +137,10 @@ mod tests {
             ("b".to_owned(), node(&["192.0.2.2", "2001:db8::2"], &["10.2.0.0/24", "fd00:2::/64"])),
             ("c".to_owned(), node(&["192.0.2.3"], &["fd00:3::/64"])),
         ]);
-        let wanted: Vec<_> = wanted("a", &nodes).into_iter().map(|wanted| (wanted.range.to_string(), wanted.gateway.map(|gateway| gateway.to_string()))).collect();
+        let wanted: Vec<_> = wanted("a", &nodes)
+            .into_iter()
+            .map(|wanted| (wanted.range.to_string(), wanted.gateway.map(|gateway| gateway.to_string())))
+            .collect();
         let via = |range: &str, gateway: &str| (range.to_owned(), Some(gateway.to_owned()));
         assert_eq!(wanted, [("10.1.0.0/24".to_owned(), None), via("10.2.0.0/24", "192.0.2.2"), via("fd00:2::/64", "2001:db8::2")]);
     }
@@ -173,7 +178,8 @@ mod tests {
         ]);
         let destinations = || {
             let ours = netlink.routes().unwrap().into_iter().filter(is_node_route);
-            let mut shown: Vec<_> = ours.map(|route| (route.destination.to_string(), route.gateway.map(|gateway| gateway.to_string()))).collect();
+            let mut shown: Vec<_> =
+                ours.map(|route| (route.destination.to_string(), route.gateway.map(|gateway| gateway.to_string()))).collect();
             shown.sort();
             shown
         };

@@ -12,7 +12,7 @@ use palisade_policy::{Compiled, Numbers};
 use palisade_protocol::{Attachment, EndpointSpec, NodeConfig};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use tokio::sync::watch;
 
 /// What the parts of the agent share.
@@ -28,7 +28,7 @@ pub struct State {
     pub events: Hub,
     index: Mutex<Index>,
     generation: watch::Sender<u64>,
-    published: watch::Sender<Arc<Published>>,
+    published: RwLock<Arc<Published>>,
     node: watch::Sender<Option<NodeRanges>>,
 }
 
@@ -98,7 +98,7 @@ impl State {
             events: Hub::new(),
             index: Mutex::default(),
             generation: watch::Sender::new(0),
-            published: watch::Sender::new(Arc::default()),
+            published: RwLock::default(),
             node: watch::Sender::new(None),
         }
     }
@@ -123,17 +123,12 @@ impl State {
 
     /// What is in the kernel.
     pub fn published(&self) -> Arc<Published> {
-        self.published.borrow().clone()
+        Arc::clone(&self.published.read().expect("no holder of this lock panics"))
     }
 
     /// Tells what is in the kernel now.
     pub fn publish(&self, published: Published) {
-        self.published.send_replace(Arc::new(published));
-    }
-
-    /// Tells of every change in the kernel.
-    pub fn publications(&self) -> watch::Receiver<Arc<Published>> {
-        self.published.subscribe()
+        *self.published.write().expect("no holder of this lock panics") = Arc::new(published);
     }
 
     /// Tells what the node's pods get, once it is known.
@@ -160,7 +155,7 @@ impl State {
     /// Why the agent is not ready; empty when it is.
     pub fn not_ready(&self) -> Vec<String> {
         let mut problems = self.problems.list();
-        if problems.is_empty() && !self.published.borrow().reconciled {
+        if problems.is_empty() && !self.published().reconciled {
             problems.push("policy: the rows are being written".to_owned());
         }
         problems

@@ -4,7 +4,9 @@ mod leak;
 mod namespace;
 pub mod packet;
 mod requirement;
+mod wiring;
 
 pub use leak::Snapshot;
 pub use namespace::{Host, private_host};
 pub use requirement::requires_root;
+pub use wiring::container_id;

@@ -90,7 +90,8 @@ impl Kernel {
 
     /// Gives every endpoint of a pod another subject: each one map write, by which the change takes effect.
     fn flip(&mut self, pod: &ObjectName, subject: u32) -> Result<(), KernelError> {
-        let attachments: Vec<_> = self.endpoints.iter().filter(|(_, endpoint)| pod_name(&endpoint.spec) == *pod).map(|(name, _)| name.clone()).collect();
+        let attachments: Vec<_> =
+            self.endpoints.iter().filter(|(_, endpoint)| pod_name(&endpoint.spec) == *pod).map(|(name, _)| name.clone()).collect();
         for attachment in attachments {
             let index = self.endpoints[&attachment].spec.host_index;
             let datapath = self.datapath()?;
@@ -126,7 +127,14 @@ impl Kernel {
         for (pod, index) in endpoints {
             let Some(row) = datapath.endpoints.get(&index)? else { continue };
             // Two endpoints of one pod that differ: the flip was cut short. No number is right for both, so they are flipped again.
-            subjects.entry(pod).and_modify(|known| if *known != row.subject { *known = SUBJECT_NONE }).or_insert(row.subject);
+            subjects
+                .entry(pod)
+                .and_modify(|known| {
+                    if *known != row.subject {
+                        *known = SUBJECT_NONE
+                    }
+                })
+                .or_insert(row.subject);
         }
         Ok(Compiled {
             universe: BTreeSet::new(),

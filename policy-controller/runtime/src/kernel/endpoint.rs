@@ -111,8 +111,12 @@ impl Kernel {
     /// The interfaces cannot be listed, or a row cannot be removed.
     pub fn release_vanished(&mut self) -> Result<(), KernelError> {
         let vanished = self.vanished()?;
-        let gone: Vec<Attachment> =
-            self.endpoints.iter().filter(|(_, endpoint)| vanished.contains(&endpoint.spec.host_index)).map(|(name, _)| name.clone()).collect();
+        let gone: Vec<Attachment> = self
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| vanished.contains(&endpoint.spec.host_index))
+            .map(|(name, _)| name.clone())
+            .collect();
         for attachment in gone {
             tracing::info!(container = attachment.container_id, "the endpoint's interface is gone: released");
             self.release(&attachment)?;
@@ -131,7 +135,9 @@ impl Kernel {
         if !is_there(spec, &links) {
             let found = links.get(&spec.host_index).map_or_else(
                 || "there is none of this index".to_owned(),
-                |link| format!("it is {} with {}", link.name, link.mac.map_or_else(|| "no hardware address".to_owned(), |mac| mac.to_string())),
+                |link| {
+                    format!("it is {} with {}", link.name, link.mac.map_or_else(|| "no hardware address".to_owned(), |mac| mac.to_string()))
+                },
             );
             return Err(KernelError::Invalid(format!(
                 "interface {} with index {} and hardware address {} is not on this node: {found}",

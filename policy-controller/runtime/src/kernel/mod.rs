@@ -175,11 +175,12 @@ impl Kernel {
     /// Packets by outcome; none while the datapath is not open.
     pub fn counters(&self) -> Vec<(Outcome, Counter)> {
         let counters = self.datapath.as_ref().map(Datapath::counters).transpose();
-        counters.unwrap_or_else(|error| {
-            tracing::error!(error = chain(&error), "the counters cannot be read");
-            None
-        })
-        .unwrap_or_default()
+        counters
+            .unwrap_or_else(|error| {
+                tracing::error!(error = chain(&error), "the counters cannot be read");
+                None
+            })
+            .unwrap_or_default()
     }
 
     /// Removes connections that have expired, endpoints whose interfaces vanished without a DEL, and pins of such.

@@ -42,7 +42,9 @@ impl Kernel {
         } else {
             // A row of an endpoint whose record cannot be read would be swept, and its pod cut off.
             let files = found.unreadable.join("; ");
-            self.state.problems.set(Part::Records, format!("cannot be read, so no rows are swept: {files}; delete the pods that they name, or the files"));
+            self.state
+                .problems
+                .set(Part::Records, format!("cannot be read, so no rows are swept: {files}; delete the pods that they name, or the files"));
         }
         self.sweep_pins()
     }

@@ -75,7 +75,9 @@ fn fingerprint(directory: &Path) -> Fingerprint {
 
 fn take(state: &State, read: Result<Manifest, ManifestErrors>) {
     let result = match read {
-        Ok(manifest) => own_node(state).map_err(|error| format!("the node's addresses cannot be read: {error}")).map(|node| (manifest, node)),
+        Ok(manifest) => {
+            own_node(state).map_err(|error| format!("the node's addresses cannot be read: {error}")).map(|node| (manifest, node))
+        }
         Err(errors) => Err(errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
     };
     match result {
@@ -139,7 +141,12 @@ mod tests {
         assert_eq!((good.pods.len(), good.nodes.len(), state.index().synced()), (1, 1, true));
 
         // A second pod that would be fine, beside a file that is not.
-        fs::write(directory.path().join("more.yaml"), PODS.replace("name: web, namespace", "name: db, namespace").replace("kind: Namespace\nmetadata: {name: shop}", "kind: Namespace\nmetadata: {name: other}")).unwrap();
+        fs::write(
+            directory.path().join("more.yaml"),
+            PODS.replace("name: web, namespace", "name: db, namespace")
+                .replace("kind: Namespace\nmetadata: {name: shop}", "kind: Namespace\nmetadata: {name: other}"),
+        )
+        .unwrap();
         fs::write(directory.path().join("policy.yaml"), "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: nonsense}}]}]}\n").unwrap();
         let (_, read) = look(directory.path(), Some(&seen)).unwrap();
         take(&state, read);

@@ -7,7 +7,9 @@ use std::error::Error;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
     /// No connection.
-    #[error("the API server at {server} cannot be reached: {cause}; check its address (--api-server; apiServer.host and apiServer.port of the chart) and the node's network")]
+    #[error(
+        "the API server at {server} cannot be reached: {cause}; check its address (--api-server; apiServer.host and apiServer.port of the chart) and the node's network"
+    )]
     Unreachable {
         /// Where it was looked for.
         server: String,
@@ -15,7 +17,9 @@ pub enum SourceError {
         cause: String,
     },
     /// Its certificate is not signed by the authority that was given.
-    #[error("the API server at {server} is not trusted: {cause}; its certificate must be valid for this address and signed by the service account's CA")]
+    #[error(
+        "the API server at {server} is not trusted: {cause}; its certificate must be valid for this address and signed by the service account's CA"
+    )]
     Untrusted {
         /// Where it was found.
         server: String,
@@ -23,13 +27,17 @@ pub enum SourceError {
         cause: String,
     },
     /// It does not know who we are.
-    #[error("the API server at {server} does not accept the agent's credentials (401): the service account's token is missing, expired or of another cluster")]
+    #[error(
+        "the API server at {server} does not accept the agent's credentials (401): the service account's token is missing, expired or of another cluster"
+    )]
     Unauthorised {
         /// Which server.
         server: String,
     },
     /// We may not do this.
-    #[error("the agent may not {verb} {resource} (403: {message}); its service account needs get, list and watch of namespaces, pods, nodes and networkpolicies (the chart's ClusterRole)")]
+    #[error(
+        "the agent may not {verb} {resource} (403: {message}); its service account needs get, list and watch of namespaces, pods, nodes and networkpolicies (the chart's ClusterRole)"
+    )]
     Forbidden {
         /// The verb.
         verb: &'static str,
@@ -105,7 +113,12 @@ impl SourceError {
         match status.code {
             401 => Self::Unauthorised { server },
             403 => Self::Forbidden { verb: asked.verb, resource: asked.resource, message: status.message.clone() },
-            code => Self::Answer { server, verb: asked.verb, resource: asked.resource, message: format!("{} ({code} {})", status.message, status.reason) },
+            code => Self::Answer {
+                server,
+                verb: asked.verb,
+                resource: asked.resource,
+                message: format!("{} ({code} {})", status.message, status.reason),
+            },
         }
     }
 

@@ -200,8 +200,12 @@ impl Reader {
         let known = |_: &Index| vec![metadata(Some(&pod.namespace), &pod.name)];
         adopt(state, &mut order, &metadata(Some(&pod.namespace), &pod.name), &pods, known, |metadata| Pod { metadata, ..Pod::default() })?;
         let known = |_: &Index| vec![metadata(None, &pod.namespace)];
-        adopt(state, &mut order, &metadata(None, &pod.namespace), &namespaces, known, |metadata| Namespace { metadata, ..Namespace::default() })?;
-        let known = |index: &Index| index.policies_of(&pod.namespace).iter().map(|name| metadata(Some(&name.namespace), &name.name)).collect();
+        adopt(state, &mut order, &metadata(None, &pod.namespace), &namespaces, known, |metadata| Namespace {
+            metadata,
+            ..Namespace::default()
+        })?;
+        let known =
+            |index: &Index| index.policies_of(&pod.namespace).iter().map(|name| metadata(Some(&name.namespace), &name.name)).collect();
         adopt(state, &mut order, &metadata(Some(&pod.namespace), ""), &policies, known, |metadata| NetworkPolicy {
             metadata,
             ..NetworkPolicy::default()
@@ -288,7 +292,8 @@ fn url(server: &str) -> String {
 /// The address that every pod has in its environment.
 fn environment_url() -> Result<String, SourceError> {
     let variable = |name: &str| {
-        std::env::var(name).map_err(|_| SourceError::Configuration(format!("{name} is not set; --api-server host:port says where the API server is")))
+        std::env::var(name)
+            .map_err(|_| SourceError::Configuration(format!("{name} is not set; --api-server host:port says where the API server is")))
     };
     let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
     Ok(if host.contains(':') { format!("https://[{host}]:{port}") } else { format!("https://{host}:{port}") })
@@ -322,7 +327,11 @@ mod tests {
     }
 
     fn list(version: u64, items: Vec<NetworkPolicy>) -> ObjectList<NetworkPolicy> {
-        ObjectList { types: TypeMeta::default(), metadata: ListMeta { resource_version: Some(version.to_string()), ..ListMeta::default() }, items }
+        ObjectList {
+            types: TypeMeta::default(),
+            metadata: ListMeta { resource_version: Some(version.to_string()), ..ListMeta::default() },
+            items,
+        }
     }
 
     fn adopt_policies(state: &State, order: &mut Order, list: &ObjectList<NetworkPolicy>) -> Result<(), SourceError> {
