@@ -28,7 +28,7 @@ engine_process() {
 
 # start_engine ROOT_DIRECTORY
 start_engine() {
-	local root=$1 runtime=() attempt
+	local root=$1 attempt
 	mkdir -p "$RUN"
 	chmod 700 "$RUN"
 	save_sysctls
@@ -44,16 +44,14 @@ start_engine() {
 	ip -n "$NETNS" link set lo up
 
 	mkdir -p "$DISK"/{docker,upper,scratch,merged}
-	if ! has_cap_sys_resource; then
-		runtime=(--add-runtime "palisade=/usr/local/sbin/runc-without-sys-resource" --default-runtime palisade)
-	fi
 	setsid nsenter --net="/run/netns/$NETNS" unshare --mount --propagation private \
-		"$KIND_DIR/engine-inside" "$root" "$DISK" "$RUN" \
+		"$KIND_DIR/engine-inside" "$root" "$DISK" "$RUN" "$KIND_DIR/runc-for-nodes" \
 		--host "$SOCKET" --pidfile "$RUN/dockerd.pid" --exec-root "$RUN/exec" --data-root /var/lib/docker \
 		--storage-driver overlay2 --default-cgroupns-mode private --exec-opt native.cgroupdriver=cgroupfs \
-		--cgroup-parent "/palisade-$ID" --log-level warn "${runtime[@]}" \
+		--cgroup-parent "/palisade-$ID" --log-level warn \
+		--add-runtime nodes=/usr/local/sbin/runc-for-nodes --default-runtime nodes \
 		>"$WORK/log/dockerd.log" 2>&1 </dev/null 9>&- &
-	for attempt in $(seq 100); do
+	for attempt in $(seq 200); do
 		if engine_process >/dev/null && "$WORK/bin/docker" info >/dev/null 2>&1; then
 			return
 		fi
@@ -107,12 +105,6 @@ stop_engine() {
 
 our_cgroup_processes() {
 	find /sys/fs/cgroup -path "*/palisade-$ID/*" -name cgroup.procs -exec cat {} + 2>/dev/null
-}
-
-has_cap_sys_resource() {
-	local effective
-	effective=$(sed -n 's/^CapEff:\t//p' /proc/self/status)
-	[ $((0x$effective >> 24 & 1)) -eq 1 ]
 }
 
 # The settings that belong to the machine as a whole and that systemd, containerd or kubelet of a node change.

@@ -23,7 +23,7 @@ MASKED_UNITS=(
 begin_node_root() {
 	local key
 	ROOT_JOB=
-	key=$(echo "$DEBIAN_SUITE $DEBIAN_PACKAGES" | content_key "$NODE_IMAGE_DIR/runc-without-sys-resource")
+	key=$(echo "$DEBIAN_SUITE $DEBIAN_PACKAGES" | content_key)
 	NODE_ROOT=$WORK/root-$key
 	forget_other root- "root-$key"
 	[ -d "$NODE_ROOT" ] && return
@@ -43,7 +43,6 @@ install_root() {
 		return 1
 	}
 	rm -rf "$NODE_ROOT.part"/var/{cache/apt,lib/apt/lists}/* "$NODE_ROOT.part"/usr/share/{doc,man,locale,info}/*
-	install -m 755 "$NODE_IMAGE_DIR/runc-without-sys-resource" "$NODE_ROOT.part/usr/local/sbin/"
 	mv "$NODE_ROOT.part" "$NODE_ROOT"
 }
 
