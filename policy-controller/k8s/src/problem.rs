@@ -26,7 +26,7 @@ pub struct Refusal<T> {
     /// What is wrong with it.
     pub error: FieldError,
     /// What stands for the object and opens nothing that the object could have closed.
-    pub closed: T,
+    pub closed: Box<T>,
 }
 
 /// What is wrong with a field. Each message says what would be right.

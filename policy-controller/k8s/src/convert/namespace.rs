@@ -20,6 +20,6 @@ pub fn namespace(namespace: &Namespace) -> Result<Labels, Refusal<Labels>> {
     };
     match labels(namespace.metadata.labels.as_ref(), &FieldPath::of("metadata.labels")) {
         Ok(labels) => Ok(named(labels)),
-        Err(error) => Err(Refusal { error, closed: named(namespace.metadata.labels.clone().unwrap_or_default()) }),
+        Err(error) => Err(Refusal { error, closed: Box::new(named(namespace.metadata.labels.clone().unwrap_or_default())) }),
     }
 }

@@ -28,7 +28,7 @@ pub fn network_policy(policy: &NetworkPolicy) -> Result<Policy, Refusal<Policy>>
     let spec = policy.spec.as_ref().unwrap_or(&default);
     let field = FieldPath::of("spec");
     let both = Types { ingress: true, egress: true };
-    let refuse = |error, subject, types| Err(Refusal { error, closed: isolating(subject, types) });
+    let refuse = |error, subject, types| Err(Refusal { error, closed: Box::new(isolating(subject, types)) });
 
     let subject = match spec.pod_selector.as_ref().map(|pods| selector(pods, &field.key("podSelector"))).transpose() {
         Ok(subject) => subject.unwrap_or_default(),

@@ -48,6 +48,6 @@ pub fn node(node: &ApiNode) -> Result<Node, Refusal<Node>> {
     }
     match first_error {
         None => Ok(closed),
-        Some(error) => Err(Refusal { error, closed }),
+        Some(error) => Err(Refusal { error, closed: Box::new(closed) }),
     }
 }

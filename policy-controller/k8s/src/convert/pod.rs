@@ -64,7 +64,7 @@ pub fn pod(pod: &ApiPod) -> Result<PodParts, Refusal<PodParts>> {
     let parts = |labels: Labels, ports| PodParts { participation: participation(pod), pod: Pod { labels, addresses, ports } };
     match converted {
         Ok((labels, ports)) => Ok(parts(labels, ports)),
-        Err(error) => Err(Refusal { error, closed: parts(pod.metadata.labels.clone().unwrap_or_default(), Vec::new()) }),
+        Err(error) => Err(Refusal { error, closed: Box::new(parts(pod.metadata.labels.clone().unwrap_or_default(), Vec::new())) }),
     }
 }
 

@@ -47,7 +47,7 @@ impl<T> From<Result<T, Refusal<T>>> for Record<T> {
     fn from(converted: Result<T, Refusal<T>>) -> Self {
         match converted {
             Ok(value) => Self { value, refused: None },
-            Err(refusal) => Self { value: refusal.closed, refused: Some(refusal.error) },
+            Err(refusal) => Self { value: *refusal.closed, refused: Some(refusal.error) },
         }
     }
 }
@@ -275,7 +275,7 @@ impl Index {
     fn upsert_pod(&mut self, name: ObjectName, pod: &ApiPod) -> bool {
         let parts = convert::pod(pod);
         let record = Record {
-            value: PodRecord::new(pod, parts.as_ref().unwrap_or_else(|refusal| &refusal.closed).clone()),
+            value: PodRecord::new(pod, parts.as_ref().unwrap_or_else(|refusal| &*refusal.closed).clone()),
             refused: parts.err().map(|refusal| refusal.error),
         };
         self.pods.insert(name, record.clone()) != Some(record)
@@ -296,7 +296,7 @@ impl Index {
                         && (good.ingress.is_some() || closed.ingress.is_none())
                         && (good.egress.is_some() || closed.egress.is_none())
                 };
-                let policy = last_good.clone().filter(covered).unwrap_or(closed);
+                let policy = last_good.clone().filter(covered).unwrap_or(*closed);
                 PolicyRecord { policy, last_good, refused: Some(error) }
             }
         };

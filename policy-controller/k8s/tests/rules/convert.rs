@@ -36,7 +36,7 @@ fn refused(spec: Value, field: &str, message: &str) -> Policy {
     let refusal = policy(spec).expect_err("refused");
     assert_eq!(refusal.error.field.to_string(), field);
     assert!(refusal.error.problem.to_string().contains(message), "{}", refusal.error);
-    refusal.closed
+    *refusal.closed
 }
 
 #[track_caller]
