@@ -142,7 +142,16 @@ impl Namespace {
             object["metadata"]["labels"][*key] = json!(value);
         }
         cluster.apply(&[object])?;
-        Ok(Self { cluster: cluster.clone(), name })
+        let namespace = Self { cluster: cluster.clone(), name };
+        // Made by a controller a moment later; pods are refused until then.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while let Err(error) = namespace.run(&["get", "serviceaccount", "default"]) {
+            if Instant::now() > deadline {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(namespace)
     }
 
     /// Runs `kubectl` in this namespace.
