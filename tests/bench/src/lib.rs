@@ -1,0 +1,1 @@
+//! Benchmarks against a direct veth pair and plain kernel routing.
