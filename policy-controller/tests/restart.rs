@@ -177,7 +177,7 @@ fn established_flow_survives_agent_restart() {
         let refused = |at: &SocketAddr| stranger.enter(|| TcpStream::connect_timeout(at, Duration::from_millis(200)).is_err()).unwrap();
 
         let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
+        let agent = std::thread::scope(|scope| {
             let sent_bytes = scope.spawn(|| send_bytes(stream, &done));
             let received_bytes = scope.spawn(|| count_bytes(accepted));
             let sent_datagrams = scope.spawn(|| send_datagrams(&sender, &done));
@@ -201,6 +201,7 @@ fn established_flow_survives_agent_restart() {
             let (sent, received) = (sent_datagrams.join().unwrap(), received_datagrams.join().unwrap());
             assert_eq!(sent, received, "datagrams of the UDP stream");
             assert!(sent > 500, "{sent} datagrams only");
+            agent
         });
         drop((server, client, stranger));
         remove(host, "shop", "web");

@@ -109,11 +109,6 @@ impl Node<'_> {
         std::fs::remove_file(self.manifests.path().join(name)).unwrap();
     }
 
-    /// The directory of manifests.
-    pub fn directory(&self) -> &Path {
-        self.manifests.path()
-    }
-
     /// What an agent of this node is told.
     pub fn config(&self) -> AgentConfig {
         let mut config = AgentConfig::new("node", Source::Directory(self.manifests.path().to_owned()));
