@@ -11,15 +11,23 @@ use std::time::{Duration, Instant};
 
 const STAYS: &str = "the lab stays";
 
-/// The first process of the lab that `command` (a process id) started, as the kernel has it.
+/// The first process of the lab that `command` started.
 fn first_process(command: &Running) -> i32 {
-    let mut found = Vec::new();
-    for task in std::fs::read_dir(format!("/proc/{}/task", command.pid())).unwrap().flatten() {
-        let text = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        found.extend(text.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()));
-    }
+    let found = children(command.pid());
     assert_eq!(found.len(), 1, "one child: the lab's first process");
     found[0]
+}
+
+/// The children of a process, as the kernel has them.
+fn children(pid: i32) -> Vec<i32> {
+    let parent = |stat: &str| stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<i32>().ok();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|process| {
+            let child = process.file_name().to_str()?.parse().ok()?;
+            (parent(&std::fs::read_to_string(process.path().join("stat")).ok()?)? == pid).then_some(child)
+        })
+        .collect()
 }
 
 /// What a lab is made of, as seen from here.
@@ -129,17 +137,12 @@ fn a_lab_that_is_interrupted_before_its_table_says_so_with_130() {
         return;
     }
     let mut lab = Running::lab(&shop(), &[]);
-    while lab_is_starting(&lab) {
+    while children(lab.pid()).is_empty() {
         std::thread::sleep(Duration::from_millis(5));
     }
     lab.signal(Signal::SIGTERM);
     assert_eq!(lab.wait_for_end().code(), Some(130), "{}\n{}", lab.output(), lab.errors());
     assert_eq!(lab.output(), "");
-}
-
-fn lab_is_starting(lab: &Running) -> bool {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", lab.pid())).into_iter().flatten().flatten();
-    tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok()).all(|children| children.is_empty())
 }
 
 #[test]

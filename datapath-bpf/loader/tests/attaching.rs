@@ -10,7 +10,7 @@ use palisade_loader::{
     AttachKind, Datapath, LoaderError, PinDir, attach_endpoint, attach_endpoint_with, detach_endpoint, endpoint_attached, pinned_links,
     supported_kind,
 };
-use stage::{Pod, allow, alone, names, open, run, within_a_second};
+use stage::{Pod, allow, alone, names, open, run, soon};
 
 const KINDS: [AttachKind; 2] = [AttachKind::Tcx, AttachKind::Clsact];
 
@@ -45,7 +45,7 @@ fn an_attached_pod_is_closed_until_its_row_is_written_and_open_after_detaching()
 
             attach_endpoint_with(&pin, kind, &pod.host, pod.index).unwrap();
             assert!(endpoint_attached(&pin, &pod.host, pod.index).unwrap(), "{kind}");
-            assert!(!pod.reaches_host(), "closed without a row, by {kind}");
+            assert!(pod.is_cut_off(), "closed without a row, by {kind}");
             assert!(packets(&datapath, Outcome::EndpointMissing) > 0);
 
             allow(&mut datapath, 1);
@@ -54,9 +54,9 @@ fn an_attached_pod_is_closed_until_its_row_is_written_and_open_after_detaching()
             assert!(packets(&datapath, Outcome::AllowedNew) > 0);
 
             datapath.endpoints.remove(&pod.index).unwrap();
-            assert!(!pod.reaches_host(), "closed again, by {kind}");
+            assert!(pod.is_cut_off(), "closed again, by {kind}");
             detach_endpoint(&pin, pod.index).unwrap();
-            within_a_second("no program is left", || attached(&pod.host) == 0);
+            soon("no program is left", || attached(&pod.host) == 0);
             assert!(!endpoint_attached(&pin, &pod.host, pod.index).unwrap());
             assert!(pod.reaches_host(), "after detaching, by {kind}");
             assert!(names(&pin.links_dir()).is_empty());
@@ -91,7 +91,7 @@ fn changing_the_kind_leaves_only_the_new_one() {
             attach_endpoint_with(&pin, before, &pod.host, pod.index).unwrap();
             attach_endpoint_with(&pin, after, &pod.host, pod.index).unwrap();
             assert!(endpoint_attached(&pin, &pod.host, pod.index).unwrap());
-            within_a_second("the former kind is gone", || attached(&pod.host) == 2);
+            soon("the former kind is gone", || attached(&pod.host) == 2);
             let links = SchedClassifier::query_tcx(&pod.host, TcAttachType::Ingress).unwrap().1.len();
             assert_eq!(links, usize::from(after == AttachKind::Tcx), "{before} to {after}");
         });
@@ -124,7 +124,7 @@ fn our_programs_run_before_those_of_others() {
         // It would let every packet pass, had it the first word.
         pass_everything(&pod.host, 2);
         attach_endpoint_with(&pin, AttachKind::Clsact, &pod.host, pod.index).unwrap();
-        assert!(!pod.reaches_host());
+        assert!(pod.is_cut_off());
         assert!(packets(&datapath, Outcome::EndpointMissing) > 0);
     });
 }

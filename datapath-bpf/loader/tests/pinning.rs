@@ -79,7 +79,7 @@ fn no_packet_is_lost_while_programs_are_replaced() {
             // A ping-pong without pause or repetition: one lost packet ends it.
             let server = std::net::UdpSocket::bind("10.9.1.1:0").unwrap();
             let to = server.local_addr().unwrap();
-            server.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+            server.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
             let (stop, stopped) = std::sync::mpsc::channel::<()>();
             let echo = std::thread::spawn(move || {
                 let mut buffer = [0; 16];
@@ -93,7 +93,7 @@ fn no_packet_is_lost_while_programs_are_replaced() {
             let (done, result) = std::sync::mpsc::channel();
             pod.start(move || {
                 let client = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-                client.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+                client.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
                 let (mut buffer, mut trips) = ([0; 16], 0_u32);
                 let lost = loop {
                     let ending = stopped.try_recv().is_ok();

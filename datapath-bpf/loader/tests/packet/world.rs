@@ -1,10 +1,15 @@
 //! Two pods on a node, and what is beyond it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::sync::{OnceLock, mpsc};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
+use nix::mount::{MsFlags, mount};
 use nix::net::if_::if_nametoindex;
-use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 use palisade_datapath_core::abi::{
     Connection, DatapathEvent, Direction, Endpoint, Hook, IDENTITY_ANY, LocalPod, Outcome, PORTS_NONE, PolicyEntry, PolicyKey, PortEntry,
@@ -111,28 +116,54 @@ pub struct Seen {
     pub event: Option<DatapathEvent>,
 }
 
-/// Runs a test in a world of its own.
-pub fn world(test: impl Fn(&mut World) + Send + Sync) {
+type Job = Box<dyn FnOnce(&mut World) + Send>;
+
+/// Runs a test in the world, as it is at first. The programs are loaded once; one test runs at a time.
+pub fn world(test: impl FnOnce(&mut World) + Send + 'static) {
     if !requires_root() {
         return;
     }
-    stage::alone(|base| test(&mut World::new(stage::open(base))));
+    static JOBS: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
+    let jobs = JOBS.get_or_init(|| {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        std::thread::Builder::new().name("world".into()).spawn(move || live(queue)).unwrap();
+        jobs
+    });
+    let (answer, outcome) = mpsc::channel();
+    let job: Job = Box::new(move |world| drop(answer.send(catch_unwind(AssertUnwindSafe(|| test(world))))));
+    jobs.send(job).expect("the world could not be made: its thread says why");
+    if let Err(panic) = outcome.recv().expect("the world could not be made: its thread says why") {
+        resume_unwind(panic);
+    }
 }
 
-/// Runs a test for both families, each in a world of its own.
-pub fn each_family(test: impl Fn(&mut World, Family) + Send + Sync) {
+/// Runs a test for both families, each in the world as it is at first.
+pub fn each_family(test: impl Fn(&mut World, Family) + Send + Copy + 'static) {
     for family in [V4, V6] {
-        world(|world| test(world, family));
+        world(move |world| test(world, family));
+    }
+}
+
+/// The thread that the tests run on, with mounts and interfaces of its own, which end with the process.
+fn live(queue: mpsc::Receiver<Job>) {
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("a mount and a network namespace can be made");
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).expect("mounts can be made private");
+    let directory = "/sys/fs/bpf";
+    mount(Some("bpf"), directory, Some("bpf"), MsFlags::empty(), None::<&str>).expect("a BPF file system can be mounted");
+    // Events are limited and counted per CPU: all tests stay on one.
+    let mut cpus = CpuSet::new();
+    cpus.set(sched_getcpu().unwrap()).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+    stage::run("ip link add palt0 type veth peer name palt1");
+    let mut world = World::new(stage::open(Path::new(directory).join("palisade").as_path()));
+    for job in queue {
+        world.reset();
+        job(&mut world);
     }
 }
 
 impl World {
     fn new(mut datapath: Datapath) -> Self {
-        // Events are limited and counted per CPU: a test stays on one.
-        let mut cpus = CpuSet::new();
-        cpus.set(sched_getcpu().unwrap()).unwrap();
-        sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-        stage::run("ip link add palt0 type veth peer name palt1");
         let index = |name: &str| if_nametoindex(name).unwrap();
         let pod = |name: &str, subject: u32, last: u8| Pod {
             ifindex: index(name),
@@ -143,19 +174,58 @@ impl World {
             v6: format!("fd01::{last}").parse().unwrap(),
         };
         let (a, b) = (pod("palt0", 1, 1), pod("palt1", 2, 2));
-        for (pod, identity) in [(&a, IDENTITY_A), (&b, IDENTITY_B)] {
+        let events = datapath.events().unwrap();
+        Self { datapath, a, b, events }
+    }
+
+    /// Takes every row away and writes those of two pods that no policy isolates.
+    fn reset(&mut self) {
+        self.clear();
+        let datapath = &mut self.datapath;
+        for (pod, identity) in [(&self.a, IDENTITY_A), (&self.b, IDENTITY_B)] {
             datapath.endpoints.insert(&pod.ifindex, &pod.endpoint()).unwrap();
             for family in [V4, V6] {
                 datapath.local.insert(&pod.address(family), &pod.local()).unwrap();
                 datapath.addresses.insert(&pod.address(family), &identity).unwrap();
             }
-            stage::allow(&mut datapath, pod.subject);
+            stage::allow(datapath, pod.subject);
         }
         for prefix in ["192.0.2.0/24", "2001:db8::/32"] {
             datapath.prefixes.insert(&prefix.parse().unwrap(), &IDENTITY_OUTSIDE).unwrap();
         }
-        let events = datapath.events().unwrap();
-        Self { datapath, a, b, events }
+    }
+
+    fn clear(&mut self) {
+        let datapath = &mut self.datapath;
+        datapath.observe_allowed(false).unwrap();
+        for key in datapath.endpoints.rows().unwrap().keys() {
+            datapath.endpoints.remove(key).unwrap();
+        }
+        for address in datapath.local.rows().unwrap().keys() {
+            datapath.local.remove(address).unwrap();
+        }
+        for address in datapath.addresses.rows().unwrap().keys() {
+            datapath.addresses.remove(address).unwrap();
+        }
+        for prefix in datapath.prefixes.rows().unwrap().keys() {
+            datapath.prefixes.remove(prefix).unwrap();
+        }
+        for key in datapath.policy.rows().unwrap().keys() {
+            datapath.policy.remove(key).unwrap();
+        }
+        for key in datapath.ports.rows().unwrap().keys() {
+            datapath.ports.remove(key).unwrap();
+        }
+        empty(self.map::<16, 24>(map::CONNECTIONS_V4));
+        empty(self.map::<40, 24>(map::CONNECTIONS_V6));
+        empty(self.map::<16, 16>(map::FRAGMENTS_V4));
+        empty(self.map::<40, 16>(map::FRAGMENTS_V6));
+        empty(self.map::<44, 8>(map::EVENT_FLOWS));
+        let path = self.datapath.pin_dir().maps_dir().join(map::EVENT_BUDGET);
+        let map = Map::from_map_data(MapData::from_pin(path).unwrap()).unwrap();
+        let mut budget: PerCpuArray<MapData, [u8; 32]> = PerCpuArray::try_from(map).unwrap();
+        budget.set(0, PerCpuValues::try_from(vec![[0; 32]; nr_cpus().unwrap()]).unwrap(), 0).unwrap();
+        while self.events.next().unwrap().is_some() {}
     }
 
     /// From pod A to pod B.
@@ -242,8 +312,8 @@ impl World {
     /// The entries of the connection table of a family.
     pub fn connections(&self, family: Family) -> Vec<Connection> {
         match family {
-            V4 => self.table::<16>(map::CONNECTIONS_V4).iter().map(|entry| connection(entry.unwrap().1)).collect(),
-            V6 => self.table::<40>(map::CONNECTIONS_V6).iter().map(|entry| connection(entry.unwrap().1)).collect(),
+            V4 => self.map::<16, 24>(map::CONNECTIONS_V4).iter().map(|entry| connection(entry.unwrap().1)).collect(),
+            V6 => self.map::<40, 24>(map::CONNECTIONS_V6).iter().map(|entry| connection(entry.unwrap().1)).collect(),
         }
     }
 
@@ -251,8 +321,8 @@ impl World {
     pub fn let_pass(&mut self, family: Family, seconds: u64) {
         let hertz = hertz();
         match family {
-            V4 => age(self.table::<16>(map::CONNECTIONS_V4), seconds * hertz),
-            V6 => age(self.table::<40>(map::CONNECTIONS_V6), seconds * hertz),
+            V4 => age(self.map::<16, 24>(map::CONNECTIONS_V4), seconds * hertz),
+            V6 => age(self.map::<40, 24>(map::CONNECTIONS_V6), seconds * hertz),
         }
     }
 
@@ -264,10 +334,6 @@ impl World {
         }
     }
 
-    fn table<const KEY: usize>(&self, name: &str) -> HashMap<MapData, [u8; KEY], [u8; 24]> {
-        self.map(name)
-    }
-
     fn map<const KEY: usize, const VALUE: usize>(&self, name: &str) -> HashMap<MapData, [u8; KEY], [u8; VALUE]> {
         let path = self.datapath.pin_dir().maps_dir().join(name);
         HashMap::try_from(Map::from_map_data(MapData::from_pin(path).unwrap()).unwrap()).unwrap()
@@ -277,6 +343,13 @@ impl World {
 fn hertz() -> u64 {
     let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap().tv_nsec() as u64;
     (1_000_000_000 + tick / 2) / tick
+}
+
+fn empty<const KEY: usize, const VALUE: usize>(mut map: HashMap<MapData, [u8; KEY], [u8; VALUE]>) {
+    let keys: Vec<_> = map.keys().map(Result::unwrap).collect();
+    for key in keys {
+        map.remove(&key).unwrap();
+    }
 }
 
 /// Every value begins with the jiffies at which it was seen last.
