@@ -78,7 +78,9 @@ assemble_node() {
 	mkdir -p "$top/opt/cni/bin"
 	cp "$NODE_ROOT/usr/lib/cni/loopback" "$top/opt/cni/bin/"
 	ln -s /lib/systemd/system/multi-user.target "$top/etc/systemd/system/default.target"
-	ln -s /etc/systemd/system/kubelet.service "$top/etc/systemd/system/multi-user.target.wants/kubelet.service"
+	for unit in images kubelet; do
+		ln -s "/etc/systemd/system/$unit.service" "$top/etc/systemd/system/multi-user.target.wants/$unit.service"
+	done
 	chown -R 0:0 "$top"
 
 	mkdir "$stage/merged"
