@@ -52,7 +52,7 @@ impl Traces {
         let (mut maps, mut programs) = (BTreeSet::new(), BTreeSet::new());
         for file in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap().flatten() {
             let text = std::fs::read_to_string(file.path()).unwrap_or_default();
-            let number = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<i32>().ok());
+            let number = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u32>().ok());
             maps.extend(number("map_id:"));
             programs.extend(number("prog_id:"));
         }
