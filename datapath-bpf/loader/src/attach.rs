@@ -1,7 +1,7 @@
-use std::{collections::BTreeSet, fmt, fs};
+use std::{collections::BTreeSet, fmt, fs, io, os::fd::AsRawFd};
 
 use aya::programs::{
-    Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+    Link, LinkOrder, MultiProgLink, ProgramError, SchedClassifier, TcAttachType,
     links::{FdLink, LinkError, PinnedLink},
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
 };
@@ -57,6 +57,8 @@ pub fn supported_kind() -> Result<AttachKind, LoaderError> {
     // `lo` has an index in every network namespace; the query changes nothing.
     match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
         Ok(_) => Ok(AttachKind::Tcx),
+        // The kernel has listed programs of others; looking at them takes CAP_SYS_ADMIN.
+        Err(ProgramError::SyscallError(error)) if error.call != "bpf_prog_query" => Ok(AttachKind::Tcx),
         Err(error) if os_error(&error) == Some(EINVAL) => Ok(AttachKind::Clsact),
         Err(error) => Err(refuse(
             error,
@@ -132,14 +134,12 @@ pub fn endpoint_attached(pin: &PinDir, host_interface: &str, host_index: u32) ->
         return Ok(has_filter(host_index, Hook::FromPod)? && has_filter(host_index, Hook::ToPod)?);
     }
     for hook in HOOKS {
-        let path = pin.link(host_index, hook);
-        let link = match PinnedLink::from_pin(&path) {
-            Ok(link) => FdLink::from(link),
+        let link = match PinnedLink::from_pin(pin.link(host_index, hook)) {
+            Ok(link) => link,
             Err(error) if link_error(&error) == Some(ENOENT) => return Ok(false),
             Err(error) => return Err(query(host_interface, error)),
         };
-        let program = link.info().map_err(|error| query(host_interface, error))?.program_id();
-        if !runs(host_interface, hook, program)? {
+        if interface_of(link.into()).map_err(|error| query(host_interface, error))? != Some(host_index) {
             return Ok(false);
         }
     }
@@ -181,10 +181,19 @@ fn link_error(error: &LinkError) -> Option<i32> {
     }
 }
 
-/// Whether a TCX program runs at a hook of an interface.
-fn runs(interface: &str, hook: Hook, program: u32) -> Result<bool, LoaderError> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, attach_type(hook)).map_err(|error| query(interface, error))?;
-    Ok(programs.iter().any(|info| info.id() == program))
+/// The index of the interface that a link is attached to; `None` where that is gone.
+///
+/// The kernel shows it for an open link to anyone; to list the programs of an interface would take CAP_SYS_ADMIN,
+/// which the agent does not have.
+fn interface_of(link: FdLink) -> io::Result<Option<u32>> {
+    let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
+    let link: SchedClassifierLink = link.try_into().map_err(|_| invalid("the pinned object is no TCX link"))?;
+    let shown = match MultiProgLink::fd(&link) {
+        Ok(fd) => fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd()))?,
+        Err(_) => return Err(invalid("the pinned object is no TCX link")),
+    };
+    let index = shown.lines().find_map(|line| line.strip_prefix("ifindex:")).and_then(|number| number.trim().parse().ok());
+    index.map(|index| (index != 0).then_some(index)).ok_or_else(|| invalid("the kernel does not tell the interface of a link"))
 }
 
 pub(crate) fn has_filter(index: u32, hook: Hook) -> Result<bool, LoaderError> {
@@ -206,11 +215,12 @@ fn attach_link(pin: &PinDir, program: &mut SchedClassifier, hook: Hook, interfac
     let refused = |error: ProgramError| refuse(error, || format!("to attach {} to {interface}", program_name(hook)), failed);
     let path = pin.link(index, hook);
     if path.exists() {
-        let id = program.info().map_err(refused)?.id();
-        if replace_link(pin, program, hook, index)? && runs(interface, hook, id)? {
+        // Another index, or none, is that of an interface that is gone, whose index this one was given.
+        let link = PinnedLink::from_pin(&path).map_err(|error| query(interface, error))?;
+        let here = interface_of(link.into()).map_err(|error| query(interface, error))? == Some(index);
+        if here && replace_link(pin, program, hook, index)? {
             return Ok(());
         }
-        // The link of an interface that is gone, whose index this one was given.
         pin.remove(&path)?;
     }
     let link = program

@@ -1,7 +1,7 @@
 //! Taking over what an earlier agent has pinned.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -104,8 +104,11 @@ pub(crate) fn probe_clsact(program: &mut SchedClassifier) -> Result<(), LoaderEr
     let unsupported = |source: Cause| LoaderError::NoAttachKind { source };
     std::thread::scope(|scope| {
         let attempt = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET)
-                .map_err(|errno| refuse(io::Error::from(errno), || "to make a network namespace".to_owned(), unsupported))?;
+            if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
+                // The agent may lack CAP_SYS_ADMIN. Attaching, by the CNI plugin, will tell then.
+                tracing::warn!(%errno, "whether the kernel has clsact filters cannot be tried");
+                return Ok(());
+            }
             add_filter(program, Hook::FromPod, "lo").map_err(|error| refuse(error, || "to attach a filter".to_owned(), unsupported))
         });
         attempt.join().unwrap_or_else(|_| Err(unsupported("the attempt to attach a filter panicked".into())))
