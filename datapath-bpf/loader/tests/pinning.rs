@@ -253,6 +253,38 @@ fn without_capabilities_the_error_names_them() {
     });
 }
 
+/// As in the agent's container: root, with nothing but the capabilities that the chart grants.
+#[test]
+fn three_capabilities_are_enough_to_take_over_and_to_attach() {
+    const CHILD: &str = "PALISADE_THREE_CAPABILITIES_BASE";
+    if let Some(base) = std::env::var_os(CHILD) {
+        let pin = PinDir::new(base);
+        drop(Datapath::open(&pin, &sizes()).unwrap_or_else(|error| panic!("{}", chain(&error))));
+        let index = nix::net::if_::if_nametoindex("mine").unwrap();
+        for kind in [AttachKind::Clsact, AttachKind::Tcx] {
+            attach_endpoint_with(&pin, kind, "mine", index).unwrap_or_else(|error| panic!("{}", chain(&error)));
+            attach_endpoint_with(&pin, kind, "mine", index).unwrap_or_else(|error| panic!("again: {}", chain(&error)));
+            assert!(endpoint_attached(&pin, "mine", index).unwrap_or_else(|error| panic!("{}", chain(&error))));
+        }
+        drop(Datapath::open(&pin, &sizes()).unwrap_or_else(|error| panic!("{}", chain(&error))));
+        detach_endpoint(&pin, index).unwrap();
+        println!("TAKEN OVER");
+        return;
+    }
+    alone(|base| {
+        run("ip link add mine type veth peer name peer");
+        let output = Command::new("setpriv")
+            .args(["--bounding-set", "-all,+bpf,+net_admin,+perfmon", "--inh-caps", "-all"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "three_capabilities_are_enough_to_take_over_and_to_attach", "--nocapture"])
+            .env(CHILD, base)
+            .output()
+            .unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && text.contains("TAKEN OVER"), "{text}");
+    });
+}
+
 #[test]
 fn links_of_interfaces_that_are_gone_are_swept_when_the_datapath_opens() {
     alone(|base| {
