@@ -43,7 +43,7 @@ start_engine() {
 	ip -n "$NETNS" link set machine up
 	ip -n "$NETNS" link set lo up
 
-	mkdir -p "$DISK"/{docker,upper,scratch,merged}
+	mkdir -p "$DISK"
 	setsid nsenter --net="/run/netns/$NETNS" unshare --mount --propagation private \
 		"$KIND_DIR/engine-inside" "$root" "$DISK" "$RUN" "$KIND_DIR/runc-for-nodes" \
 		--host "$SOCKET" --pidfile "$RUN/dockerd.pid" --exec-root "$RUN/exec" --data-root /var/lib/docker \
