@@ -1,1 +1,80 @@
-//! Benchmarks against a direct veth pair and plain kernel routing.
+//! What Palisade costs, as ratios: the same traffic through a direct veth pair, through plain kernel routing and
+//! through Palisade, and the time of one run of its program. See the README for how the numbers come about.
+#![forbid(unsafe_code)]
+
+mod palisade;
+mod path;
+mod plan;
+mod program;
+mod report;
+mod statistics;
+mod traffic;
+
+pub use path::Family;
+pub use plan::Plan;
+pub use report::{Report, Row};
+
+use anyhow::{Context, Result, bail};
+use palisade::Palisade;
+use palisade_loader::PinDir;
+use palisade_test_support::{Host, private_host};
+use path::{Path, PathKind};
+use statistics::Samples;
+use std::collections::BTreeMap;
+use traffic::Traffic;
+
+/// Measures everything, in namespaces that end with it. Progress goes to standard error. Needs root.
+///
+/// # Errors
+/// A namespace, a link or a program is refused by the kernel, or the traffic does not flow as it should.
+pub fn run(plan: &Plan) -> Result<Report> {
+    let mut outcome = None;
+    private_host(|host| outcome = Some(measure(host, plan)));
+    let Some(report) = outcome else { bail!("namespaces and BPF programs need root: run it with sudo") };
+    report
+}
+
+fn measure(host: &Host, plan: &Plan) -> Result<Report> {
+    let pin = PinDir::new(host.bpffs());
+    let mut palisade = Palisade::start(&pin)?;
+    let measured = measure_with(host, plan, &pin, &mut palisade);
+    drop(palisade);
+    // Also after an error: what is left would hide its cause behind a complaint about leaks.
+    std::fs::remove_dir_all(pin.root()).with_context(|| format!("remove {}", pin.root().display()))?;
+    measured
+}
+
+fn measure_with(host: &Host, plan: &Plan, pin: &PinDir, palisade: &mut Palisade) -> Result<Report> {
+    let paths = PathKind::ALL.iter().map(|&kind| Path::set_up(host, kind, plan.family, palisade)).collect::<Result<Vec<_>>>()?;
+    let traffic = measure_traffic(plan, &paths).and_then(|traffic| {
+        palisade.check_policed(&paths)?;
+        Ok(traffic)
+    });
+    for path in paths {
+        path.tear_down(host, pin)?;
+    }
+    let traffic = traffic?;
+    eprintln!("program runs: {} rounds", plan.program_rounds);
+    let programs = program::measure(plan, palisade)?;
+    Ok(Report::new(plan, &traffic, &programs))
+}
+
+/// All rates, by traffic and path, a sample per round. Within a round the paths follow each other at once, and every
+/// other round runs backwards, so that a machine that slows down or heats up does not favour one of them.
+fn measure_traffic(plan: &Plan, paths: &[Path]) -> Result<BTreeMap<(Traffic, PathKind), Samples>> {
+    let mut rates: BTreeMap<(Traffic, PathKind), Samples> = BTreeMap::new();
+    for round in 0..plan.rounds {
+        eprintln!("traffic: round {} of {}", round + 1, plan.rounds);
+        for &traffic in Traffic::ALL {
+            let mut order: Vec<&Path> = paths.iter().collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for path in order {
+                let rate = traffic.run(path, plan.duration(traffic)).with_context(|| format!("{traffic} over {}", path.kind))?;
+                rates.entry((traffic, path.kind)).or_default().push(rate);
+            }
+        }
+    }
+    Ok(rates)
+}
