@@ -167,17 +167,25 @@ pub struct ExplainArguments {
     /// Towards whom: the same forms
     pub to: String,
     /// Port at the destination; not for ICMP
-    #[arg(long, short, required_if_eq_any([("protocol", "TCP"), ("protocol", "UDP"), ("protocol", "SCTP")]))]
+    #[arg(long, short, required_unless_present = "protocol", required_if_eq_any([("protocol", "TCP"), ("protocol", "UDP"), ("protocol", "SCTP")]))]
     pub port: Option<u16>,
-    /// TCP, UDP, SCTP or ICMP
-    #[arg(long, default_value = "TCP", value_parser = ["TCP", "UDP", "SCTP", "ICMP"], ignore_case = true)]
-    pub protocol: String,
+    // No default value: what `port` requires looks only at what was written.
+    /// TCP, UDP, SCTP or ICMP; TCP where none is given
+    #[arg(long, value_parser = ["TCP", "UDP", "SCTP", "ICMP"], ignore_case = true)]
+    protocol: Option<String>,
     /// Only this family; else each that both ends have
     #[arg(long, value_parser = family)]
     pub family: Option<Family>,
     /// Which agent, and how the answer looks.
     #[command(flatten)]
     pub asking: Asking,
+}
+
+impl ExplainArguments {
+    /// The protocol, in capitals.
+    pub fn protocol(&self) -> String {
+        self.protocol.as_deref().unwrap_or("TCP").to_uppercase()
+    }
 }
 
 fn family(text: &str) -> Result<Family, String> {

@@ -30,7 +30,7 @@ pub fn run(arguments: &ExplainArguments) -> Result<(), CliError> {
         let query = FlowQuery {
             from: end(&arguments.from, family, in_lab)?,
             to: end(&arguments.to, family, in_lab)?,
-            protocol: arguments.protocol.to_uppercase(),
+            protocol: arguments.protocol(),
             port: arguments.port.unwrap_or(0),
             family,
         };
@@ -111,7 +111,7 @@ pub fn verdict_text(verdict: VerdictName) -> &'static str {
 fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> String {
     let mut table = Table::new(["FAMILY", "FLOW", "SIDE", "VERDICT", "REASON"]);
     let port = arguments.port.map(|port| format!(" {port}")).unwrap_or_default();
-    let flow = format!("{} -> {} {}{port}", arguments.from, arguments.to, arguments.protocol.to_uppercase());
+    let flow = format!("{} -> {} {}{port}", arguments.from, arguments.to, arguments.protocol());
     for answer in answers {
         let family = if answer.query.family == Family::Ipv4 { "ipv4" } else { "ipv6" };
         for (side, said) in [("egress", &answer.explained.egress), ("ingress", &answer.explained.ingress)] {
