@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// The directory of the endpoint records, `RUN/endpoints`.
 #[derive(Debug)]
@@ -15,7 +16,7 @@ pub struct Records {
 /// What the directory of the endpoint records held.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// The records that could be read.
+    /// The records that could be read, older ones first: of two that name one pod, the later is the pod's own.
     pub specs: Vec<EndpointSpec>,
     /// What could not be read, and why. Such a file stays where it is.
     pub unreadable: Vec<String>,
@@ -28,26 +29,24 @@ impl Records {
         Ok(Self { directory })
     }
 
-    /// Reads every record. A file that is no record is named in the result and otherwise left alone.
+    /// Reads every record, older ones first. A file that is no record is named in the result and otherwise left alone.
     pub fn load(&self) -> io::Result<Found> {
-        let mut found = Found::default();
+        let mut specs: Vec<(SystemTime, EndpointSpec)> = Vec::new();
+        let mut unreadable = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let path = entry?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            match fs::read(&path)
-                .map_err(|error| error.to_string())
-                .and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()))
-            {
-                Ok(spec) => found.specs.push(spec),
+            match read(&path) {
+                Ok(record) => specs.push(record),
                 // DEL removes records while no agent runs; one that went between the listing and the reading is no problem.
-                Err(_) if !path.exists() => {}
-                Err(error) => found.unreadable.push(format!("{}: {error}", path.display())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => unreadable.push(format!("{}: {error}", path.display())),
             }
         }
-        found.specs.sort_by(|a: &EndpointSpec, b| a.attachment.cmp(&b.attachment));
-        Ok(found)
+        specs.sort_by(|(a_time, a), (b_time, b)| (a_time, &a.attachment).cmp(&(b_time, &b.attachment)));
+        Ok(Found { specs: specs.into_iter().map(|(_, spec)| spec).collect(), unreadable })
     }
 
     /// Writes the record of an endpoint, in place of an older one.
@@ -67,6 +66,12 @@ impl Records {
     fn path(&self, attachment: &Attachment) -> PathBuf {
         self.directory.join(attachment.record_name())
     }
+}
+
+/// A record, and when it was written.
+fn read(path: &Path) -> io::Result<(SystemTime, EndpointSpec)> {
+    let written = fs::metadata(path)?.modified()?;
+    Ok((written, serde_json::from_slice(&fs::read(path)?)?))
 }
 
 /// Replaces a file as one step: readers, and a machine that lost power, see the old content or the new.
@@ -99,12 +104,15 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_read_back_as_written() {
+    fn records_are_read_back_as_written_older_ones_first() {
         let directory = tempfile::tempdir().unwrap();
         let records = Records::open(directory.path().join("endpoints")).unwrap();
-        records.write(&spec("b")).unwrap();
-        records.write(&spec("a")).unwrap();
-        assert_eq!(records.load().unwrap().specs, [spec("a"), spec("b")]);
+        for (container, age) in [("b", 20), ("a", 10), ("c", 30)] {
+            records.write(&spec(container)).unwrap();
+            let file = fs::File::options().write(true).open(records.path(&spec(container).attachment)).unwrap();
+            file.set_modified(SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+        }
+        assert_eq!(records.load().unwrap().specs, [spec("c"), spec("b"), spec("a")]);
     }
 
     #[test]

@@ -31,10 +31,8 @@ impl Kernel {
         }
         for spec in alive {
             let subject = self.datapath()?.endpoints.get(&spec.host_index)?.map_or(SUBJECT_NONE, |row| row.subject);
-            self.endpoints.insert(spec.attachment.clone(), Realised { spec, subject });
-        }
-        for spec in self.endpoints.values().map(|endpoint| endpoint.spec.clone()).collect::<Vec<_>>() {
             self.tell_addresses(&spec);
+            self.endpoints.insert(spec.attachment.clone(), Realised { spec, subject });
         }
         if found.unreadable.is_empty() {
             self.state.problems.clear(Part::Records);
