@@ -114,7 +114,7 @@ fn run_on(cpu: Cpu) -> Result<()> {
     let mut numbers = (0..CpuSet::count()).filter(|&number| allowed.is_set(number).unwrap_or(false));
     let number = match cpu {
         Cpu::First => numbers.next(),
-        Cpu::Last => numbers.last(),
+        Cpu::Last => numbers.next_back(),
     };
     let mut only = CpuSet::new();
     only.set(number.context("there is no CPU to run on")?)?;
