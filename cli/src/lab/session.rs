@@ -264,7 +264,7 @@ impl Session {
             let Some(ended) = tasks.join_next().await else { return Ok(()) };
             let (sandbox, member) = ended.unwrap_or_else(|error| Err(CliError::Failed(format!("wiring a pod broke: {error}"))))?;
             let listeners = open_listeners(&member)?;
-            self.pods.insert(sandbox.pod.clone(), Wired { sandbox, member, listeners: listeners });
+            self.pods.insert(sandbox.pod.clone(), Wired { sandbox, member, listeners });
         }
     }
 

@@ -68,18 +68,18 @@ fn an_expectation_that_differs_ends_with_1_and_a_table_of_differences() {
     if !labs_run_here() {
         return;
     }
-    let manifests = Manifests::new(&(namespace("a") + &pod("a", "x", "{containerPort: 80}") + &pod("a", "y", "{containerPort: 80}")));
+    let manifests = Manifests::new(&(namespace("a") + &pod("a", "x", "{containerPort: 80}") + &pod("a", "z", "{containerPort: 80}")));
     let expect = manifests.beside(
         "reach.yaml",
-        "default: allow\nprobes: [{from: a/x, to: a/y, port: 80, protocol: TCP, verdict: deny}, {from: a/typo, to: a/y, verdict: allow}]\n",
+        "default: allow\nprobes: [{from: a/x, to: a/z, port: 80, protocol: TCP, verdict: deny}, {from: a/typo, to: a/z, verdict: allow}]\n",
     );
     let ended = lab(manifests.path(), &["--expect", &expect]).expect_code(1);
     let (_, differences) = ended.output.split_once("Not as expected\n").expect("a table of differences");
     let lines: Vec<Vec<&str>> = differences.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines.len(), 4, "{differences}");
-    assert_eq!(lines[1][..7], ["a/x", "a/y", "TCP", "80", "ipv4", "deny", "reached"]);
-    assert_eq!(lines[2][..7], ["a/x", "a/y", "TCP", "80", "ipv6", "deny", "reached"]);
-    assert!(lines[3].join(" ").contains("a/typo -> a/y never tried"), "{differences}");
+    assert_eq!(lines[1][..7], ["a/x", "a/z", "TCP", "80", "ipv4", "deny", "reached"]);
+    assert_eq!(lines[2][..7], ["a/x", "a/z", "TCP", "80", "ipv6", "deny", "reached"]);
+    assert!(lines[3].join(" ").contains("a/typo -> a/z never tried"), "{differences}");
 
     let ended = lab(manifests.path(), &["--expect", &expect, "--output", "json"]).expect_code(1);
     assert!(probes(&ended.json()).count() > 0, "the report is whole beside the differences");
@@ -136,15 +136,15 @@ fn an_address_block_opens_the_outside_host_and_its_exception_does_not() {
             "{{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{{ipBlock: {{cidr: 192.0.2.0/24{except}}}}}, {{ipBlock: {{cidr: '2001:db8::/32'}}}}]}}]}}"
         )
     };
-    let pods = namespace("a") + &namespace("b") + &pod("a", "x", "{containerPort: 80}") + &pod("b", "y", "{containerPort: 80}");
+    let pods = namespace("a") + &namespace("b") + &pod("a", "x", "{containerPort: 80}") + &pod("b", "z", "{containerPort: 80}");
     let manifests = Manifests::new(&(pods + &policy("a", "open", &block("")) + &policy("b", "shut", &block(", except: [192.0.2.2/32]"))));
     let report = lab(manifests.path(), &["--output", "json"]).expect_code(0).json();
     assert!(reached(&report, "a/x", "outside", "TCP", 80));
     for (family, expected) in [("ipv4", false), ("ipv6", true)] {
-        let probe = probes(&report).find(|probe| probe["from"] == "b/y" && probe["to"] == "outside" && probe["family"] == family).unwrap();
+        let probe = probes(&report).find(|probe| probe["from"] == "b/z" && probe["to"] == "outside" && probe["family"] == family).unwrap();
         assert_eq!(probe["reached"], expected, "{probe}");
     }
-    assert!(!reached(&report, "a/x", "b/y", "TCP", 80), "no pod is in the blocks");
+    assert!(!reached(&report, "a/x", "b/z", "TCP", 80), "no pod is in the blocks");
 }
 
 #[test]
@@ -153,11 +153,11 @@ fn a_port_that_this_kernel_has_no_sockets_for_is_said_to_be_not_probed() {
         return;
     }
     let manifests =
-        Manifests::new(&(namespace("a") + &pod("a", "x", "{containerPort: 80}") + &pod("a", "y", "{containerPort: 9, protocol: SCTP}")));
+        Manifests::new(&(namespace("a") + &pod("a", "x", "{containerPort: 80}") + &pod("a", "z", "{containerPort: 9, protocol: SCTP}")));
     let report = lab(manifests.path(), &["--output", "json"]).expect_code(0).json();
     let probed = probes(&report).any(|probe| probe["protocol"] == "SCTP");
     let not_probed =
-        report["notProbed"].as_array().is_some_and(|list| list.iter().any(|gap| gap["to"] == "a/y" && gap["protocol"] == "SCTP"));
+        report["notProbed"].as_array().is_some_and(|list| list.iter().any(|gap| gap["to"] == "a/z" && gap["protocol"] == "SCTP"));
     assert!(probed != not_probed, "either tried or said: {report}");
 }
 

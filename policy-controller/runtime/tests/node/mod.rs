@@ -18,6 +18,8 @@ use tokio::sync::oneshot;
 const SOON: Duration = Duration::from_secs(20);
 /// How long a client waits for a connection that policy may forbid.
 const ATTEMPT: Duration = Duration::from_millis(300);
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Small tables: many nodes live at once.
 pub const SIZES: Sizes =
@@ -225,6 +227,8 @@ impl Node<'_> {
         let began = Instant::now();
         while self.reaches(from, to) != wanted {
             assert!(began.elapsed() < SOON, "{from:?} to {to}: should be {wanted}; {:?}", self.status());
+            // Nobody accepts: a listener's backlog of 128 is not to be filled while an edit is awaited.
+            std::thread::sleep(PAUSE);
         }
     }
 
