@@ -3,11 +3,11 @@
 use crate::runner::{Manifests, Running, labs_run_here, namespace, pod, policy};
 use nix::sys::signal::Signal;
 
-const CLOSED: &str = "{podSelector: {matchLabels: {app: z}}, policyTypes: [Ingress]}";
-const OPEN: &str = "{podSelector: {matchLabels: {app: z}}, ingress: [{from: [{podSelector: {}}]}]}";
+const CLOSED: &str = "{podSelector: {matchLabels: {app: x2}}, policyTypes: [Ingress]}";
+const OPEN: &str = "{podSelector: {matchLabels: {app: x2}}, ingress: [{from: [{podSelector: {}}]}]}";
 
 fn pods() -> String {
-    namespace("a") + &pod("a", "x", "{containerPort: 80}") + &pod("a", "z", "{containerPort: 80}")
+    namespace("a") + &pod("a", "x", "{containerPort: 80}") + &pod("a", "x2", "{containerPort: 80}")
 }
 
 #[test]
@@ -22,7 +22,7 @@ fn edits_flip_verdicts_add_and_remove_pods_and_broken_ones_change_nothing() {
     assert!(lab.output().contains("default deny of ingress by a/p"), "{}", lab.output());
 
     manifests.write("policy.yaml", &policy("a", "p", OPEN));
-    lab.wait_for_output("now reached\n    a/x -> a/z: TCP 80\n");
+    lab.wait_for_output("now reached\n    a/x -> a/x2: TCP 80\n");
 
     manifests.write("policy.yaml", "kind: [NetworkPolicy\n");
     lab.wait_for_errors("policy.yaml:");
@@ -37,9 +37,9 @@ fn edits_flip_verdicts_add_and_remove_pods_and_broken_ones_change_nothing() {
     std::fs::remove_file(manifests.path().join("more.yaml")).unwrap();
     lab.wait_for_output("Applied: pods removed: a/z\n  no longer there\n");
 
-    // Only pods of the namespace may reach a/z, so without the policy the outside host does, too.
+    // Only pods of the namespace may reach a/x2, so without the policy the outside host does, too.
     std::fs::remove_file(manifests.path().join("policy.yaml")).unwrap();
-    lab.wait_for_output("now reached\n    outside -> a/z: TCP 80");
+    lab.wait_for_output("now reached\n    outside -> a/x2: TCP 80");
     assert!(!lab.output().contains("DISAGREE"), "{}", lab.output());
     lab.signal(Signal::SIGINT);
     assert_eq!(lab.wait_for_end().code(), Some(0));
@@ -59,6 +59,6 @@ fn json_of_an_edit_has_only_what_changed() {
     let output = lab.output();
     let changes: serde_json::Value = serde_json::from_str(output[before..].trim()).expect("one line of JSON");
     let probes = changes["probes"].as_array().unwrap();
-    assert!(probes.iter().all(|probe| probe["to"] == "a/z" && probe["reached"] == false), "{changes}");
+    assert!(probes.iter().all(|probe| probe["to"] == "a/x2" && probe["reached"] == false), "{changes}");
     assert_eq!(probes.len(), 4, "a/x and outside over both families; the node always reaches it: {changes}");
 }
