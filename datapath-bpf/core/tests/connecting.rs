@@ -123,7 +123,7 @@ fn without_an_entry_each_segment_has_its_answer() {
         (Segment::Datagram, Lookup::Open),
         (Segment::EchoRequest, Lookup::Open),
         (Segment::Bare, Lookup::Open),
-        (Segment::MidStream, Lookup::OpenOrReply),
+        (Segment::MidStream, Lookup::Open),
         (Segment::Later, Lookup::Refuse(Outcome::FragmentUnknown)),
         (Segment::EchoReply, Lookup::Refuse(Outcome::IcmpUnrelated)),
         (Segment::Error, Lookup::Refuse(Outcome::IcmpUnrelated)),
@@ -193,15 +193,13 @@ fn judging_again_keeps_the_state_and_clears_the_denial() {
 }
 
 #[test]
-fn a_denied_flow_is_kept_as_denied_where_openings_are_marked_and_forgotten_elsewhere() {
+fn a_denied_flow_is_kept_as_denied_and_its_opener_with_it() {
     let before = entry(5, flag::REPLIED | flag::OPENED_BY_HIGH);
-    for protocol in [TCP, SCTP] {
-        let kept = denied(protocol, &before, &NOW).unwrap();
-        assert_eq!(kept.flags, before.flags | flag::DENIED);
-        assert_eq!(look_up(Some(&kept), protocol, Segment::MidStream, false, &NOW), Lookup::Again(End::Destination));
+    let kept = denied(&before, &NOW);
+    assert_eq!((kept.flags, kept.seen), (before.flags | flag::DENIED, before.seen));
+    for (protocol, segment) in [(TCP, Segment::MidStream), (SCTP, Segment::MidStream), (UDP, Segment::Datagram)] {
+        assert_eq!(look_up(Some(&kept), protocol, segment, false, &NOW), Lookup::Again(End::Destination));
     }
-    assert_eq!(denied(UDP, &before, &NOW), None);
-    assert_eq!(denied(ICMP, &before, &NOW), None);
 }
 
 #[test]

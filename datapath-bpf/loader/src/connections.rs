@@ -69,7 +69,9 @@ where
 {
     let mut removed = 0;
     for (key, entry) in table.rows()? {
-        if expired(key.protocol, &entry, clock.jiffies, clock.hertz) && table.remove(&key)? {
+        let gone = |entry: &Connection| expired(key.protocol, entry, clock.jiffies, clock.hertz);
+        // Asked again: the flow may have been opened anew since the table was read.
+        if gone(&entry) && table.get(&key)?.is_some_and(|entry| gone(&entry)) && table.remove(&key)? {
             removed += 1;
         }
     }

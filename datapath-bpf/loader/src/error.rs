@@ -139,7 +139,9 @@ pub enum LoaderError {
         source: Cause,
     },
     /// A table has no room for a further row.
-    #[error("{map} is full: it has room for {max_entries} rows and {key} is one more; start the agent with a greater size for it")]
+    #[error(
+        "{map} is full: it has room for {max_entries} rows and {key} is one more; use fewer or broader policies, or run fewer pods on this node"
+    )]
     TableFull {
         /// Name of the map.
         map: &'static str,

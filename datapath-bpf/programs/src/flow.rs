@@ -146,6 +146,8 @@ impl Pod {
     #[inline(always)]
     fn subjects<A: Family>(self, packet: &Packet<A>) -> Result<Subjects, Outcome> {
         Ok(match self.hook {
+            // The node under an address that no policy can name: what the node opened has an entry and is not asked about.
+            Hook::FromPod if packet.destination == A::GATEWAY => return Err(Outcome::DestinationForeign),
             Hook::FromPod => Subjects { source: self.subject, destination: subject_of(&packet.destination)? },
             Hook::ToPod => Subjects { source: subject_of(&packet.source)?, destination: self.subject },
         })
@@ -176,7 +178,6 @@ const ESTABLISHED: i32 = 0;
 // The policies are to be asked: about a flow that has an entry, or as `Lookup` says.
 const AGAIN: i32 = -1;
 const OPEN: i32 = -2;
-const OPEN_OR_REPLY: i32 = -3;
 
 /// Passes a packet by the entry of its flow, and counts it.
 #[inline(never)]
@@ -192,7 +193,6 @@ fn established<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
             ESTABLISHED
         }
         (Lookup::Refuse(outcome), _) => outcome as i32,
-        (Lookup::OpenOrReply, _) => OPEN_OR_REPLY,
         (Lookup::Again(_), _) => AGAIN,
         (Lookup::Open | Lookup::Pass { .. }, _) => OPEN,
     }
@@ -210,30 +210,18 @@ fn try_ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Verdi
     let (key, source_is_high) = connection::key(packet);
     // SAFETY: as in `established`.
     let before = if how == AGAIN { A::connection(&key).map(|entry| unsafe { &*entry }) } else { None };
-    let mut opener = match before {
+    let opener = match before {
         Some(before) => connection::opener(before, source_is_high),
         None => End::Source,
     };
     let Subjects { source, destination } = pod.subjects(packet)?;
-    let mut passes = judge(packet, source, destination, opener, result) != 0;
-    if !passes && how == OPEN_OR_REPLY {
-        let mut as_reply = Verdict::NOT_JUDGED;
-        if judge(packet, source, destination, End::Destination, &mut as_reply) != 0 {
-            *result = as_reply;
-            opener = End::Destination;
-            passes = true;
-        }
-    }
-    if passes {
+    if judge(packet, source, destination, opener, result) != 0 {
         A::remember(&key, &connection::judged(before, packet.ending, source_is_high, opener, result, &now));
         return Ok(());
     }
     // What was never allowed leaves no trace.
     if let Some(before) = before {
-        match connection::denied(packet.protocol, before, &now) {
-            Some(denied) => A::remember(&key, &denied),
-            None => A::forget(&key),
-        }
+        A::remember(&key, &connection::denied(before, &now));
     }
     Err(result.outcome())
 }
@@ -304,6 +292,6 @@ fn opener_of<A: Family>(quoted: &Packet<A>) -> i32 {
         Lookup::Pass { .. } => ESTABLISHED,
         Lookup::Again(End::Source) => OPENED_BY_SOURCE,
         Lookup::Again(End::Destination) => OPENED_BY_DESTINATION,
-        Lookup::Open | Lookup::OpenOrReply | Lookup::Refuse(_) => UNKNOWN,
+        Lookup::Open | Lookup::Refuse(_) => UNKNOWN,
     }
 }

@@ -100,8 +100,6 @@ pub trait Family: Address + Default + 'static {
     fn connection(key: &ConnectionKey<Self>) -> Option<*mut Connection>;
     /// Writes the entry of a connection.
     fn remember(key: &ConnectionKey<Self>, connection: &Connection);
-    /// Removes the entry of a connection.
-    fn forget(key: &ConnectionKey<Self>);
     /// The record of a datagram's first fragment.
     fn fragment(key: &FragmentKey<Self>) -> Option<FragmentPorts>;
     /// Writes the record of a datagram's first fragment.
@@ -139,12 +137,6 @@ macro_rules! family {
             fn remember(key: &ConnectionKey<Self>, connection: &Connection) {
                 // A full table evicts; an error leaves the flow without entry: its next packet is judged again.
                 let _ = $connections.insert(key, connection, 0);
-            }
-
-            #[inline(always)]
-            fn forget(key: &ConnectionKey<Self>) {
-                // It fails only where another CPU or an eviction was first.
-                let _ = $connections.remove(key);
             }
 
             #[inline(always)]

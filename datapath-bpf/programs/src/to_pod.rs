@@ -1,10 +1,10 @@
 //! Packets that go to a pod through the node's stack. What `from_pod` redirects never comes here.
 
-use palisade_datapath_core::abi::{Endpoint, Hook, Outcome, SUBJECT_NONE, V4, V6};
+use palisade_datapath_core::abi::{Endpoint, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6};
 use palisade_datapath_core::packet::connection::{self, Lookup};
 use palisade_datapath_core::packet::ethernet::{self, ether_type};
 use palisade_datapath_core::packet::icmp::Quoting;
-use palisade_datapath_core::packet::{Bytes, Packet, Segment};
+use palisade_datapath_core::packet::{Bytes, Fragment, Packet, Segment};
 use palisade_datapath_core::verdict::Verdict;
 
 use crate::event::{count, drop_frame, drop_packet};
@@ -34,11 +34,27 @@ pub fn run(frame: &Frame) -> i32 {
     }
 }
 
-/// Whether a process, or the kernel, of this node made the packet. A source address proves nothing; that the packet
+/// Whether a process, or the kernel, of this node made the frame. A source address proves nothing; that the frame
 /// came in through no interface does.
 #[inline(always)]
 fn from_host(frame: &Frame) -> bool {
     frame.ingress_ifindex() == 0
+}
+
+/// As [`from_host`]. But of a fragment of IPv6 nobody knows: where the kernel has put a datagram together that it
+/// forwards (connection tracking does), the fragments that it makes of it anew have forgotten their interface
+/// (`ip6_copy_metadata`, as of 6.18; IPv4's copies keep it).
+#[inline(always)]
+fn made_by_host<A: Family>(frame: &Frame, packet: &Packet<A>) -> bool {
+    from_host(frame) && (A::VERSION == 4 || matches!(packet.fragment(), Fragment::Whole))
+}
+
+/// Whether a packet that was forwarded can have the source that it states: not the receiver's own address, and that of
+/// another pod of this node only from that pod's interface.
+#[inline(always)]
+fn source_can_be<A: Family>(frame: &Frame, packet: &Packet<A>) -> bool {
+    let from = |local: &LocalPod| local.ifindex == frame.ingress_ifindex();
+    packet.source != packet.destination && packet.source.local().is_none_or(from)
 }
 
 #[inline(always)]
@@ -73,7 +89,7 @@ fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
 
 #[inline(always)]
 fn judge<A: Family + Quoting>(frame: &Frame, endpoint: &Endpoint, packet: &mut Packet<A>, verdict: &mut Verdict) -> Result<(), Outcome> {
-    let host = from_host(frame);
+    let host = made_by_host(frame, packet);
     if matches!(packet.segment, Segment::Neighbour | Segment::Listener) {
         // They are never forwarded: from elsewhere they are forged.
         if !host {
@@ -89,6 +105,9 @@ fn judge<A: Family + Quoting>(frame: &Frame, endpoint: &Endpoint, packet: &mut P
     if host {
         pass_host(frame, packet);
         return Ok(());
+    }
+    if !source_can_be(frame, packet) {
+        return Err(Outcome::SourceAddressForeign);
     }
     let pod = Pod { subject: endpoint.subject, hook: HOOK };
     if matches!(packet.segment, Segment::Error) {
@@ -110,14 +129,15 @@ fn pass_host<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
     let known = entry.map(|entry| unsafe { *entry });
     match (connection::look_up(known.as_ref(), packet.protocol, packet.segment, source_is_high, &now), entry) {
         (Lookup::Pass { from_opener }, Some(entry)) => flow::touch(frame, packet, entry, from_opener, now.jiffies),
-        (Lookup::Open, _) => {
-            if let Some(connection) = connection::from_host(packet.segment, source_is_high, &now) {
+        (Lookup::Open, _) => match connection::from_host(packet.segment, source_is_high, &now) {
+            Some(connection) => {
                 A::remember(&key, &connection);
+                count(frame, Outcome::AllowedNew);
             }
-            count(frame, Outcome::AllowedNew);
-        }
+            None => count(frame, Outcome::AllowedReply),
+        },
         // The flow may be the pod's own, whose policy the pod's next packet will be asked about.
-        (Lookup::Again(_) | Lookup::OpenOrReply | Lookup::Pass { .. }, _) => count(frame, Outcome::AllowedReply),
+        (Lookup::Again(_) | Lookup::Pass { .. }, _) => count(frame, Outcome::AllowedReply),
         (Lookup::Refuse(_), _) => count(frame, Outcome::AllowedRelated),
     }
     action::PASS

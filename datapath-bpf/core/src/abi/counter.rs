@@ -73,7 +73,7 @@ outcomes! {
     Truncated = 12 "truncated" false,
     /// The version or a length of the IP header contradicts the packet.
     HeaderInvalid = 13 "header-invalid" false,
-    /// The source address is not the endpoint's own.
+    /// The source address is not the endpoint's own, or, to a pod, one that cannot come from there.
     SourceAddressForeign = 14 "source-address-foreign" false,
     /// The source hardware address is not the endpoint's own.
     SourceMacForeign = 15 "source-mac-foreign" false,
@@ -97,7 +97,7 @@ outcomes! {
     NeighbourDiscoveryInvalid = 24 "neighbour-discovery-invalid" false,
     /// Rewriting the frame failed.
     RewriteFailed = 25 "rewrite-failed" false,
-    /// A packet to a pod's interface whose destination is not the pod's address.
+    /// To a pod: the destination is not the pod's address. From a pod: the node by the address of the pod's link.
     DestinationForeign = 26 "destination-foreign" false,
 }
 

@@ -25,6 +25,8 @@ pub trait Address: Copy + Eq + Ord {
     const VERSION: u8;
     /// The protocol number of this family's ICMP.
     const ICMP: u8;
+    /// The node's end of every pod's link: where a pod's packets go first. No pod may talk to it, for no policy speaks of it.
+    const GATEWAY: Self;
     /// Whether this address compares higher, as a number, than another.
     fn above(&self, other: &Self) -> bool;
 }
@@ -37,6 +39,7 @@ pub type V6 = [u8; 16];
 impl Address for V4 {
     const VERSION: u8 = 4;
     const ICMP: u8 = 1;
+    const GATEWAY: Self = [169, 254, 1, 1];
 
     #[inline(always)]
     fn above(&self, other: &Self) -> bool {
@@ -47,6 +50,7 @@ impl Address for V4 {
 impl Address for V6 {
     const VERSION: u8 = 6;
     const ICMP: u8 = 58;
+    const GATEWAY: Self = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
     #[inline(always)]
     fn above(&self, other: &Self) -> bool {

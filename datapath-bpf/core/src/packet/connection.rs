@@ -55,9 +55,6 @@ pub enum Lookup {
     Again(End),
     /// Nobody knows the flow: the packet is judged as opened by its source.
     Open,
-    /// Nobody knows the flow, and it may be older than the table: judged as opened by its source, and where that is
-    /// denied, as opened by its destination.
-    OpenOrReply,
     /// The packet opens no flow and belongs to none.
     Refuse(Outcome),
 }
@@ -145,8 +142,7 @@ pub fn look_up(entry: Option<&Connection>, protocol: u8, segment: Segment, sourc
         }
     }
     match segment {
-        Segment::Opening | Segment::Datagram | Segment::EchoRequest | Segment::Bare => Lookup::Open,
-        Segment::MidStream => Lookup::OpenOrReply,
+        Segment::Opening | Segment::Datagram | Segment::EchoRequest | Segment::Bare | Segment::MidStream => Lookup::Open,
         Segment::Later => Lookup::Refuse(Outcome::FragmentUnknown),
         Segment::EchoReply | Segment::Error | Segment::Unknown => Lookup::Refuse(Outcome::IcmpUnrelated),
         Segment::Neighbour | Segment::Listener => Lookup::Refuse(Outcome::NeighbourDiscoveryInvalid),
@@ -242,17 +238,13 @@ pub const fn advance(flags: u32, segment_ending: u8, from_opener: bool) -> u32 {
     flags | heard | finished | reset
 }
 
-/// What becomes of the entry of a flow that was judged again and denied: kept as denied, or `None`: removed.
+/// The entry of a flow that was judged again and denied.
 ///
-/// Where the opening of a flow is marked, the entry is kept so that the opener is not forgotten: the packets that its
-/// ends go on sending would else be judged as replies of a flow in the other direction, and the change of policy that
-/// denied the flow would end with its first packet. The entry admits nothing.
+/// It is kept so that the opener is not forgotten: what the other end goes on sending would else open a flow in the other
+/// direction, of which the opener's packets were the replies. The entry admits nothing, and grows old as if nothing came.
 #[inline(always)]
-pub const fn denied(protocol: u8, entry: &Connection, now: &Now) -> Option<Connection> {
-    if !marks_opening(protocol) {
-        return None;
-    }
-    Some(Connection { seen: entry.seen, epoch: now.epoch, flags: entry.flags | flag::DENIED, egress_reason: 0, ingress_reason: 0 })
+pub const fn denied(entry: &Connection, now: &Now) -> Connection {
+    Connection { seen: entry.seen, epoch: now.epoch, flags: entry.flags | flag::DENIED, egress_reason: 0, ingress_reason: 0 }
 }
 
 /// The jiffies of a moment, for a sweep in user space, which cannot read them: within seconds of the kernel's.

@@ -61,7 +61,7 @@ pub enum Segment {
     Datagram = 1,
     /// TCP SYN without ACK, SCTP INIT: it opens a flow and never rides as a reply.
     Opening = 2,
-    /// TCP with ACK, SCTP other than INIT: from either end of a flow that may be older than the table's entry.
+    /// TCP with ACK, SCTP other than INIT: of a flow that may be older than the table's entry.
     MidStream = 3,
     /// TCP without SYN and ACK.
     Bare = 4,

@@ -1,9 +1,11 @@
 //! Packets of the node's own processes, and packets that only look like them.
 
-use palisade_datapath_core::abi::{Direction, Hook, Outcome, connection_flag as flag};
-use palisade_test_support::packet::{protocol, tcp_flag::*, udp};
+use std::net::IpAddr;
 
-use crate::world::{UPLINK, each_family, node, outside};
+use palisade_datapath_core::abi::{Address, Direction, Hook, Outcome, V4, V6, connection_flag as flag};
+use palisade_test_support::packet::{protocol, tcp, tcp_flag::*, udp};
+
+use crate::world::{Family, UPLINK, each_family, node, outside, world};
 
 #[test]
 fn the_node_reaches_an_isolated_pod_and_gets_its_answers() {
@@ -38,12 +40,38 @@ fn what_the_node_opened_outlives_a_change_of_policy() {
 fn a_packet_that_came_in_by_an_interface_is_not_the_node_s_whatever_its_source() {
     each_family(|world, family| {
         world.isolate(world.b, Direction::Ingress, 42);
-        for source in [node(family), outside(family), world.a.address(family)] {
+        for source in [node(family), outside(family)] {
             let packet = world.b.from(source).tcp(50000, 80, SYN);
             for interface in [world.a.ifindex, UPLINK, 1] {
                 world.run(Hook::ToPod, world.b.ifindex, interface, packet.clone()).dropped_silently(Outcome::IngressDefaultDenied);
             }
         }
+        assert!(world.connections(family).is_empty());
+    });
+}
+
+#[test]
+fn an_address_of_a_pod_comes_from_no_other_interface_than_that_pod_s() {
+    each_family(|world, family| {
+        let packet = world.b.from(world.a.address(family)).udp(50000, 53);
+        for interface in [UPLINK, world.b.ifindex, 1] {
+            world.run(Hook::ToPod, world.b.ifindex, interface, packet.clone()).dropped_silently(Outcome::SourceAddressForeign);
+        }
+        world.network_sends(world.b.from(world.b.address(family)).udp(50000, 53)).dropped(Outcome::SourceAddressForeign);
+        world.run(Hook::ToPod, world.b.ifindex, world.a.ifindex, packet).passed(Outcome::AllowedNew);
+    });
+}
+
+#[test]
+fn a_fragment_of_ipv6_is_judged_though_it_came_in_by_no_interface() {
+    world(|world| {
+        let family = Family::V6;
+        world.isolate(world.b, Direction::Ingress, 42);
+        let first = |source| world.b.from(source).fragment(9, 0, true, protocol::TCP, &tcp(50000, 80, SYN));
+        let (forged, own) = (first(outside(family)), first(node(family)));
+        world.host_sends(forged).dropped(Outcome::IngressDefaultDenied);
+        world.host_sends(own).dropped(Outcome::IngressDefaultDenied);
+        world.host_sends(world.b.from(outside(family)).fragment(9, 24, false, protocol::TCP, &[7; 8])).dropped(Outcome::FragmentUnknown);
         assert!(world.connections(family).is_empty());
     });
 }
@@ -77,13 +105,45 @@ fn the_node_s_answers_do_not_keep_a_flow_of_the_pod_open_that_a_change_denies() 
 }
 
 #[test]
+fn a_datagram_of_the_node_does_not_reopen_a_flow_of_the_pod_that_a_change_denied() {
+    each_family(|world, family| {
+        let (there, back) = (world.b.to(node(family)), world.b.from(node(family)));
+        world.b_sends(there.udp(40000, 443)).passed(Outcome::AllowedNew);
+        world.host_sends(back.udp(443, 40000)).passed(Outcome::AllowedReply);
+        world.isolate(world.b, Direction::Egress, 43);
+        world.datapath.bump_epoch().unwrap();
+        world.b_sends(there.udp(40000, 443)).dropped(Outcome::EgressDefaultDenied);
+        world.host_sends(back.udp(443, 40000)).passed(Outcome::AllowedReply);
+        world.b_sends(there.udp(40000, 443)).dropped_silently(Outcome::EgressDefaultDenied);
+    });
+}
+
+#[test]
+fn a_pod_does_not_reach_its_node_by_the_address_of_its_link() {
+    each_family(|world, family| {
+        let gateway: IpAddr = match family {
+            Family::V4 => V4::GATEWAY.into(),
+            Family::V6 => V6::GATEWAY.into(),
+        };
+        for packet in [world.b.to(gateway).tcp(40000, 10250, SYN), world.b.to(gateway).udp(40000, 53), world.b.to(gateway).echo_request(7)]
+        {
+            world.b_sends(packet).dropped(Outcome::DestinationForeign);
+        }
+        world.host_sends(world.b.from(gateway).tcp(50000, 80, SYN)).passed(Outcome::AllowedNew);
+        world.b_sends(world.b.to(gateway).tcp(80, 50000, SYN | ACK)).passed(Outcome::AllowedReply);
+    });
+}
+
+#[test]
 fn what_opens_no_flow_passes_from_the_node_and_leaves_no_entry() {
     each_family(|world, family| {
         let way = world.b.from(node(family));
         world.host_sends(way.tcp(50000, 80, ACK)).passed(Outcome::AllowedReply);
-        world.host_sends(way.tcp(50000, 80, RST)).passed(Outcome::AllowedNew);
+        world.host_sends(way.tcp(50000, 80, RST)).passed(Outcome::AllowedReply);
         world.host_sends(way.echo_reply(7)).passed(Outcome::AllowedRelated);
-        world.host_sends(way.fragment(9, 32, false, protocol::UDP, &[7; 8])).passed(Outcome::AllowedRelated);
+        if family == Family::V4 {
+            world.host_sends(way.fragment(9, 32, false, protocol::UDP, &[7; 8])).passed(Outcome::AllowedRelated);
+        }
         let quoted = world.b.to(outside(family)).ip(protocol::UDP, &udp(1, 2, b""));
         world.host_sends(way.unreachable(&quoted)).passed(Outcome::AllowedRelated);
         assert!(world.connections(family).is_empty());

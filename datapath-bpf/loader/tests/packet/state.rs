@@ -76,11 +76,12 @@ fn mid_stream_without_an_entry_is_judged_as_opened_by_its_sender() {
 }
 
 #[test]
-fn mid_stream_without_an_entry_is_judged_as_a_reply_where_its_sender_may_not_open() {
+fn mid_stream_without_an_entry_of_an_end_that_may_not_open_waits_for_the_other() {
     each_family(|world, family| {
         world.isolate(world.b, Direction::Egress, 42);
-        world.b_sends(world.b_to_a(family).tcp(80, 40000, ACK)).redirected_to(world.a, Outcome::AllowedNew);
-        world.a_sends(world.a_to_b(family).tcp(40000, 80, ACK)).redirected_to(world.b, Outcome::AllowedEstablished);
+        world.b_sends(world.b_to_a(family).tcp(80, 40000, ACK)).dropped(Outcome::EgressDefaultDenied);
+        world.a_sends(world.a_to_b(family).tcp(40000, 80, ACK)).redirected_to(world.b, Outcome::AllowedNew);
+        world.b_sends(world.b_to_a(family).tcp(80, 40000, ACK)).redirected_to(world.a, Outcome::AllowedReply);
         world.b_sends(world.b_to_a(family).tcp(81, 40000, PSH)).dropped(Outcome::EgressDefaultDenied);
         world.b_sends(world.b_to_a(family).udp(53, 40000)).dropped(Outcome::EgressDefaultDenied);
     });
@@ -103,7 +104,11 @@ fn a_denied_packet_leaves_nothing_that_admits_the_other_direction() {
         world.isolate(world.b, Direction::Ingress, 43);
         world.isolate(world.b, Direction::Egress, 44);
         world.a_sends(world.a_to_b(family).udp(40000, 53)).dropped(Outcome::IngressDefaultDenied);
-        assert!(world.connections(family).is_empty());
+        world.b_sends(world.b_to_a(family).udp(53, 40000)).dropped(Outcome::IngressDefaultDenied);
+        world.a_sends(world.a_to_b(family).udp(40000, 53)).dropped_silently(Outcome::IngressDefaultDenied);
+        // When the flow is forgotten, either end may open one as its policy says.
+        world.let_pass(family, 31);
+        world.b_sends(world.b_to_a(family).udp(53, 40000)).redirected_to(world.a, Outcome::AllowedNew);
         world.b_sends(world.b_to_a(family).udp(53, 40000)).dropped(Outcome::EgressDefaultDenied);
         assert!(world.connections(family).is_empty());
     });
@@ -187,10 +192,23 @@ fn a_change_of_policy_ends_an_established_flow_in_both_directions() {
         world.datapath.bump_epoch().unwrap();
         let event = world.a_sends(world.a_to_b(family).tcp(40000, 80, ACK)).dropped(Outcome::IngressDefaultDenied);
         assert_eq!(decisions(&event)[1], (Decision::DefaultDeny, 43));
-        // Retransmissions of both ends: B may open towards A, and A be a reply to that; but A opened this flow.
+        // Retransmissions of both ends: B may open towards A; but A opened this flow.
         world.b_sends(world.b_to_a(family).tcp(80, 40000, ACK | PSH)).dropped(Outcome::IngressDefaultDenied);
         world.a_sends(world.a_to_b(family).tcp(40000, 80, ACK)).dropped_silently(Outcome::IngressDefaultDenied);
         world.b_sends(world.b_to_a(family).tcp(80, 40000, ACK | PSH)).dropped_silently(Outcome::IngressDefaultDenied);
+    });
+}
+
+#[test]
+fn a_flow_that_a_change_denied_does_not_come_back_when_its_entry_is_evicted() {
+    each_family(|world, family| {
+        connect(world, family);
+        world.isolate(world.b, Direction::Ingress, 43);
+        world.datapath.bump_epoch().unwrap();
+        world.a_sends(world.a_to_b(family).tcp(40000, 80, ACK)).dropped(Outcome::IngressDefaultDenied);
+        world.forget_connections(family);
+        world.a_sends(world.a_to_b(family).tcp(40000, 80, ACK | PSH)).dropped_silently(Outcome::IngressDefaultDenied);
+        assert!(world.connections(family).is_empty());
     });
 }
 
@@ -231,7 +249,7 @@ fn a_change_that_alters_nothing_costs_a_flow_one_look_at_the_policies() {
 }
 
 #[test]
-fn a_flow_of_udp_that_a_change_denies_is_forgotten() {
+fn a_flow_of_udp_that_a_change_denies_is_not_reopened_by_the_other_end() {
     each_family(|world, family| {
         world.a_sends(world.a_to_b(family).udp(40000, 53)).redirected_to(world.b, Outcome::AllowedNew);
         world.isolate(world.b, Direction::Ingress, 43);

@@ -216,8 +216,8 @@ impl World {
         for key in datapath.ports.rows().unwrap().keys() {
             datapath.ports.remove(key).unwrap();
         }
-        empty(self.map::<16, 24>(map::CONNECTIONS_V4));
-        empty(self.map::<40, 24>(map::CONNECTIONS_V6));
+        self.forget_connections(V4);
+        self.forget_connections(V6);
         empty(self.map::<16, 16>(map::FRAGMENTS_V4));
         empty(self.map::<40, 16>(map::FRAGMENTS_V6));
         empty(self.map::<44, 8>(map::EVENT_FLOWS));
@@ -314,6 +314,14 @@ impl World {
         match family {
             V4 => self.map::<16, 24>(map::CONNECTIONS_V4).iter().map(|entry| connection(entry.unwrap().1)).collect(),
             V6 => self.map::<40, 24>(map::CONNECTIONS_V6).iter().map(|entry| connection(entry.unwrap().1)).collect(),
+        }
+    }
+
+    /// Removes every entry of a family, as evictions do.
+    pub fn forget_connections(&self, family: Family) {
+        match family {
+            V4 => empty(self.map::<16, 24>(map::CONNECTIONS_V4)),
+            V6 => empty(self.map::<40, 24>(map::CONNECTIONS_V6)),
         }
     }
 
