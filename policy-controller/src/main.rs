@@ -52,7 +52,7 @@ struct Run {
     /// A directory in a bpf file system: maps, programs and links.
     #[arg(long, env = "PALISADE_PIN_DIR", value_name = "DIR", default_value = DEFAULT_PIN_DIR)]
     pin_dir: PathBuf,
-    /// host:port of the API server; default: as the service account's environment or KUBECONFIG says.
+    /// host:port or URL of the API server; default: as the service account's environment or KUBECONFIG says.
     #[arg(long, env = "PALISADE_API_SERVER", value_name = "ADDRESS")]
     api_server: Option<String>,
     /// Address and port of /metrics, /healthz and /readyz.

@@ -13,6 +13,8 @@ use std::time::Duration;
 const DEBOUNCE: Duration = Duration::from_millis(5);
 /// The first and the longest pause after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+/// After a failure a change is put into the kernel at once, but not sooner than this.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How often what has expired is swept.
 const SWEEP: Duration = Duration::from_secs(30);
 
@@ -82,7 +84,9 @@ async fn reconcile(state: &State, kernel: &KernelHandle) -> Infallible {
             }
             Some(error) => {
                 state.problems.set(Part::Reconcile, format!("the last good state stays in force: {}", chain(&error)));
-                let _ = tokio::time::timeout(backoff.pause(), changes.changed()).await;
+                let pause = backoff.pause();
+                tokio::time::sleep(pause.min(AFTER_FAILURE)).await;
+                let _ = tokio::time::timeout(pause.saturating_sub(AFTER_FAILURE), changes.changed()).await;
             }
         }
         tokio::time::sleep(DEBOUNCE).await;

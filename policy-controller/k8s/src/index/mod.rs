@@ -205,6 +205,11 @@ impl Index {
         }
     }
 
+    /// Whether the pod that is known by this name is another one than that of `uid`.
+    pub fn is_another_pod(&self, pod: &ObjectName, uid: Option<&str>) -> bool {
+        self.pods.get(pod).is_some_and(|record| !record.value.is_called(uid))
+    }
+
     /// The UID of a pod that is known, where its source gives UIDs.
     pub fn pod_uid(&self, pod: &ObjectName) -> Option<&str> {
         self.pods.get(pod)?.value.uid.as_deref()

@@ -4,6 +4,7 @@ use super::{Good, Kernel, KernelError, chain, pod_name};
 use palisade_datapath_core::abi::{Endpoint, SUBJECT_NONE};
 use palisade_policy::model::{Model, ObjectName};
 use palisade_policy::{Compiled, Plan, Step, plan};
+use palisade_protocol::EndpointSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,6 +29,7 @@ impl Kernel {
         };
         let local = self.local();
         let began = Instant::now();
+        self.close_former()?;
         match self.apply(&model, &local) {
             Ok(rows_changed) => {
                 self.good = Some(Good { model, local });
@@ -93,7 +95,10 @@ impl Kernel {
         let attachments: Vec<_> =
             self.endpoints.iter().filter(|(_, endpoint)| pod_name(&endpoint.spec) == *pod).map(|(name, _)| name.clone()).collect();
         for attachment in attachments {
-            let index = self.endpoints[&attachment].spec.host_index;
+            let spec = &self.endpoints[&attachment].spec;
+            let index = spec.host_index;
+            // Its name is another pod's by now, and so is the policy.
+            let subject = if self.is_former(spec) { SUBJECT_NONE } else { subject };
             let datapath = self.datapath()?;
             // An endpoint that is just being realised has no row yet; it gets one with this subject at the end.
             if let Some(row) = datapath.endpoints.get(&index)? {
@@ -101,6 +106,33 @@ impl Kernel {
             }
             if let Some(endpoint) = self.endpoints.get_mut(&attachment) {
                 endpoint.subject = subject;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a newer pod has the name of an endpoint's.
+    fn is_former(&self, spec: &EndpointSpec) -> bool {
+        self.state.index().is_another_pod(&pod_name(spec), spec.uid.as_deref())
+    }
+
+    /// Closes endpoints whose name a newer pod has, here or on another node: nobody knows their policy any more.
+    fn close_former(&mut self) -> Result<(), KernelError> {
+        let former: Vec<_> = self
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| endpoint.subject != SUBJECT_NONE && self.is_former(&endpoint.spec))
+            .map(|(attachment, endpoint)| (attachment.clone(), endpoint.spec.host_index))
+            .collect();
+        for (attachment, index) in former {
+            let datapath = self.datapath()?;
+            if let Some(row) = datapath.endpoints.get(&index)? {
+                datapath.endpoints.insert(&index, &Endpoint { subject: SUBJECT_NONE, ..row })?;
+                datapath.bump_epoch()?;
+            }
+            tracing::info!(container = attachment.container_id, "a newer pod has the name of the endpoint's: closed");
+            if let Some(endpoint) = self.endpoints.get_mut(&attachment) {
+                endpoint.subject = SUBJECT_NONE;
             }
         }
         Ok(())

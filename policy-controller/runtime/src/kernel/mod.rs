@@ -188,6 +188,7 @@ impl Kernel {
         if let Some(datapath) = &mut self.datapath {
             let expired = datapath.sweep_connections()?;
             self.state.metrics.connections_expired(expired);
+            self.release_vanished()?;
             self.sweep_pins()?;
         }
         Ok(())

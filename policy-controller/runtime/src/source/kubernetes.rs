@@ -115,7 +115,11 @@ impl Reader {
                 Err(error) => error,
             };
             state.metrics.watch_restarted(K::PLURAL);
-            let Some(fault) = SourceError::of_watch(&error, asked) else { continue };
+            let Some(fault) = SourceError::of_watch(&error, asked) else {
+                // Not at once: a server that says it again and again would be listed as often.
+                tokio::time::sleep(backoff.pause()).await;
+                continue;
+            };
             state.problems.set(Part::Watch(K::PLURAL), fault.to_string());
             // A watch on which nothing happens does not tell that it works again; a small list does.
             loop {
