@@ -258,11 +258,15 @@ fn skipped(suite: &Suite, programs: &[&Program], reason: &str) -> Result<Counts>
     Ok(Counts { skipped, ..Counts::default() })
 }
 
-/// The cluster suite: on the cluster of a given KUBECONFIG, else on one that is made for it and removed.
+/// Names the cluster to test on. Not `KUBECONFIG` itself: who has that exported means other commands, and the tests
+/// restart the agents of the cluster that they run on.
+const CLUSTER: &str = "PALISADE_TEST_KUBECONFIG";
+
+/// The cluster suite: on the cluster that [`CLUSTER`] names, else on one that is made for it and removed.
 fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program]) -> Result<Counts> {
-    if let Ok(kubeconfig) = std::env::var("KUBECONFIG") {
-        println!("cluster: using the cluster of KUBECONFIG={kubeconfig}");
-        return all(suite, programs, &[]);
+    if let Ok(kubeconfig) = std::env::var(CLUSTER) {
+        println!("cluster: using the cluster of {CLUSTER}={kubeconfig}");
+        return all(suite, programs, &[("KUBECONFIG", kubeconfig)]);
     }
     let kubeconfig = root.join("target/cluster/kubeconfig");
     let ours = !kubeconfig.exists();

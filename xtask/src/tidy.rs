@@ -170,7 +170,7 @@ fn is_unsafe(line: &str) -> bool {
 }
 
 fn machine_path(line: &str) -> Option<&'static str> {
-    const PATHS: &[&str] = &["/work/", "/farm/", "/home/", "/root/."];
+    const PATHS: &[&str] = &["/home/", "/Users/", "/root/.", "/workspace/"];
     PATHS.iter().copied().find(|path| {
         line.match_indices(path).any(|(at, _)| {
             let before = line[..at].chars().next_back();
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_path_of_one_machine_is_found_and_a_path_in_a_url_is_not() {
-        assert_eq!(machine_path(concat!("see /wo", "rk/main")), Some(concat!("/wo", "rk/")));
+        assert_eq!(machine_path(concat!("see /ho", "me/x/main")), Some(concat!("/ho", "me/")));
         assert_eq!(machine_path("https://example.org/home/page"), None);
     }
 
