@@ -14,7 +14,7 @@ impl Host {
             ("CNI_CONTAINERID", container),
             ("CNI_IFNAME", "eth0".to_owned()),
             ("CNI_PATH", "/opt/cni/bin".to_owned()),
-            ("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={pod}")),
+            ("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={pod};K8S_POD_UID=uid-{namespace}-{pod}")),
         ];
         let config = json!({
             "cniVersion": "1.1.0", "name": "palisade", "type": "palisade-cni",

@@ -1,6 +1,6 @@
 //! The verdict of both ends, and the reason that the event gives.
 
-use palisade_datapath_core::abi::{Direction, IDENTITY_ANY, Outcome, PolicyEntry, PolicyKey, RowVerdict};
+use palisade_datapath_core::abi::{Direction, Hook, IDENTITY_ANY, Outcome, PolicyEntry, PolicyKey, RowVerdict};
 use palisade_datapath_core::verdict::Decision;
 use palisade_test_support::packet::{Way, protocol, sctp_chunk, tcp_flag};
 
@@ -242,7 +242,7 @@ fn a_local_pod_that_comes_by_the_stack_takes_both_verdicts() {
     each_family(|world, family| {
         world.isolate(world.a, Direction::Egress, 42);
         let way = world.b.from(world.a.address(family));
-        world.network_sends(way.udp(40000, 53)).dropped(Outcome::EgressDefaultDenied);
+        world.run(Hook::ToPod, world.b.ifindex, world.a.ifindex, way.udp(40000, 53)).dropped(Outcome::EgressDefaultDenied);
     });
 }
 

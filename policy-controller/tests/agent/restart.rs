@@ -1,110 +1,12 @@
 //! The real binary, killed and started again under traffic.
 
-use palisade_cni::link::Namespace;
-use palisade_protocol::{Call, Client, Reply, SOCKET_NAME};
-use palisade_test_support::{Host, container_id, private_host};
+use crate::node::{Agent, MANIFESTS, PROGRAM, add, add_in_vain, clear, inside, remove};
+use palisade_test_support::private_host;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-const MANIFESTS: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop}
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: other}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop, labels: {app: web}}
-spec: {containers: [{name: web, image: web}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client, namespace: shop}
-spec: {containers: [{name: client, image: client}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client, namespace: other}
-spec: {containers: [{name: client, image: client}]}
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: from-shop, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: web}}
-  ingress:
-  - from: [{podSelector: {}}]
-    ports: [{port: 80}, {port: 80, protocol: UDP}]
-";
-
-/// The agent's process; killed when it goes out of scope.
-struct Agent(Child);
-
-impl Agent {
-    fn start(host: &Host, directory: &Path) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_palisade-agent"))
-            .env_clear()
-            .arg("--directory")
-            .arg(directory)
-            .args(["--node", "node", "--ranges", "10.77.0.0/24,fd77::/64"])
-            .arg("--run-dir")
-            .arg(host.run_dir())
-            .arg("--pin-dir")
-            .arg(host.bpffs().join("palisade"))
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        let agent = Self(child);
-        let began = Instant::now();
-        while !is_ready(host) {
-            assert!(began.elapsed() < Duration::from_secs(30), "the agent is not ready");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        agent
-    }
-
-    /// SIGKILL: no handler runs.
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn is_ready(host: &Host) -> bool {
-    let client = Client::connect(&host.run_dir().join(SOCKET_NAME), Duration::from_secs(10));
-    matches!(client.and_then(|mut client| client.call(Call::Status)), Ok(Reply::Status(status)) if status.ready)
-}
-
-fn add(host: &Host, namespace: &str, pod: &str) -> Vec<IpAddr> {
-    host.create_pod(&container_id(namespace, pod)).unwrap();
-    let (code, result) = host.cni("ADD", namespace, pod);
-    assert_eq!(code, 0, "{result}");
-    let entries = result["ips"].as_array().unwrap().iter();
-    entries.map(|entry| entry["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
-}
-
-fn remove(host: &Host, namespace: &str, pod: &str) {
-    assert_eq!(host.cni("DEL", namespace, pod).0, 0);
-    host.remove_pod(&container_id(namespace, pod)).unwrap();
-}
-
-fn inside(host: &Host, namespace: &str, pod: &str) -> Namespace {
-    Namespace::open(&host.pod_path(&container_id(namespace, pod))).unwrap()
-}
+use std::time::Duration;
 
 /// A datagram every millisecond; the number of each.
 fn send_datagrams(socket: &UdpSocket, done: &AtomicBool) -> u64 {
@@ -160,7 +62,7 @@ fn established_flow_survives_agent_restart() {
     private_host(|host| {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("shop.yaml"), MANIFESTS).unwrap();
-        let mut agent = Agent::start(host, directory.path());
+        let mut agent = Agent::on_directory(host, directory.path());
         let web = add(host, "shop", "web");
         add(host, "shop", "client");
         add(host, "other", "client");
@@ -187,11 +89,8 @@ fn established_flow_survives_agent_restart() {
                 agent.kill();
                 // Nothing opens while no agent runs; no pod comes up, and nothing of it is left.
                 assert!(refused(&tcp_at));
-                host.create_pod(&container_id("shop", "late")).unwrap();
-                let (code, error) = host.cni("ADD", "shop", "late");
-                assert_eq!((code, &error["code"]), (1, &11.into()), "{error}");
-                host.remove_pod(&container_id("shop", "late")).unwrap();
-                agent = Agent::start(host, directory.path());
+                add_in_vain(host, "shop", "late");
+                agent = Agent::on_directory(host, directory.path());
                 assert!(refused(&tcp_at));
             }
             done.store(true, Ordering::Relaxed);
@@ -209,10 +108,7 @@ fn established_flow_survives_agent_restart() {
         agent.kill();
         remove(host, "shop", "client");
         remove(host, "other", "client");
-        std::fs::remove_dir_all(host.bpffs().join("palisade")).unwrap();
-        for file in [SOCKET_NAME, "agent.lock", "numbers.json"] {
-            std::fs::remove_file(host.run_dir().join(file)).unwrap();
-        }
+        clear(host);
     });
 }
 
@@ -221,9 +117,9 @@ fn a_second_agent_ends_with_its_own_exit_code() {
     private_host(|host| {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("shop.yaml"), MANIFESTS).unwrap();
-        let agent = Agent::start(host, directory.path());
+        let agent = Agent::on_directory(host, directory.path());
         let second = |arguments: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_palisade-agent"));
+            let mut command = Command::new(PROGRAM);
             command.env_clear().args(arguments).arg("--run-dir").arg(host.run_dir()).output().unwrap()
         };
         let directory = directory.path().to_str().unwrap();
@@ -232,9 +128,6 @@ fn a_second_agent_ends_with_its_own_exit_code() {
         assert!(String::from_utf8_lossy(&output.stderr).contains("another palisade-agent"), "{output:?}");
         assert_eq!(second(&["--directory", directory]).status.code(), Some(2));
         agent.kill();
-        std::fs::remove_dir_all(host.bpffs().join("palisade")).unwrap();
-        for file in [SOCKET_NAME, "agent.lock", "numbers.json"] {
-            std::fs::remove_file(host.run_dir().join(file)).unwrap();
-        }
+        clear(host);
     });
 }

@@ -1,0 +1,6 @@
+//! The agent as a process.
+
+mod node;
+mod restart;
+mod server;
+mod trouble;

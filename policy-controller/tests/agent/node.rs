@@ -1,0 +1,152 @@
+//! A node on which the real binary runs.
+
+use palisade_cni::link::Namespace;
+use palisade_protocol::{Call, Client, Reply, SOCKET_NAME, Status};
+use palisade_test_support::{Host, container_id};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// `shop/web` takes port 80 from pods of its own namespace: from `shop/client`, not from `other/client`.
+pub const MANIFESTS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: other}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {containers: [{name: web, image: web}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop}
+spec: {containers: [{name: client, image: client}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: other}
+spec: {containers: [{name: client, image: client}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: from-shop, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+  - from: [{podSelector: {}}]
+    ports: [{port: 80}, {port: 80, protocol: UDP}]
+";
+
+/// The real binary.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_palisade-agent");
+
+/// The agent's process; killed when it goes out of scope.
+pub struct Agent(Child);
+
+impl Agent {
+    /// A command that starts an agent of this node, its source still to be said.
+    pub fn command(host: &Host) -> Command {
+        Self::command_of(Path::new(PROGRAM), host, &host.bpffs().join("palisade"))
+    }
+
+    /// As [`command`](Self::command), with another file of the program and another place for pins.
+    pub fn command_of(program: &Path, host: &Host, pin_dir: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().args(["--node", "node"]).stderr(Stdio::inherit());
+        command.arg("--run-dir").arg(host.run_dir()).arg("--pin-dir").arg(pin_dir);
+        command
+    }
+
+    /// Starts an agent with a directory as its source.
+    pub fn from_directory(mut command: Command, directory: &Path) -> Self {
+        command.args(["--ranges", "10.77.0.0/24,fd77::/64"]).arg("--directory").arg(directory);
+        Self::spawn(command)
+    }
+
+    /// Starts an agent.
+    pub fn spawn(mut command: Command) -> Self {
+        Self(command.spawn().unwrap())
+    }
+
+    /// Starts an agent with a directory as its source and waits until it is ready.
+    pub fn on_directory(host: &Host, directory: &Path) -> Self {
+        let agent = Self::from_directory(Self::command(host), directory);
+        wait(host, "the agent is ready", |status| status.ready);
+        agent
+    }
+
+    /// SIGKILL: no handler runs.
+    pub fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until the agent's status is as wanted.
+pub fn wait(host: &Host, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+    let began = Instant::now();
+    loop {
+        let client = Client::connect(&host.run_dir().join(SOCKET_NAME), Duration::from_secs(10));
+        let reply = client.and_then(|mut client| client.call(Call::Status));
+        match &reply {
+            Ok(Reply::Status(status)) if wanted(status) => return status.clone(),
+            _ => assert!(began.elapsed() < Duration::from_secs(30), "not in time: {what}: {reply:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Wires a pod; its addresses, IPv4 first.
+pub fn add(host: &Host, namespace: &str, pod: &str) -> Vec<IpAddr> {
+    host.create_pod(&container_id(namespace, pod)).unwrap();
+    let (code, result) = host.cni("ADD", namespace, pod);
+    assert_eq!(code, 0, "{result}");
+    let entries = result["ips"].as_array().unwrap().iter();
+    entries.map(|entry| entry["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
+}
+
+/// Tries to wire a pod, which must fail with "try again later" and leave nothing.
+pub fn add_in_vain(host: &Host, namespace: &str, pod: &str) {
+    host.create_pod(&container_id(namespace, pod)).unwrap();
+    let (code, error) = host.cni("ADD", namespace, pod);
+    assert_eq!((code, &error["code"]), (1, &11.into()), "{error}");
+    host.remove_pod(&container_id(namespace, pod)).unwrap();
+}
+
+/// Unwires a pod and removes its namespace.
+pub fn remove(host: &Host, namespace: &str, pod: &str) {
+    assert_eq!(host.cni("DEL", namespace, pod).0, 0);
+    host.remove_pod(&container_id(namespace, pod)).unwrap();
+}
+
+/// A pod's network namespace.
+pub fn inside(host: &Host, namespace: &str, pod: &str) -> Namespace {
+    Namespace::open(&host.pod_path(&container_id(namespace, pod))).unwrap()
+}
+
+/// Whether a pod can open a TCP connection.
+pub fn reaches(host: &Host, (namespace, pod): (&str, &str), at: SocketAddr) -> bool {
+    let attempt = || TcpStream::connect_timeout(&at, Duration::from_millis(300)).is_ok();
+    inside(host, namespace, pod).enter(attempt).unwrap()
+}
+
+/// Removes what agents leave for their successors.
+pub fn clear(host: &Host) {
+    std::fs::remove_dir_all(host.bpffs().join("palisade")).unwrap();
+    for file in [SOCKET_NAME, "agent.lock", "numbers.json"] {
+        std::fs::remove_file(host.run_dir().join(file)).unwrap();
+    }
+}

@@ -1,0 +1,130 @@
+//! A server in the place of the API server, for what a real one cannot be brought to do.
+
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// What the server says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// 401 to everything.
+    Unauthorised,
+    /// 403 to everything.
+    Forbidden,
+    /// The objects of one node; watches on which nothing happens.
+    Objects,
+}
+
+/// A server on loopback; it ends when it goes out of scope.
+pub struct Server {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    accepting: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    answer: Mutex<Answer>,
+    requests: AtomicUsize,
+    ended: AtomicBool,
+}
+
+impl Server {
+    pub fn start(address: SocketAddr, answer: Answer) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let shared = Arc::new(Shared { answer: Mutex::new(answer), requests: AtomicUsize::new(0), ended: AtomicBool::new(false) });
+        let accepted = Arc::clone(&shared);
+        let accepting = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if accepted.ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                let shared = Arc::clone(&accepted);
+                std::thread::spawn(move || drop(serve(&shared, stream.unwrap())));
+            }
+        });
+        Self { shared, address, accepting: Some(accepting) }
+    }
+
+    pub fn answer(&self, answer: Answer) {
+        *self.shared.answer.lock().unwrap() = answer;
+    }
+
+    /// How many requests came so far.
+    pub fn requests(&self) -> usize {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
+        drop(TcpStream::connect(self.address));
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+    }
+}
+
+/// Answers one request.
+fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let request = lines.next().unwrap_or(Ok(String::new()))?;
+    while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+    shared.requests.fetch_add(1, Ordering::Relaxed);
+    let (code, body) = match *shared.answer.lock().unwrap() {
+        Answer::Unauthorised => (401, status(401, "Unauthorized")),
+        Answer::Forbidden => (403, status(403, "Forbidden")),
+        Answer::Objects if request.contains("watch=true") => {
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+            while !shared.ended.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            return Ok(());
+        }
+        Answer::Objects => (200, list(request.split(['?', ' ']).nth(1).unwrap_or_default())),
+    };
+    let body = body.to_string();
+    let length = body.len();
+    write!(stream, "HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+}
+
+fn status(code: u16, reason: &str) -> Value {
+    json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "so it is", "reason": reason, "code": code })
+}
+
+/// The same objects as in the directory, and the node.
+fn list(path: &str) -> Value {
+    let meta = |namespace: &str, name: &str, labels: Value| json!({ "name": name, "namespace": namespace, "labels": labels, "uid": name, "resourceVersion": "7" });
+    let pod = |namespace: &str, name: &str, labels: Value| json!({ "metadata": meta(namespace, name, labels), "spec": { "nodeName": "node", "containers": [{ "name": "c", "image": "c" }] }, "status": { "phase": "Running" } });
+    let (kind, version, items) = match path {
+        "/api/v1/namespaces" => {
+            let namespace = |name: &str| json!({ "metadata": { "name": name, "resourceVersion": "7" } });
+            ("NamespaceList", "v1", json!([namespace("shop"), namespace("other")]))
+        }
+        "/api/v1/pods" => {
+            let pods = [pod("shop", "web", json!({ "app": "web" })), pod("shop", "client", json!({})), pod("other", "client", json!({}))];
+            ("PodList", "v1", json!(pods))
+        }
+        "/api/v1/nodes" => {
+            let addresses = json!([{ "type": "InternalIP", "address": "192.0.2.1" }]);
+            let node = json!({
+                "metadata": { "name": "node", "resourceVersion": "7" },
+                "spec": { "podCIDRs": ["10.77.0.0/24", "fd77::/64"] }, "status": { "addresses": addresses },
+            });
+            ("NodeList", "v1", json!([node]))
+        }
+        "/apis/networking.k8s.io/v1/networkpolicies" => {
+            let spec = json!({
+                "podSelector": { "matchLabels": { "app": "web" } }, "policyTypes": ["Ingress"],
+                "ingress": [{ "from": [{ "podSelector": {} }], "ports": [{ "port": 80, "protocol": "TCP" }] }],
+            });
+            ("NetworkPolicyList", "networking.k8s.io/v1", json!([{ "metadata": meta("shop", "from-shop", json!({})), "spec": spec }]))
+        }
+        other => panic!("nobody should ask for {other}"),
+    };
+    json!({ "kind": kind, "apiVersion": version, "metadata": { "resourceVersion": "7" }, "items": items })
+}

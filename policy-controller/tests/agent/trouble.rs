@@ -1,0 +1,164 @@
+//! What the agent lacks: it says so, keeps what is pinned in force, tries again, and is not ready.
+
+use crate::node::{Agent, MANIFESTS, PROGRAM, add, add_in_vain, clear, reaches, remove, wait};
+use crate::server::{Answer, Server};
+use palisade_test_support::{Host, private_host};
+use std::fs::{self, Permissions};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+const WEB: (&str, &str) = ("shop", "web");
+const FRIEND: (&str, &str) = ("shop", "client");
+const STRANGER: (&str, &str) = ("other", "client");
+
+/// Runs a test on a node whose pods an earlier agent has wired, with its policy in force and no agent.
+fn after_an_agent(test: impl FnOnce(&Host, &Path, &Enforced<'_>) + Send) {
+    private_host(|host| {
+        let directory = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+        fs::write(directory.path().join("shop.yaml"), MANIFESTS).unwrap();
+        let agent = Agent::on_directory(host, directory.path());
+        let at = SocketAddr::new(add(host, WEB.0, WEB.1)[0], 80);
+        add(host, FRIEND.0, FRIEND.1);
+        add(host, STRANGER.0, STRANGER.1);
+        let listener = crate::node::inside(host, WEB.0, WEB.1).enter(|| TcpListener::bind(at)).unwrap().unwrap();
+        agent.kill();
+        test(host, directory.path(), &Enforced { host, at });
+        drop(listener);
+        for (namespace, pod) in [WEB, FRIEND, STRANGER] {
+            remove(host, namespace, pod);
+        }
+        clear(host);
+    });
+}
+
+struct Enforced<'a> {
+    host: &'a Host,
+    at: SocketAddr,
+}
+
+impl Enforced<'_> {
+    /// What was pinned is in force, and no new pod comes up.
+    fn still(&self) {
+        self.policy();
+        add_in_vain(self.host, "shop", "late");
+    }
+
+    fn policy(&self) {
+        assert!(reaches(self.host, FRIEND, self.at), "what policy allows passes");
+        assert!(!reaches(self.host, STRANGER, self.at), "what policy refuses does not");
+    }
+}
+
+/// Waits until the agent, not ready, shows a problem with these words.
+fn wait_for_problem(host: &Host, words: &str) {
+    let status = wait(host, words, |status| status.problems.iter().any(|problem| problem.contains(words)));
+    assert!(!status.ready, "{status:?}");
+}
+
+#[test]
+fn an_api_server_that_cannot_be_reached_or_refuses_leaves_policy_in_force() {
+    after_an_agent(|host, directory, enforced| {
+        let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
+        let kubeconfig = directory.join("kubeconfig");
+        fs::write(
+            &kubeconfig,
+            format!(
+                "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
+                 clusters: [{{name: c, cluster: {{server: 'http://{address}'}}}}], users: [{{name: u, user: {{token: t}}}}]}}"
+            ),
+        )
+        .unwrap();
+        let mut command = Agent::command(host);
+        command.env("KUBECONFIG", kubeconfig);
+        let agent = Agent::spawn(command);
+        wait_for_problem(host, "cannot be reached");
+        enforced.still();
+
+        let server = Server::start(address, Answer::Unauthorised);
+        wait_for_problem(host, "(401)");
+        server.answer(Answer::Forbidden);
+        wait_for_problem(host, "may not list networkpolicies (403");
+        enforced.still();
+        let before = server.requests();
+        std::thread::sleep(Duration::from_secs(3));
+        let asked = server.requests() - before;
+        assert!(asked < 60, "{asked} requests in three seconds: the pauses do not grow");
+
+        server.answer(Answer::Objects);
+        let status = wait(host, "the agent is ready", |status| status.ready);
+        assert!(status.problems.is_empty(), "{status:?}");
+        enforced.policy();
+        agent.kill();
+    });
+}
+
+#[test]
+fn without_permission_the_agent_says_what_it_needs() {
+    after_an_agent(|host, directory, enforced| {
+        // Another user cannot reach the test's own program where it lies.
+        let place = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+        let program = place.path().join("palisade-agent");
+        fs::copy(PROGRAM, &program).unwrap();
+        let everybody = |path: &Path| fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+        let mut above = host.run_dir();
+        while above.starts_with(host.directory()) {
+            everybody(&above);
+            assert!(above.pop());
+        }
+        for path in [host.bpffs(), host.bpffs().join("palisade"), host.bpffs().join("palisade/v1")] {
+            everybody(&path);
+        }
+        for entry in fs::read_dir(host.run_dir()).unwrap() {
+            chown(entry.unwrap().path(), Some(65_534), Some(65_534)).unwrap();
+        }
+        let mut command = Agent::command_of(&program, host, &host.bpffs().join("palisade"));
+        command.uid(65_534).gid(65_534);
+        let agent = Agent::from_directory(command, directory);
+        wait_for_problem(host, "CAP_BPF");
+        enforced.still();
+        agent.kill();
+    });
+}
+
+#[test]
+fn state_that_a_newer_agent_has_pinned_is_left_alone_until_it_is_gone() {
+    after_an_agent(|host, directory, enforced| {
+        let newer = host.bpffs().join("palisade/v4294967295");
+        fs::create_dir(&newer).unwrap();
+        let agent = Agent::from_directory(Agent::command(host), directory);
+        wait_for_problem(host, "v4294967295");
+        enforced.still();
+        fs::remove_dir(&newer).unwrap();
+        wait(host, "the agent is ready", |status| status.ready);
+        enforced.policy();
+        agent.kill();
+    });
+}
+
+#[test]
+fn a_bpf_file_system_that_is_mounted_later_is_found() {
+    private_host(|host| {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("shop.yaml"), MANIFESTS).unwrap();
+        let place = host.directory().join("plain");
+        fs::create_dir(&place).unwrap();
+        let command = Agent::command_of(Path::new(PROGRAM), host, &place.join("palisade"));
+        let agent = Agent::from_directory(command, directory.path());
+        wait_for_problem(host, "BPF file system");
+        add_in_vain(host, "shop", "web");
+        let run =
+            |program: &str, arguments: &[&str]| assert!(Command::new(program).args(arguments).arg(&place).status().unwrap().success());
+        run("mount", &["-t", "bpf", "bpf"]);
+        wait(host, "the agent is ready", |status| status.ready);
+        agent.kill();
+        run("umount", &[]);
+        fs::remove_dir(&place).unwrap();
+        for file in ["agent.sock", "agent.lock", "numbers.json"] {
+            let _ = fs::remove_file(host.run_dir().join(file));
+        }
+    });
+}
