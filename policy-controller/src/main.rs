@@ -74,6 +74,12 @@ enum LogFormat {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // A part that panics must not leave an agent that only half works: what is pinned enforces without it, and it is started anew.
+    let show = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        show(panic);
+        std::process::abort();
+    }));
     start_log(arguments.log_format);
     match arguments.command {
         Some(Command::InstallCni(install)) => match install::run(&install) {

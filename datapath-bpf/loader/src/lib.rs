@@ -50,10 +50,8 @@ pub use crate::{
     datapath::Datapath,
     events::EventRing,
     layout::Layout,
-    object::object,
+    object::{object, redirect_object},
     packet_run::{PacketContext, TestRun},
     sizes::Sizes,
     table::{AddressTable, PortTable, PrefixTable, Table},
 };
-#[cfg(feature = "bench")]
-pub use object::redirect_object;

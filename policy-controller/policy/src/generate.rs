@@ -1,4 +1,4 @@
-//! Generated models, flows and changes, for property tests of this crate and of the datapath.
+//! Generated models, flows and changes, for property tests; no binary refers to it.
 //!
 //! Everything comes from one seed, so that a case that failed can be made again. The pools are small on purpose:
 //! selectors, blocks and ports meet often.

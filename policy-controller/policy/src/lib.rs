@@ -7,7 +7,6 @@
 pub mod compile;
 mod entries;
 pub mod explain;
-#[cfg(feature = "generate")]
 pub mod generate;
 pub mod model;
 mod narrower;
