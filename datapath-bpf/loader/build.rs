@@ -13,15 +13,13 @@ const PACKAGE: &str = "palisade-datapath-programs";
 struct Object {
     /// The binary of the package.
     binary: &'static str,
-    /// The feature with which the crate carries it, as cargo tells it.
-    feature: &'static str,
     /// The variable that tells the crate where it is.
     variable: &'static str,
 }
 
 const OBJECTS: [Object; 2] = [
-    Object { binary: "palisade-tc", feature: "CARGO_FEATURE_LOAD", variable: "PALISADE_BPF_OBJECT" },
-    Object { binary: "palisade-redirect", feature: "CARGO_FEATURE_BENCH", variable: "PALISADE_REDIRECT_OBJECT" },
+    Object { binary: "palisade-tc", variable: "PALISADE_BPF_OBJECT" },
+    Object { binary: "palisade-redirect", variable: "PALISADE_REDIRECT_OBJECT" },
 ];
 
 fn main() {
@@ -38,7 +36,10 @@ fn main() {
         println!("cargo:rerun-if-changed={}", manifest.join(watched).display());
     }
     // The CNI plugin only attaches what is pinned; it carries no object and needs none of the tools.
-    for object in OBJECTS.iter().filter(|object| env::var_os(object.feature).is_some()) {
+    if env::var_os("CARGO_FEATURE_LOAD").is_none() {
+        return;
+    }
+    for object in &OBJECTS {
         match build(&manifest, object.binary) {
             Ok(path) => println!("cargo:rustc-env={}={}", object.variable, path.display()),
             Err(reason) => {

@@ -7,7 +7,7 @@ mod tidy;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -32,13 +32,19 @@ enum Task {
     Tidy,
 }
 
-fn main() -> Result<ExitCode> {
-    let root = root();
-    match Arguments::parse().task {
-        Task::Build => product::build(&root).map(|_| ExitCode::SUCCESS),
-        Task::Image => image::write(&root, &product::build(&root)?, product::BINARIES).map(|_| ExitCode::SUCCESS),
-        Task::Test { suites } => suite::run(&root, &suites),
-        Task::Tidy => tidy::run(&root),
+fn main() -> ExitCode {
+    run(Arguments::parse().task, &root()).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(task: Task, root: &Path) -> Result<ExitCode> {
+    match task {
+        Task::Build => product::build(root).map(|_| ExitCode::SUCCESS),
+        Task::Image => image::write(root, &product::build(root)?, product::BINARIES).map(|_| ExitCode::SUCCESS),
+        Task::Test { suites } => suite::run(root, &suites),
+        Task::Tidy => tidy::run(root),
     }
 }
 
