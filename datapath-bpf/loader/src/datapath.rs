@@ -11,7 +11,7 @@ use palisade_datapath_core::abi::{Counter, Endpoint, Hook, LocalPod, Outcome, Po
 use crate::{
     AddressTable, AttachKind, EventRing, LoaderError, PacketContext, PinDir, PortTable, PrefixTable, Sizes, Table, TestRun, attach,
     connections::{self, Connections},
-    error::{Cause, refuse},
+    error::{Cause, cannot_open, refuse},
     layout::{self, Layout},
     object::OBJECT,
     packet_run,
@@ -251,13 +251,7 @@ fn pin_program(pin: &PinDir, hook: Hook, program: &mut SchedClassifier) -> Resul
 
 fn open_map<M: TryFrom<Map, Error = MapError>>(pin: &PinDir, name: &'static str) -> Result<M, LoaderError> {
     let path = pin.map(name);
-    let opened = MapData::from_pin(&path).and_then(Map::from_map_data).map_err(|error| {
-        refuse(
-            error,
-            || format!("to open {}", path.display()),
-            |source| LoaderError::Pin { action: "open the map", path: path.clone(), source },
-        )
-    })?;
+    let opened = MapData::from_pin(&path).and_then(Map::from_map_data).map_err(|error| cannot_open(&path, error))?;
     M::try_from(opened)
         .map_err(|error| LoaderError::Object { what: format!("its map {name} does not have the shared types' layout: {error}") })
 }

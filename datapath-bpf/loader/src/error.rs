@@ -1,4 +1,8 @@
-use std::{error::Error, io, path::PathBuf};
+use std::{
+    error::Error,
+    io,
+    path::{Path, PathBuf},
+};
 
 use crate::AttachKind;
 
@@ -205,6 +209,16 @@ where
         return LoaderError::Permission { action: action(), source: Box::new(source) };
     }
     other(Box::new(source))
+}
+
+/// A pinned map that cannot be opened. Here EACCES, too, is a lack of permission: the file's mode.
+pub(crate) fn cannot_open(path: &Path, source: impl Error + Send + Sync + 'static) -> LoaderError {
+    match os_error(&source) {
+        Some(nix::libc::EPERM | nix::libc::EACCES) => {
+            LoaderError::Permission { action: format!("to open {}", path.display()), source: Box::new(source) }
+        }
+        _ => LoaderError::Pin { action: "open the map", path: path.to_owned(), source: Box::new(source) },
+    }
 }
 
 #[cfg(test)]

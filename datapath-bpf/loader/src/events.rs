@@ -4,7 +4,7 @@ use aya::maps::{Map, MapData, MapError, RingBuf};
 use palisade_datapath_core::abi::{DatapathEvent, map};
 use zerocopy::FromBytes;
 
-use crate::{LoaderError, PinDir, error::refuse};
+use crate::{LoaderError, PinDir, error::cannot_open};
 
 /// The verdicts that the programs report, oldest first.
 ///
@@ -16,13 +16,10 @@ pub struct EventRing {
 impl EventRing {
     pub(crate) fn open(pin: &PinDir) -> Result<Self, LoaderError> {
         let path = pin.map(map::EVENTS);
-        let ring = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(RingBuf::try_from).map_err(|error: MapError| {
-            refuse(
-                error,
-                || format!("to read {}", path.display()),
-                |source| LoaderError::Pin { action: "open the map", path: path.clone(), source },
-            )
-        })?;
+        let ring = MapData::from_pin(&path)
+            .and_then(Map::from_map_data)
+            .and_then(RingBuf::try_from)
+            .map_err(|error: MapError| cannot_open(&path, error))?;
         Ok(Self { ring })
     }
 

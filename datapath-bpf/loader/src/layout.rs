@@ -5,7 +5,7 @@ use aya_obj::{EbpfSectionKind, Object, generated::bpf_map_type};
 
 use crate::{
     LoaderError, PinDir, Sizes,
-    error::{os_error, refuse},
+    error::{cannot_open, os_error},
 };
 
 /// What a map is made of. Two maps of one layout can be read and written alike.
@@ -70,13 +70,7 @@ pub(crate) fn pinned(pin: &PinDir, name: &str) -> Result<Option<Layout>, LoaderE
     let info = match MapData::from_pin(&path).and_then(|map| map.info()) {
         Ok(info) => info,
         Err(error) if os_error(&error) == Some(nix::libc::ENOENT) => return Ok(None),
-        Err(error) => {
-            return Err(refuse(
-                error,
-                || format!("to open {}", path.display()),
-                |source| LoaderError::Pin { action: "open the map", path: path.clone(), source },
-            ));
-        }
+        Err(error) => return Err(cannot_open(&path, error)),
     };
     let map_type = info.map_type().map_or(0, |kind| kind as u32);
     Ok(Some(Layout {

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
     LoaderError, PinDir,
-    error::{Cause, os_error, refuse},
+    error::{Cause, cannot_open, os_error, refuse},
     row::Row,
 };
 
@@ -47,13 +47,7 @@ impl Identity {
 
 fn open_map(pin: &PinDir, map: &'static str) -> Result<(Identity, Map), LoaderError> {
     let path = pin.map(map);
-    let failed = |error: MapError| {
-        refuse(
-            error,
-            || format!("to open {}", path.display()),
-            |source| LoaderError::Pin { action: "open the map", path: path.clone(), source },
-        )
-    };
+    let failed = |error: MapError| cannot_open(&path, error);
     let data = MapData::from_pin(&path).map_err(failed)?;
     let max_entries = data.info().map_err(failed)?.max_entries();
     let opened = Map::from_map_data(data).map_err(failed)?;

@@ -146,25 +146,6 @@ fn an_agent_without_its_numbers_writes_all_rows_anew_and_verdicts_stay() {
 }
 
 #[test]
-fn an_endpoint_is_closed_when_a_newer_pod_has_its_name() {
-    let uid = |uid: &str| SHOP.replace("{name: web, namespace: shop,", &format!("{{name: web, namespace: shop, uid: {uid},"));
-    node(&[("shop.yaml", &uid("uid-shop-web")), ("policy.yaml", POLICY)], |node| {
-        node.start();
-        let at = wire(node)[0];
-        let _web = node.listen(WEB, at);
-        assert!(node.reaches(FRIEND, at));
-        // The newer one is selected by no policy: its subject would let everybody in.
-        node.write("shop.yaml", &uid("newer").replace("{app: web}", "{app: other}"));
-        node.wait_for_reach(FRIEND, at, false);
-        assert!(!node.reaches(STRANGER, at));
-        node.write("shop.yaml", &uid("uid-shop-web"));
-        node.wait_for_reach(FRIEND, at, true);
-        assert!(!node.reaches(STRANGER, at));
-        unwire(node);
-    });
-}
-
-#[test]
 fn while_no_agent_runs_add_fails_with_11_and_del_works_and_the_next_agent_sweeps() {
     node(&[("shop.yaml", SHOP), ("policy.yaml", POLICY)], |node| {
         node.start();

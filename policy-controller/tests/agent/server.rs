@@ -17,6 +17,8 @@ pub enum Answer {
     Forbidden,
     /// The objects of one node; watches on which nothing happens.
     Objects,
+    /// The watch of pods tells of another `shop/web`, which no policy selects.
+    Newer,
 }
 
 /// A server on loopback; it ends when it goes out of scope.
@@ -75,21 +77,41 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
     let request = lines.next().unwrap_or(Ok(String::new()))?;
     while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
     shared.requests.fetch_add(1, Ordering::Relaxed);
-    let (code, body) = match *shared.answer.lock().unwrap() {
+    let answer = *shared.answer.lock().unwrap();
+    let path = request.split(['?', ' ']).nth(1).unwrap_or_default();
+    let (code, body) = match answer {
         Answer::Unauthorised => (401, status(401, "Unauthorized")),
         Answer::Forbidden => (403, status(403, "Forbidden")),
-        Answer::Objects if request.contains("watch=true") => {
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
-            while !shared.ended.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            return Ok(());
-        }
-        Answer::Objects => (200, list(request.split(['?', ' ']).nth(1).unwrap_or_default())),
+        Answer::Objects | Answer::Newer if request.contains("watch=true") => return watch(shared, stream, path == "/api/v1/pods"),
+        Answer::Objects | Answer::Newer => (200, list(path)),
     };
     let body = body.to_string();
     let length = body.len();
     write!(stream, "HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+}
+
+/// A watch on which nothing happens before [`Answer::Newer`].
+fn watch(shared: &Shared, mut stream: TcpStream, pods: bool) -> std::io::Result<()> {
+    write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+    let mut told = false;
+    while !shared.ended.load(Ordering::Relaxed) {
+        if pods && !told && *shared.answer.lock().unwrap() == Answer::Newer {
+            let event = format!("{}\n", json!({ "type": "MODIFIED", "object": pod("shop", "web", "newer", json!({}), "8") }));
+            write!(stream, "{:x}\r\n{event}\r\n", event.len())?;
+            told = true;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn pod(namespace: &str, name: &str, uid: &str, labels: Value, version: &str) -> Value {
+    json!({
+        "kind": "Pod", "apiVersion": "v1",
+        "metadata": { "name": name, "namespace": namespace, "labels": labels, "uid": uid, "resourceVersion": version },
+        "spec": { "nodeName": "node", "containers": [{ "name": "c", "image": "c" }] },
+        "status": { "phase": "Running" },
+    })
 }
 
 fn status(code: u16, reason: &str) -> Value {
@@ -98,8 +120,7 @@ fn status(code: u16, reason: &str) -> Value {
 
 /// The same objects as in the directory, and the node.
 fn list(path: &str) -> Value {
-    let meta = |namespace: &str, name: &str, labels: Value| json!({ "name": name, "namespace": namespace, "labels": labels, "uid": name, "resourceVersion": "7" });
-    let pod = |namespace: &str, name: &str, labels: Value| json!({ "metadata": meta(namespace, name, labels), "spec": { "nodeName": "node", "containers": [{ "name": "c", "image": "c" }] }, "status": { "phase": "Running" } });
+    let pod = |namespace: &str, name: &str, labels: Value| pod(namespace, name, &format!("uid-{namespace}-{name}"), labels, "7");
     let (kind, version, items) = match path {
         "/api/v1/namespaces" => {
             let namespace = |name: &str| json!({ "metadata": { "name": name, "resourceVersion": "7" } });
@@ -122,7 +143,8 @@ fn list(path: &str) -> Value {
                 "podSelector": { "matchLabels": { "app": "web" } }, "policyTypes": ["Ingress"],
                 "ingress": [{ "from": [{ "podSelector": {} }], "ports": [{ "port": 80, "protocol": "TCP" }] }],
             });
-            ("NetworkPolicyList", "networking.k8s.io/v1", json!([{ "metadata": meta("shop", "from-shop", json!({})), "spec": spec }]))
+            let metadata = json!({ "name": "from-shop", "namespace": "shop", "resourceVersion": "7" });
+            ("NetworkPolicyList", "networking.k8s.io/v1", json!([{ "metadata": metadata, "spec": spec }]))
         }
         other => panic!("nobody should ask for {other}"),
     };

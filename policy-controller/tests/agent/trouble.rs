@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const WEB: (&str, &str) = ("shop", "web");
 const FRIEND: (&str, &str) = ("shop", "client");
@@ -53,6 +53,19 @@ impl Enforced<'_> {
     }
 }
 
+/// Starts an agent whose source is an API server.
+fn with_kubeconfig(host: &Host, directory: &Path, server: SocketAddr) -> Agent {
+    let kubeconfig = directory.join("kubeconfig");
+    let text = format!(
+        "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
+         clusters: [{{name: c, cluster: {{server: 'http://{server}'}}}}], users: [{{name: u, user: {{token: t}}}}]}}"
+    );
+    fs::write(&kubeconfig, text).unwrap();
+    let mut command = Agent::command(host);
+    command.env("KUBECONFIG", kubeconfig);
+    Agent::spawn(command)
+}
+
 /// Waits until the agent, not ready, shows a problem with these words.
 fn wait_for_problem(host: &Host, words: &str) {
     let status = wait(host, words, |status| status.problems.iter().any(|problem| problem.contains(words)));
@@ -63,18 +76,7 @@ fn wait_for_problem(host: &Host, words: &str) {
 fn an_api_server_that_cannot_be_reached_or_refuses_leaves_policy_in_force() {
     after_an_agent(|host, directory, enforced| {
         let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
-        let kubeconfig = directory.join("kubeconfig");
-        fs::write(
-            &kubeconfig,
-            format!(
-                "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
-                 clusters: [{{name: c, cluster: {{server: 'http://{address}'}}}}], users: [{{name: u, user: {{token: t}}}}]}}"
-            ),
-        )
-        .unwrap();
-        let mut command = Agent::command(host);
-        command.env("KUBECONFIG", kubeconfig);
-        let agent = Agent::spawn(command);
+        let agent = with_kubeconfig(host, directory, address);
         wait_for_problem(host, "cannot be reached");
         enforced.still();
 
@@ -92,6 +94,26 @@ fn an_api_server_that_cannot_be_reached_or_refuses_leaves_policy_in_force() {
         let status = wait(host, "the agent is ready", |status| status.ready);
         assert!(status.problems.is_empty(), "{status:?}");
         enforced.policy();
+        agent.kill();
+    });
+}
+
+#[test]
+fn an_endpoint_is_closed_when_a_newer_pod_has_its_name() {
+    after_an_agent(|host, directory, enforced| {
+        let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
+        let server = Server::start(address, Answer::Objects);
+        let agent = with_kubeconfig(host, directory, address);
+        wait(host, "the agent is ready", |status| status.ready);
+        enforced.policy();
+        // Deleted by force, while its container lives on: the rules of the newer one would let everybody in.
+        server.answer(Answer::Newer);
+        let began = Instant::now();
+        while reaches(host, FRIEND, enforced.at) {
+            assert!(began.elapsed() < Duration::from_secs(20), "the endpoint is still open");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert!(!reaches(host, STRANGER, enforced.at));
         agent.kill();
     });
 }
