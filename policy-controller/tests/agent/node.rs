@@ -1,6 +1,6 @@
 //! A node on which the real binary runs.
 
-use palisade_cni::link::Namespace;
+use palisade_cni::link::{Namespace, Netlink, ROUTE_PROTOCOL};
 use palisade_protocol::{Call, Client, Reply, SOCKET_NAME, Status};
 use palisade_test_support::{Host, container_id};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -145,6 +145,10 @@ pub fn reaches(host: &Host, (namespace, pod): (&str, &str), at: SocketAddr) -> b
 
 /// Removes what agents leave for their successors.
 pub fn clear(host: &Host) {
+    let netlink = Netlink::open().unwrap();
+    for route in netlink.routes().unwrap().into_iter().filter(|route| route.protocol == ROUTE_PROTOCOL) {
+        netlink.delete_route(&route).unwrap();
+    }
     std::fs::remove_dir_all(host.bpffs().join("palisade")).unwrap();
     for file in [SOCKET_NAME, "agent.lock", "numbers.json"] {
         std::fs::remove_file(host.run_dir().join(file)).unwrap();
