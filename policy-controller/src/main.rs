@@ -95,7 +95,11 @@ fn main() -> ExitCode {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // It logs each request that fails without saying which; the agent says it once, with the cause and what to do.
+    if let Ok(silent) = "kube_client::client::builder=off".parse() {
+        filter = filter.add_directive(silent);
+    }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match format {
         LogFormat::Text => log.with_ansi(false).init(),

@@ -6,6 +6,7 @@ mod stage;
 
 mod error;
 mod fragment;
+mod generated;
 mod host;
 mod link;
 mod policy;

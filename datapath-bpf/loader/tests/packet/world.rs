@@ -16,7 +16,7 @@ use palisade_datapath_core::abi::{
     PortKey, RowVerdict, map,
 };
 use palisade_datapath_core::verdict::Decision;
-use palisade_loader::{Datapath, EventRing, PacketContext};
+use palisade_loader::{Datapath, EventRing, PacketContext, Sizes};
 use palisade_test_support::packet::{Mac, Way, checksum};
 use palisade_test_support::requires_root;
 
@@ -155,7 +155,8 @@ fn live(queue: mpsc::Receiver<Job>) {
     cpus.set(sched_getcpu().unwrap()).unwrap();
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
     stage::run("ip link add palt0 type veth peer name palt1");
-    let mut world = World::new(stage::open(Path::new(directory).join("palisade").as_path()));
+    let sizes = Sizes { policy: 4096, ports: 16_384, addresses: 256, prefixes: 256, endpoints: 64, ..stage::sizes() };
+    let mut world = World::new(stage::open_with(Path::new(directory).join("palisade").as_path(), &sizes));
     for job in queue {
         world.reset();
         job(&mut world);
@@ -195,7 +196,8 @@ impl World {
         }
     }
 
-    fn clear(&mut self) {
+    /// Takes every row away.
+    pub fn clear(&mut self) {
         let datapath = &mut self.datapath;
         datapath.observe_allowed(false).unwrap();
         for key in datapath.endpoints.rows().unwrap().keys() {

@@ -50,7 +50,12 @@ pub fn alone(test: impl FnOnce(&Path) + Send) {
 
 /// Opens the datapath with small maps.
 pub fn open(base: &Path) -> Datapath {
-    Datapath::open(&PinDir::new(base), &sizes()).unwrap_or_else(|error| panic!("{}", chain(&error)))
+    open_with(base, &sizes())
+}
+
+/// Opens the datapath.
+pub fn open_with(base: &Path, sizes: &Sizes) -> Datapath {
+    Datapath::open(&PinDir::new(base), sizes).unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 
 /// An error with its causes.
