@@ -170,7 +170,7 @@ fn is_unsafe(line: &str) -> bool {
 }
 
 fn machine_path(line: &str) -> Option<&'static str> {
-    const PATHS: &[&str] = &["/home/", "/Users/", "/root/.", "/workspace/"];
+    const PATHS: &[&str] = &["/work/", "/farm/", "/home/", "/root/.", "/Users/", "/workspace/"];
     PATHS.iter().copied().find(|path| {
         line.match_indices(path).any(|(at, _)| {
             let before = line[..at].chars().next_back();
