@@ -5,11 +5,11 @@ mod node;
 use node::{Node, POLICY, SHOP, node};
 use palisade_cni::link::Netlink;
 use palisade_loader::{PinDir, pinned_links};
-use palisade_protocol::{Attachment, Call, ClientError, ErrorKind, Family, Reply, VerdictName};
+use palisade_protocol::{Attachment, Call, ClientError, ErrorKind, Family, Reply, Status, VerdictName};
 use palisade_runtime::AgentError;
 use palisade_test_support::container_id;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 const WEB: (&str, &str) = ("shop", "web");
@@ -141,6 +141,21 @@ fn an_agent_without_its_numbers_writes_all_rows_anew_and_verdicts_stay() {
         assert!(node.reaches(FRIEND, at) && !node.reaches(STRANGER, at));
         let refused = node.explain("other/client", "shop/web", 80, Family::Ipv4);
         assert!(refused.ingress.reason.contains("shop/from-shop"), "{refused:?}");
+        unwire(node);
+    });
+}
+
+/// The plugin gives a link these addresses, the datapath refuses them: each has its own constant, which must agree.
+#[test]
+fn a_pod_does_not_reach_its_node_by_the_address_of_its_link() {
+    node(&[("shop.yaml", SHOP)], |node| {
+        node.start();
+        wire(node);
+        let _host = TcpListener::bind("0.0.0.0:8080").unwrap();
+        let refused = |status: &Status| status.outcomes.iter().find(|it| it.outcome == "destination-foreign").unwrap().packets;
+        assert_eq!(refused(&node.status()), 0);
+        assert!(!node.reaches(FRIEND, "169.254.1.1:8080".parse().unwrap()));
+        assert!(refused(&node.status()) > 0);
         unwire(node);
     });
 }
