@@ -167,7 +167,7 @@ pub struct ExplainArguments {
     /// Towards whom: the same forms
     pub to: String,
     /// Port at the destination; not for ICMP
-    #[arg(long, short, required_unless_present = "protocol", required_if_eq_any([("protocol", "TCP"), ("protocol", "UDP"), ("protocol", "SCTP")]))]
+    #[arg(long, short, value_parser = port, required_unless_present = "protocol", required_if_eq_any([("protocol", "TCP"), ("protocol", "UDP"), ("protocol", "SCTP")]))]
     pub port: Option<u16>,
     // No default value: what `port` requires looks only at what was written.
     /// TCP, UDP, SCTP or ICMP; TCP where none is given
@@ -186,6 +186,10 @@ impl ExplainArguments {
     pub fn protocol(&self) -> String {
         self.protocol.as_deref().unwrap_or("TCP").to_uppercase()
     }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| "a port is a number from 1 to 65535".into())
 }
 
 fn family(text: &str) -> Result<Family, String> {
@@ -226,6 +230,10 @@ mod tests {
         assert!(parsed("palisade explain a/b c/d --port 80").is_ok());
         assert!(parsed("palisade explain a/b c/d --protocol icmp").is_ok());
         assert!(parsed("palisade explain a/b c/d --protocol udp").is_err());
+        for wrong in ["pg", "0", "70000"] {
+            let error = parsed(&format!("palisade explain a/b c/d --port {wrong}")).unwrap_err().to_string();
+            assert!(error.contains("a port is a number from 1 to 65535"), "{error}");
+        }
     }
 
     #[test]

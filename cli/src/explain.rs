@@ -6,7 +6,7 @@ use crate::error::CliError;
 use crate::lab::outside;
 use crate::print;
 use crate::table::{Cell, Paint, Table, Tone};
-use palisade_protocol::{Call, ClientError, Explained, Family, FlowEnd, FlowQuery, Reply, SideVerdict, VerdictName};
+use palisade_protocol::{Call, Client, ClientError, ErrorKind, Explained, Family, FlowEnd, FlowQuery, Reply, SideVerdict, VerdictName};
 use std::net::IpAddr;
 
 /// One answer, as `--output json` prints it.
@@ -46,13 +46,27 @@ pub fn run(arguments: &ExplainArguments) -> Result<(), CliError> {
         }
     }
     if let (true, Some(failure)) = (answers.is_empty(), problem) {
-        return Err(CliError::Failed(failure.message));
+        return Err(match failure.kind {
+            ErrorKind::NotFound => CliError::Input(format!("{}; pods of this node: {}", failure.message, pods(&mut client)?)),
+            ErrorKind::Invalid => CliError::Input(failure.message),
+            _ => CliError::Failed(failure.message),
+        });
     }
     match arguments.asking.output {
         Output::Json => print::json(&answers)?,
         Output::Table => print::text(&rendered(arguments, &answers, Paint::for_stdout()))?,
     }
     Ok(())
+}
+
+/// The pods that the agent has wired, as a list of names.
+fn pods(client: &mut Client) -> Result<String, CliError> {
+    let endpoints = match client.call(Call::Endpoints)? {
+        Reply::Endpoints(endpoints) => endpoints,
+        other => return Err(agent::unexpected(&other)),
+    };
+    let names: Vec<String> = endpoints.iter().map(|endpoint| format!("{}/{}", endpoint.spec.namespace, endpoint.spec.pod)).collect();
+    Ok(if names.is_empty() { "none".into() } else { names.join(", ") })
 }
 
 fn families(arguments: &ExplainArguments, in_lab: bool) -> Result<Vec<Family>, CliError> {

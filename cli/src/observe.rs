@@ -20,6 +20,7 @@ pub fn run(arguments: &ObserveArguments) -> Result<(), CliError> {
             // A word that the stream has begun.
             Some(Reply::Done) => continue,
             Some(other) => return Err(agent::unexpected(&other)),
+            None if arguments.asking.agent.lab.is_some() => return Err(CliError::Environment("the lab has ended".into())),
             None => return Err(ClientError::HungUp.into()),
         };
         if filter.passes(&event) {
@@ -32,6 +33,9 @@ pub fn run(arguments: &ObserveArguments) -> Result<(), CliError> {
     }
     Ok(())
 }
+
+/// What `--verdict` takes beside the names of outcomes.
+const VERDICTS: &[&str] = &["allowed", "dropped", "deny", "default-deny"];
 
 /// Which events are shown: those that fit each kind of filter that was given.
 #[derive(Debug, Default)]
@@ -48,8 +52,13 @@ impl Filter {
             return Err(CliError::Input(format!("--pod {pod}: write namespace/name")));
         }
         let verdicts: Vec<String> = arguments.verdict.iter().map(|verdict| verdict.to_lowercase()).collect();
+        let known = || VERDICTS.iter().copied().chain(palisade_runtime::outcome_names());
+        if let Some(verdict) = verdicts.iter().find(|verdict| known().all(|name| name != **verdict)) {
+            let names: Vec<&str> = known().collect();
+            return Err(CliError::Input(format!("--verdict {verdict}: there is no such verdict; there are {}", names.join(", "))));
+        }
         Ok(Self {
-            wants_allowed: arguments.allowed || verdicts.iter().any(|verdict| verdict == "allowed"),
+            wants_allowed: arguments.allowed || verdicts.iter().any(|verdict| verdict.starts_with("allowed")),
             pods: arguments.pod.clone(),
             namespaces: arguments.namespace.clone(),
             verdicts,
@@ -67,7 +76,7 @@ impl Filter {
         let verdict = self.verdicts.is_empty()
             || self.verdicts.iter().any(|wanted| {
                 *wanted == event.action
-                    || *wanted == event.outcome.to_lowercase()
+                    || *wanted == event.outcome
                     || wanted == "deny" && sides.contains(&VerdictName::Deny)
                     || wanted == "default-deny" && sides.contains(&VerdictName::DefaultDeny)
             });

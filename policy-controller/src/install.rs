@@ -47,6 +47,9 @@ pub struct Install {
 
 /// Makes the node ready: bpf file system, forwarding, plugin, and last the configuration.
 pub fn run(install: &Install) -> Result<()> {
+    // The agent runs without CAP_SYS_ADMIN and could not try it: it would be ready on a node that can wire no pod.
+    let kind = palisade_runtime::probe_attach_kind().context("this node cannot run Palisade")?;
+    tracing::info!("the kernel attaches programs by {kind}");
     mount_bpf(&install.bpf_dir)?;
     palisade_runtime::enable_forwarding().context("forwarding of packets between pods and nodes")?;
     place(install)

@@ -19,7 +19,7 @@ pub const INTERFACE: &str = "eth0";
 pub enum CniError {
     /// There is no such binary.
     #[error(
-        "no CNI binary at {0}: build it (`cargo build --release -p palisade-cni`), or name another with --cni or the environment variable PALISADE_CNI"
+        "no CNI binary at {0}: `make build` puts it beside palisade; or name another with --cni or the environment variable PALISADE_CNI"
     )]
     Absent(PathBuf),
     /// It could not be started or spoken to.

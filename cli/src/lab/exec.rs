@@ -20,7 +20,7 @@ pub fn run(arguments: &ExecArguments) -> Result<(), CliError> {
         return Err(CliError::Environment("entering a lab needs root: sudo palisade lab exec ...".into()));
     }
     let lab = registry::find(arguments.lab.as_deref())?;
-    let own = |kind: &str| PathBuf::from(format!("/proc/{}/ns/{kind}", lab.pid));
+    let own = |kind: &str| PathBuf::from(format!("/proc/{}/ns/{kind}", lab.first));
     let network = match &party {
         Party::Node => own("net"),
         other => lab.inside(&paths::namespace(other)),

@@ -1,32 +1,13 @@
 //! Expectations: who should reach whom.
 
 use super::flow::{Party, Probe, ProbeResult, family_name};
+use crate::error::CliError;
 use crate::table::{Cell, Paint, Table, Tone};
 use palisade_identity::Protocol;
+use palisade_k8s::manifest;
 use palisade_protocol::Family;
 use serde::Deserialize;
 use std::path::Path;
-
-/// Why a file of expectations cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ExpectError {
-    /// It cannot be read.
-    #[error("cannot read the expectations {path}: {source}")]
-    Read {
-        /// The file.
-        path: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// It is not what it should be; line and column are in the problem.
-    #[error("{path}: {problem}")]
-    Meaning {
-        /// The file.
-        path: String,
-        /// What is wrong, and where.
-        problem: String,
-    },
-}
 
 /// What is expected of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -40,7 +21,6 @@ pub enum Expected {
 
 /// A file of expectations.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Expectations {
     /// What holds of probes that no line names; absent: nothing is expected of them.
     #[serde(default)]
@@ -52,12 +32,11 @@ pub struct Expectations {
 
 /// One line.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Line {
-    from: String,
-    to: String,
+    from: Pattern,
+    to: Pattern,
     #[serde(default)]
-    port: Option<u16>,
+    port: Option<Port>,
     #[serde(default)]
     protocol: Option<Protocol>,
     #[serde(default)]
@@ -65,11 +44,53 @@ struct Line {
     verdict: Expected,
 }
 
+/// `namespace/name`, `namespace/*`, `*/*` (every pod), `node`, `outside`, or `*` (everybody).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Pattern(String);
+
+impl TryFrom<String> for Pattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let pod = text.split_once('/').is_some_and(|(namespace, name)| !namespace.is_empty() && !name.is_empty() && !name.contains('/'));
+        if pod || ["*", "node", "outside"].contains(&text.as_str()) {
+            return Ok(Self(text));
+        }
+        Err(format!("{text:?} is neither namespace/pod, node, outside nor *"))
+    }
+}
+
+impl Pattern {
+    fn matches(&self, party: &Party) -> bool {
+        match (self.0.as_str(), party) {
+            ("*", _) => true,
+            (pattern, Party::Pod(name)) => pattern
+                .split_once('/')
+                .is_some_and(|(namespace, pod)| (namespace == "*" || namespace == name.namespace) && (pod == "*" || pod == name.name)),
+            (pattern, _) => pattern == party.to_string(),
+        }
+    }
+}
+
+/// A port's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+struct Port(u16);
+
+impl TryFrom<i64> for Port {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        u16::try_from(number).ok().filter(|port| *port != 0).map(Self).ok_or_else(|| format!("{number} is no port: ports are 1 to 65535"))
+    }
+}
+
 impl Line {
     fn matches(&self, probe: &Probe) -> bool {
-        matches(&self.from, &probe.from)
-            && matches(&self.to, &probe.to)
-            && self.port.is_none_or(|port| port == probe.port)
+        self.from.matches(&probe.from)
+            && self.to.matches(&probe.to)
+            && self.port.is_none_or(|Port(port)| port == probe.port)
             && self.protocol.is_none_or(|protocol| protocol == probe.protocol)
             && self.family.is_none_or(|family| family == probe.family)
     }
@@ -77,21 +98,10 @@ impl Line {
 
 impl std::fmt::Display for Line {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} -> {}", self.from, self.to)?;
+        write!(f, "{} -> {}", self.from.0, self.to.0)?;
         self.protocol.map_or(Ok(()), |protocol| write!(f, " {protocol}"))?;
-        self.port.map_or(Ok(()), |port| write!(f, " {port}"))?;
+        self.port.map_or(Ok(()), |Port(port)| write!(f, " {port}"))?;
         self.family.map_or(Ok(()), |family| write!(f, " {}", family_name(family)))
-    }
-}
-
-/// `namespace/name`, `namespace/*`, `*/*` (every pod), `node`, `outside`, or `*` (everybody).
-fn matches(pattern: &str, party: &Party) -> bool {
-    match (pattern, party) {
-        ("*", _) => true,
-        (_, Party::Pod(name)) => pattern
-            .split_once('/')
-            .is_some_and(|(namespace, pod)| (namespace == "*" || namespace == name.namespace) && (pod == "*" || pod == name.name)),
-        _ => pattern == party.to_string(),
     }
 }
 
@@ -110,28 +120,19 @@ pub enum Difference {
 }
 
 impl Expectations {
-    /// Reads a file.
-    pub fn read(path: &Path) -> Result<Self, ExpectError> {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| ExpectError::Read { path: name.clone(), source })?;
-        Self::parse(&text).map_err(|problem| ExpectError::Meaning { path: name, problem })
+    /// Reads a file; the error names file, line and field of everything that is wrong.
+    pub fn read(path: &Path) -> Result<Self, CliError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| CliError::Input(format!("cannot read the expectations {}: {error}", path.display())))?;
+        Self::parse(path, &text)
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
-        let options = serde_saphyr::options! { with_snippet: false };
-        let expectations: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())?;
+    fn parse(path: &Path, text: &str) -> Result<Self, CliError> {
+        let read = manifest::read_document::<Self>(path, text, "expectations");
+        let expectations = read.map_err(|errors| CliError::Input(errors.to_string()))?;
         if expectations.default.is_none() && expectations.probes.is_empty() {
-            return Err("nothing is expected: give `default:` or lines under `probes:`".into());
-        }
-        for (index, line) in expectations.probes.iter().enumerate() {
-            for (field, pattern) in [("from", &line.from), ("to", &line.to)] {
-                let parts = pattern.split('/').count();
-                let known =
-                    ["*", "node", "outside"].contains(&pattern.as_str()) || parts == 2 && pattern.split('/').all(|part| !part.is_empty());
-                if !known {
-                    return Err(format!("probes[{index}].{field}: {pattern:?} is neither namespace/pod, node, outside nor *"));
-                }
-            }
+            let why = "nothing is expected: give `default:` or lines under `probes:`";
+            return Err(CliError::Input(format!("{}: {why}", path.display())));
         }
         Ok(expectations)
     }
@@ -208,7 +209,7 @@ probes:
 ";
 
     fn differences(file: &str, results: &[ProbeResult]) -> Vec<Difference> {
-        Expectations::parse(file).unwrap().differences(results)
+        Expectations::parse(Path::new("expect.yaml"), file).unwrap().differences(results)
     }
 
     #[test]
@@ -262,17 +263,32 @@ probes:
 
     #[test]
     fn a_file_that_is_wrong_is_refused_with_the_place() {
-        for (file, part) in [
-            ("default: maybe", "maybe"),
-            ("probes:\n  - {from: a/x, to: b/y, port: 70000, verdict: allow}", "line 2"),
-            ("probes:\n  - {from: a/x, to: b/y, prot: 80, verdict: allow}", "prot"),
-            ("probes: [{from: a, to: b/y, verdict: allow}]", "probes[0].from"),
-            ("probes: [{from: a/x, to: b/y/z, verdict: allow}]", "probes[0].to"),
-            ("probes: [{from: a/x, to: b/y}]", "verdict"),
-            ("{}", "nothing is expected"),
+        for (file, message) in [
+            ("default: maybe", "expect.yaml:1: default: unknown variant `maybe`, expected `allow` or `deny`"),
+            (
+                "probes:\n  - {from: a/x, to: b/y, port: 70000, verdict: allow}",
+                "expect.yaml:2: probes[0].port: 70000 is no port: ports are 1 to 65535",
+            ),
+            (
+                "probes:\n  - {from: a/x, to: b/y, prot: 80, verdict: allow}",
+                "expect.yaml:2: probes[0].prot: there is no such field in expectations",
+            ),
+            (
+                "probes: [{from: a, to: b/y, verdict: allow}]",
+                "expect.yaml:1: probes[0].from: \"a\" is neither namespace/pod, node, outside nor *",
+            ),
+            (
+                "probes: [{from: a/x, to: b/y/z, verdict: allow}]",
+                "expect.yaml:1: probes[0].to: \"b/y/z\" is neither namespace/pod, node, outside nor *",
+            ),
+            ("probes: [{from: a/x, to: b/y}]", "expect.yaml:1: probes[0]: missing field `verdict`"),
+            ("{}", "expect.yaml: nothing is expected: give `default:` or lines under `probes:`"),
+            ("", "expect.yaml:1: holds 0 documents where one is needed"),
+            ("probes: {", "expect.yaml:2: no valid YAML"),
         ] {
-            let problem = Expectations::parse(file).err().unwrap_or_else(|| panic!("accepted: {file}"));
-            assert!(problem.contains(part), "{file}: {problem}");
+            let problem =
+                Expectations::parse(Path::new("expect.yaml"), file).err().unwrap_or_else(|| panic!("accepted: {file}")).to_string();
+            assert!(problem.starts_with(message), "{file}: {problem}");
         }
     }
 
@@ -290,7 +306,8 @@ probes:
             ("outside", "outside", true),
             ("outside", "node", false),
         ] {
-            assert_eq!(matches(pattern, &party(name)), expected, "{pattern} {name}");
+            let matches = Pattern::try_from(pattern.to_owned()).unwrap().matches(&party(name));
+            assert_eq!(matches, expected, "{pattern} {name}");
         }
     }
 }

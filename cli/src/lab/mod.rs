@@ -85,7 +85,7 @@ fn checked(arguments: LabRun) -> Result<LabOptions, CliError> {
     let directory = std::fs::canonicalize(&named).map_err(|error| CliError::Input(format!("cannot read {}: {error}", named.display())))?;
     manifests::read(&named, arguments.expect.as_deref())?;
     if let Some(file) = &arguments.expect {
-        Expectations::read(file).map_err(|error| CliError::Input(error.to_string()))?;
+        Expectations::read(file)?;
     }
     let cni = Cni::find(arguments.cni.as_deref()).map_err(|error| CliError::Environment(error.to_string()))?;
     Ok(LabOptions {
@@ -102,9 +102,9 @@ fn checked(arguments: LabRun) -> Result<LabOptions, CliError> {
 /// Starts the first process of the lab and waits for its end, or for the user's.
 async fn supervise(options: LabOptions) -> Result<(), CliError> {
     let mut stop = Box::pin(signalled()?);
-    let First { pid, line, mut ended } = first_process(&options).await?;
+    let First { pid: first, line, mut ended } = first_process(&options).await?;
     // A lab that cannot be entered is one that nobody finds; it ends with this command all the same.
-    let entry = registry::enter(&Lab { pid, directory: options.directory })?;
+    let entry = registry::enter(&Lab { pid: nix::unistd::getpid().as_raw(), first, directory: options.directory })?;
     let status = tokio::select! {
         status = &mut ended => status,
         () = &mut stop => {
@@ -113,7 +113,7 @@ async fn supervise(options: LabOptions) -> Result<(), CliError> {
             match tokio::time::timeout(FAREWELL, &mut ended).await {
                 Ok(status) => status,
                 Err(_) => {
-                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), nix::sys::signal::Signal::SIGKILL);
                     ended.await
                 }
             }

@@ -15,8 +15,10 @@ use std::path::{Path, PathBuf};
 /// A running lab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lab {
-    /// Its first process, as this PID namespace numbers it.
+    /// The process that the user started.
     pub pid: i32,
+    /// The first process inside of it, as this PID namespace numbers it.
+    pub first: i32,
     /// The directory of its manifests, absolute.
     pub directory: PathBuf,
 }
@@ -24,7 +26,7 @@ pub struct Lab {
 impl Lab {
     /// A path inside the lab's file system, as seen from here.
     pub fn inside(&self, path: &Path) -> PathBuf {
-        let root = PathBuf::from(format!("/proc/{}/root", self.pid));
+        let root = PathBuf::from(format!("/proc/{}/root", self.first));
         root.join(path.strip_prefix("/").unwrap_or(path))
     }
 }
@@ -107,13 +109,13 @@ fn choose(labs: Vec<Lab>, name: Option<&str>) -> Result<Lab, CliError> {
         None => labs.iter().collect(),
         Some(name) => {
             let directory = std::fs::canonicalize(name).unwrap_or_else(|_| name.into());
-            labs.iter().filter(|lab| lab.directory == directory || name.parse() == Ok(lab.pid)).collect()
+            labs.iter().filter(|lab| lab.directory == directory || [Ok(lab.pid), Ok(lab.first)].contains(&name.parse())).collect()
         }
     };
     match found[..] {
         [lab] => Ok(lab.clone()),
         [] => Err(CliError::Input(format!("no running lab is {}: there are {}", name.unwrap_or_default(), listed()))),
-        _ => Err(CliError::Input(format!("several labs are running, say which with --lab=PID: {}", listed()))),
+        _ => Err(CliError::Input(format!("several labs are running, say which with --lab=DIR or --lab=PID: {}", listed()))),
     }
 }
 
@@ -122,7 +124,7 @@ mod tests {
     use super::*;
 
     fn lab(pid: i32, directory: &str) -> Lab {
-        Lab { pid, directory: directory.into() }
+        Lab { pid, first: pid + 100, directory: directory.into() }
     }
 
     #[test]
@@ -132,12 +134,13 @@ mod tests {
         assert!(choose(both.clone(), None).unwrap_err().to_string().contains("/a (pid 7), /b (pid 8)"));
         assert_eq!(choose(both.clone(), Some("/b")).unwrap().pid, 8);
         assert_eq!(choose(both.clone(), Some("7")).unwrap().pid, 7);
+        assert_eq!(choose(both.clone(), Some("108")).unwrap().pid, 8, "by its first process");
         assert!(choose(both, Some("/c")).is_err());
         assert!(choose(vec![], None).unwrap_err().to_string().contains("--keep"));
     }
 
     #[test]
     fn a_path_inside_a_lab_goes_through_its_first_process() {
-        assert_eq!(lab(7, "/a").inside(Path::new("/run/x")), Path::new("/proc/7/root/run/x"));
+        assert_eq!(lab(7, "/a").inside(Path::new("/run/x")), Path::new("/proc/107/root/run/x"));
     }
 }

@@ -81,8 +81,7 @@ pub async fn run(options: &LabOptions, stop: impl Future<Output = ()>) -> Result
 }
 
 fn read_expectations(options: &LabOptions) -> Result<Option<Expectations>, CliError> {
-    let read = |file: &std::path::PathBuf| Expectations::read(file).map_err(|error| CliError::Input(error.to_string()));
-    options.expect.as_ref().map(read).transpose()
+    options.expect.as_deref().map(Expectations::read).transpose()
 }
 
 /// Prints the result and judges it.

@@ -53,7 +53,7 @@ fn expectations_that_are_wrong_are_refused_with_the_place() {
     let manifests = Manifests::new(&base());
     let expect = manifests.beside("reach.yaml", "default: deny\nprobes:\n  - {from: a/x, to: a/x, port: 70000, verdict: allow}\n");
     let ended = lab(manifests.path(), &["--expect", &expect]).expect_code(2);
-    assert!(ended.errors.contains("reach.yaml") && ended.errors.contains("line 3"), "{}", ended.errors);
+    assert!(ended.errors.contains("reach.yaml:3: probes[0].port: 70000 is no port"), "{}", ended.errors);
 }
 
 #[test]
@@ -67,6 +67,12 @@ fn a_command_line_that_is_wrong_ends_with_2() {
     for arguments in [&["lab"][..], &["lab", "exec", "a/b"], &["frobnicate"], &["explain", "a/b", "c/d"], &["status", "--output", "xml"]] {
         run(palisade(arguments)).expect_code(2);
     }
+}
+
+#[test]
+fn a_verdict_that_does_not_exist_is_refused_before_anybody_is_asked() {
+    let ended = run(palisade(["observe", "--verdict", "nonsense"])).expect_code(2);
+    assert!(ended.errors.contains("nonsense") && ended.errors.contains("default-deny, allowed-new"), "{}", ended.errors);
 }
 
 #[test]

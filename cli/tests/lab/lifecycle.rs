@@ -188,7 +188,7 @@ fn a_running_lab_answers_and_runs_commands_in_its_pods() {
         manifests.write(file, &std::fs::read_to_string(shop().join(file)).unwrap());
     }
     std::fs::remove_file(manifests.path().join("all.yaml")).unwrap();
-    let _lab = staying_lab(manifests.path());
+    let running = staying_lab(manifests.path());
     let lab = format!("--lab={}", manifests.path().display());
     let in_pod = |pod: &str, script: &str| {
         let mut command = palisade(["lab", "exec", &lab, pod, "--"]);
@@ -210,11 +210,14 @@ fn a_running_lab_answers_and_runs_commands_in_its_pods() {
     let mut observe = palisade(["observe", &lab, "--output", "json", "--pod", "guest/visitor", "--count", "1"]);
     observe.stdout(std::process::Stdio::piped());
     let mut observing = Running::start(observe);
-    let start = Instant::now();
-    while observing.output().is_empty() {
-        assert!(start.elapsed() < crate::runner::LONG, "no event: {}", observing.errors());
-        assert_ne!(in_pod("guest/visitor", &format!("timeout 1 bash -c '{connect}'")).code, Some(0), "guest is refused");
-    }
+    let refuse_until_it_is_seen = |observing: &Running| {
+        let start = Instant::now();
+        while observing.output().is_empty() {
+            assert!(start.elapsed() < crate::runner::LONG, "no event: {}", observing.errors());
+            assert_ne!(in_pod("guest/visitor", &format!("timeout 1 bash -c '{connect}'")).code, Some(0), "guest is refused");
+        }
+    };
+    refuse_until_it_is_seen(&observing);
     assert_eq!(observing.wait_for_end().code(), Some(0));
     let event: Value = serde_json::from_str(observing.output().lines().next().unwrap()).unwrap();
     assert_eq!((&event["source"]["name"], &event["destination"]["name"]), (&"guest/visitor".into(), &"backend/api".into()));
@@ -236,7 +239,17 @@ fn a_running_lab_answers_and_runs_commands_in_its_pods() {
     assert_eq!(explain("frontend/web-0", "backend/api", "80")[1]["passes"], true);
     assert_eq!(explain("outside", "guest/visitor", "80")[0]["passes"], true);
     let unknown = run(palisade(["explain", &lab, "guest/nobody", "backend/api", "--port", "80"]));
-    assert!(unknown.code == Some(5) && unknown.errors.contains("guest/nobody"), "{}", unknown.errors);
+    assert!(unknown.code == Some(2) && unknown.errors.contains("guest/nobody"), "{}", unknown.errors);
+    assert!(unknown.errors.contains("pods of this node: ") && unknown.errors.contains("guest/visitor"), "{}", unknown.errors);
+
+    // By the process that the user started, too; and an observer sees the end of the lab as what it is.
+    let mut observe = palisade(["observe", &format!("--lab={}", running.pid())]);
+    observe.stdout(std::process::Stdio::piped());
+    let mut observing = Running::start(observe);
+    refuse_until_it_is_seen(&observing);
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(observing.wait_for_end().code(), Some(3));
+    assert!(observing.errors().contains("the lab has ended"), "{}", observing.errors());
 }
 
 #[test]

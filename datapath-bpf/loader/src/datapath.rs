@@ -16,6 +16,7 @@ use crate::{
     object::OBJECT,
     packet_run,
     pin::{HOOKS, program_name},
+    probe::try_clsact,
     row::Row,
     takeover,
 };
@@ -68,8 +69,9 @@ impl Datapath {
             let program = classifier(&mut programs, hook)?;
             program.load().map_err(|error| load_refused(error, &format!("the program {}", program_name(hook))))?;
         }
-        if kind == AttachKind::Clsact {
-            takeover::probe_clsact(classifier(&mut programs, Hook::FromPod)?)?;
+        if kind == AttachKind::Clsact && !try_clsact(classifier(&mut programs, Hook::FromPod)?)? {
+            // Where the agent has no CAP_SYS_ADMIN, `palisade-agent install-cni` has tried it before.
+            tracing::debug!("no network namespace can be made to try clsact filters");
         }
         let mut config: Array<MapData, u32> = open_map(pin, map::CONFIG)?;
         // The programs have no other way to know how long a jiffy is.
@@ -220,7 +222,7 @@ fn load(pin: &PinDir, layouts: &BTreeMap<String, Layout>) -> Result<Ebpf, Loader
     loader.load(OBJECT).map_err(|error| load_refused(error, "the maps of the datapath"))
 }
 
-fn load_refused(error: impl std::error::Error + Send + Sync + 'static, what: &str) -> LoaderError {
+pub(crate) fn load_refused(error: impl std::error::Error + Send + Sync + 'static, what: &str) -> LoaderError {
     refuse(error, || format!("to load {what}"), |source| LoaderError::Load { what: what.to_owned(), source })
 }
 

@@ -33,6 +33,8 @@ mod object;
 #[cfg(feature = "load")]
 mod packet_run;
 #[cfg(feature = "load")]
+mod probe;
+#[cfg(feature = "load")]
 mod row;
 #[cfg(feature = "load")]
 mod sizes;
@@ -52,6 +54,7 @@ pub use crate::{
     layout::Layout,
     object::{object, redirect_object},
     packet_run::{PacketContext, TestRun},
+    probe::{probe_attach_kind, probe_attach_kind_of},
     sizes::Sizes,
     table::{AddressTable, PortTable, PrefixTable, Table},
 };

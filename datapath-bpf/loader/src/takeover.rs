@@ -6,16 +6,12 @@ use std::{
 };
 
 use aya::programs::SchedClassifier;
-use nix::{
-    sched::{CloneFlags, unshare},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
-};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use palisade_datapath_core::abi::{ABI_VERSION, Hook};
 
 use crate::{
     LoaderError, PinDir,
-    attach::{add_filter, attach_filter, has_filter, interface_name, replace_link},
-    error::{Cause, refuse},
+    attach::{attach_filter, has_filter, interface_name, replace_link},
     pin::{Pinned, program_name},
 };
 
@@ -97,20 +93,4 @@ pub(crate) fn replace_all(pin: &PinDir, hook: Hook, program: &mut SchedClassifie
         }
     }
     Ok(replaced)
-}
-
-/// Whether clsact filters can be attached, tried with a loaded program in a network namespace that ends with the attempt.
-pub(crate) fn probe_clsact(program: &mut SchedClassifier) -> Result<(), LoaderError> {
-    let unsupported = |source: Cause| LoaderError::NoAttachKind { source };
-    std::thread::scope(|scope| {
-        let attempt = scope.spawn(|| {
-            if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
-                // The agent may lack CAP_SYS_ADMIN. Attaching, by the CNI plugin, will tell then.
-                tracing::warn!(%errno, "whether the kernel has clsact filters cannot be tried");
-                return Ok(());
-            }
-            add_filter(program, Hook::FromPod, "lo").map_err(|error| refuse(error, || "to attach a filter".to_owned(), unsupported))
-        });
-        attempt.join().unwrap_or_else(|_| Err(unsupported("the attempt to attach a filter panicked".into())))
-    })
 }

@@ -8,7 +8,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use palisade_datapath_core::abi::Outcome;
 use palisade_loader::{
     AttachKind, Datapath, LoaderError, PinDir, attach_endpoint, attach_endpoint_with, detach_endpoint, endpoint_attached, pinned_links,
-    supported_kind,
+    probe_attach_kind, probe_attach_kind_of, supported_kind,
 };
 use stage::{Pod, allow, alone, names, open, run, soon};
 
@@ -126,6 +126,15 @@ fn our_programs_run_before_those_of_others() {
         attach_endpoint_with(&pin, AttachKind::Clsact, &pod.host, pod.index).unwrap();
         assert!(pod.is_cut_off());
         assert!(packets(&datapath, Outcome::EndpointMissing) > 0);
+    });
+}
+
+#[test]
+fn clsact_is_tried_and_nothing_is_left_of_the_attempt() {
+    alone(|_| {
+        probe_attach_kind_of(AttachKind::Clsact).unwrap();
+        assert!(!run("tc qdisc show").contains("clsact"), "tried in another network namespace");
+        assert_eq!(probe_attach_kind().unwrap(), supported_kind().unwrap());
     });
 }
 

@@ -172,6 +172,11 @@ impl Clocks {
     }
 }
 
+/// The names that [`Event::outcome`] can have.
+pub fn outcome_names() -> impl Iterator<Item = &'static str> {
+    Outcome::ALL.iter().map(|outcome| outcome.name())
+}
+
 /// The event with names in place of numbers.
 fn named(event: &DatapathEvent, published: &Published, now: Clocks) -> Event {
     let outcome = Outcome::from_byte(event.outcome);

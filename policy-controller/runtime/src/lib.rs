@@ -22,7 +22,8 @@ mod status;
 
 pub use config::{AgentConfig, DEFAULT_MTU, DEFAULT_STATE_DIR, Source};
 pub use error::AgentError;
-pub use palisade_loader::Sizes;
+pub use event::outcome_names;
+pub use palisade_loader::{Sizes, probe_attach_kind};
 pub use palisade_protocol as protocol;
 pub use route::enable_forwarding;
 

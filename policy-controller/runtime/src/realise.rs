@@ -105,10 +105,7 @@ pub async fn release(agent: &Agent, attachment: Attachment) -> Result<(), Failur
         // No endpoint can have such a name, and no file is looked for under it.
         return Ok(());
     }
-    let container = attachment.container_id.clone();
-    agent.kernel.run(move |kernel| kernel.release(&attachment)).await.map_err(|error| failure(&error))?;
-    tracing::info!(container, "endpoint released");
-    Ok(())
+    agent.kernel.run(move |kernel| kernel.release(&attachment)).await.map_err(|error| failure(&error))
 }
 
 /// Compares what the kernel holds with what should be there.

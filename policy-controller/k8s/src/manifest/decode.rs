@@ -109,6 +109,14 @@ impl<'de> Deserializer<'de> for Typed<'_> {
         visitor.visit_newtype_struct(self)
     }
 
+    /// A choice is written as its name.
+    fn deserialize_enum<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, Wrong> {
+        match self.node.text() {
+            Some(name) => visitor.visit_enum(IntoDeserializer::<Wrong>::into_deserializer(name)),
+            None => self.deserialize_any(visitor),
+        }
+    }
+
     /// Types ask for this where they have no place for a field.
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
         self.walk.unknown.borrow_mut().push(self.walk.at.borrow().iter().cloned().collect());
@@ -117,7 +125,7 @@ impl<'de> Deserializer<'de> for Typed<'_> {
 
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map struct enum identifier
+        tuple_struct map struct identifier
     }
 }
 

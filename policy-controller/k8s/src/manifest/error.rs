@@ -89,6 +89,9 @@ pub enum ManifestProblem {
     /// The text is no YAML.
     #[error("{0}")]
     Syntax(String),
+    /// A file that is one document holds none, or several.
+    #[error("holds {0} documents where one is needed")]
+    NotOneDocument(usize),
     /// The document is no Kubernetes object.
     #[error("the document is no Kubernetes object: {0} is missing")]
     NotAnObject(&'static str),

@@ -14,9 +14,11 @@ pub use error::{ManifestError, ManifestErrors, ManifestProblem, Place};
 use crate::convert::{self, ContainerPort, Participation};
 use crate::index::Index;
 use collect::Collected;
+use decode::decode;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use palisade_policy::model::ObjectName;
+use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
 /// What a directory of manifests declares. Every object in it converts without error.
@@ -47,7 +49,10 @@ pub struct Note {
 
 impl std::fmt::Display for Note {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {} {}", self.place, self.kind, self.object)
+        match self.kind.as_str() {
+            "directory" => write!(f, "{}: a directory, and only files are read", self.place),
+            kind => write!(f, "{}: {kind} {}", self.place, self.object),
+        }
     }
 }
 
@@ -78,6 +83,22 @@ pub fn read(path: &Path) -> Result<Manifest, ManifestErrors> {
         }
     }
     collected.finish()
+}
+
+/// Reads a file with one document that is no Kubernetes object, with the same strictness; `what` names it in errors.
+///
+/// # Errors
+/// What is wrong with it, with file, line and field.
+pub fn read_document<T: DeserializeOwned>(file: &Path, text: &str, what: &str) -> Result<T, ManifestErrors> {
+    let fail = |line, problem| ManifestError { place: Place::line(file, line), object: None, problem };
+    let documents =
+        yaml::documents(text).map_err(|error| ManifestErrors(vec![fail(error.line, ManifestProblem::Syntax(error.message))]))?;
+    let [document] = &documents[..] else {
+        return Err(ManifestErrors(vec![fail(1, ManifestProblem::NotOneDocument(documents.len()))]));
+    };
+    decode(document, what).map_err(|errors| {
+        ManifestErrors(errors.into_iter().map(|error| fail(document.line_of(&error.field), ManifestProblem::Field(error))).collect())
+    })
 }
 
 /// The manifest files of a directory, in the order of their names. Sub-directories are not entered, as in

@@ -80,6 +80,7 @@ impl Kernel {
         }
         self.endpoints.remove(attachment);
         self.records.remove(attachment)?;
+        tracing::info!(container = attachment.container_id, "endpoint released");
         let pod = pod_name(&spec);
         let other = self.endpoints.values().find(|endpoint| pod_name(&endpoint.spec) == pod).map(|endpoint| endpoint.spec.clone());
         match other {
@@ -118,7 +119,7 @@ impl Kernel {
             .map(|(name, _)| name.clone())
             .collect();
         for attachment in gone {
-            tracing::info!(container = attachment.container_id, "the endpoint's interface is gone: released");
+            tracing::info!(container = attachment.container_id, "the endpoint's interface is gone");
             self.release(&attachment)?;
         }
         Ok(())

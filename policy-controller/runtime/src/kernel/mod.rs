@@ -60,7 +60,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let next = error.to_string();
-        if !text.ends_with(&next) {
+        // An error may say what its cause says already.
+        if !text.contains(&next) {
             text = format!("{text}: {next}");
         }
         cause = error.source();
@@ -263,4 +264,18 @@ fn sizes(datapath: &Datapath, compiled: &Compiled, endpoints: &BTreeMap<Attachme
         _ => endpoints.len(),
     };
     datapath.limits().into_iter().map(|(map, limit)| MapSize { map, rows: rows(map), limit }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_is_told_already_is_not_told_again() {
+        let source = std::io::Error::from_raw_os_error(nix::libc::ENOENT).into();
+        let error = KernelError::from(LoaderError::NoAttachKind { source });
+        let text = chain(&error);
+        assert_eq!(text.matches("neither TCX").count(), 1, "{text}");
+        assert_eq!(text.matches("os error 2").count(), 1, "{text}");
+    }
 }
