@@ -35,7 +35,7 @@ pub fn run(arguments: &ObserveArguments) -> Result<(), CliError> {
 }
 
 /// What `--verdict` takes beside the names of outcomes.
-const VERDICTS: &[&str] = &["allowed", "dropped", "deny", "default-deny"];
+const VERDICTS: &[&str] = &["allowed", "dropped", "audited", "deny", "default-deny"];
 
 /// Which events are shown: those that fit each kind of filter that was given.
 #[derive(Debug, Default)]
@@ -86,7 +86,11 @@ impl Filter {
 
 /// One event as a line: time, action, protocol, both ends, and the reason.
 fn line(event: &Event, paint: Paint) -> String {
-    let tone = if event.action == "allowed" { Tone::Good } else { Tone::Bad };
+    let tone = match event.action.as_str() {
+        "allowed" => Tone::Good,
+        "audited" => Tone::Alarm,
+        _ => Tone::Bad,
+    };
     let suppressed = match event.suppressed {
         0 => String::new(),
         number => paint.text(Tone::Faint, &format!(" (+{number} not shown)")),
@@ -112,17 +116,27 @@ fn end(end: &EventEnd) -> String {
 }
 
 fn reason(event: &Event) -> String {
-    let sides = [("egress", &event.egress), ("ingress", &event.ingress)];
+    let mut said = sides(event.action != "dropped" && event.audit.is_none(), &event.egress, &event.ingress);
+    if let Some(audit) = &event.audit {
+        let allows = event.action == "dropped";
+        let would = sides(allows, &audit.egress, &audit.ingress).join("; ");
+        said.push(format!("audit would {}: {would}", if allows { "allow" } else { "deny" }));
+    }
+    if said.is_empty() { event.outcome.clone() } else { said.join("; ") }
+}
+
+/// What the sides say: those that deny, and where asked for those that allow.
+fn sides(with_allows: bool, egress: &SideVerdict, ingress: &SideVerdict) -> Vec<String> {
     let mut said: Vec<String> = Vec::new();
-    for (direction, SideVerdict { verdict, reason }) in sides {
+    for (direction, SideVerdict { verdict, reason }) in [("egress", egress), ("ingress", ingress)] {
         match verdict {
             VerdictName::None => {}
-            VerdictName::Allow if event.action != "allowed" => {}
+            VerdictName::Allow if !with_allows => {}
             VerdictName::Allow => said.push(format!("{direction} {}", if reason.is_empty() { "not isolated" } else { reason })),
             _ => said.push(reason.clone()),
         }
     }
-    if said.is_empty() { event.outcome.clone() } else { said.join("; ") }
+    said
 }
 
 /// Time of the day (UTC) with milliseconds.
@@ -135,6 +149,7 @@ fn time_of_day(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use palisade_protocol::Audit;
 
     fn event() -> Event {
         let side = |verdict, reason: &str| SideVerdict { verdict, reason: reason.into() };
@@ -147,7 +162,8 @@ mod tests {
             destination: EventEnd { address: Some("fd00::2".parse().unwrap()), port: 80, name: "backend/api".into() },
             protocol: "TCP".into(),
             egress: side(VerdictName::Allow, ""),
-            ingress: side(VerdictName::DefaultDeny, "default deny of ingress by backend/allow-frontend"),
+            ingress: side(VerdictName::DefaultDeny, "default deny of ingress by NetworkPolicy backend/allow-frontend"),
+            audit: None,
             length: 60,
             suppressed: 4,
         }
@@ -158,7 +174,7 @@ mod tests {
         assert_eq!(
             line(&event(), Paint::none()),
             "01:02:03.500 dropped TCP guest/visitor (10.244.0.9:40000) -> backend/api ([fd00::2]:80): \
-             default deny of ingress by backend/allow-frontend (+4 not shown)"
+             default deny of ingress by NetworkPolicy backend/allow-frontend (+4 not shown)"
         );
     }
 
@@ -168,6 +184,24 @@ mod tests {
         let egress = side("not isolated");
         let event = Event { action: "allowed".into(), egress, ingress: side("b/p ingress rule 0"), suppressed: 0, ..event() };
         assert!(line(&event, Paint::none()).ends_with(": egress not isolated; ingress b/p ingress rule 0"));
+    }
+
+    #[test]
+    fn a_policy_in_audit_mode_says_what_it_would_have_done() {
+        let side = |verdict, reason: &str| SideVerdict { verdict, reason: reason.into() };
+        let audit = |verdict, reason: &str| Some(Audit { egress: side(VerdictName::None, ""), ingress: side(verdict, reason) });
+        let allowed = side(VerdictName::Allow, "not isolated");
+        let event = Event { action: "audited".into(), ingress: allowed, suppressed: 0, ..event() };
+        let would_deny = Event { audit: audit(VerdictName::Deny, "b/p ingress rule 0"), ..event.clone() };
+        assert!(line(&would_deny, Paint::none()).ends_with("([fd00::2]:80): audit would deny: b/p ingress rule 0"));
+        let would_allow = Event {
+            action: "dropped".into(),
+            ingress: side(VerdictName::DefaultDeny, "default deny of ingress by b/q"),
+            audit: audit(VerdictName::Allow, "b/p ingress rule 1"),
+            ..event
+        };
+        let expected = ": default deny of ingress by b/q; audit would allow: ingress b/p ingress rule 1";
+        assert!(line(&would_allow, Paint::none()).ends_with(expected));
     }
 
     #[test]

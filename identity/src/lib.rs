@@ -12,4 +12,4 @@ mod selector;
 pub use interner::Interner;
 pub use labels::{LabelSelector, Labels, Operator, Requirement};
 pub use protocol::Protocol;
-pub use selector::{NamespaceMatch, Selector, Signature};
+pub use selector::{NamespaceMatch, NodeMatch, Selector, ServiceAccount, Signature};

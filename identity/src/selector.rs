@@ -7,13 +7,21 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Selector {
-    /// The addresses of pods, by where the pod lives and by its labels.
+    /// The addresses of pods, by where the pod lives, by its labels and by its service account.
     Pods {
         /// The pod's namespace.
         namespaces: NamespaceMatch,
         /// The pod's labels.
         pods: LabelSelector,
+        /// The pod's service account is one of these; `None` is any.
+        accounts: Option<BTreeSet<ServiceAccount>>,
     },
+    /// The addresses of nodes.
+    Nodes(NodeMatch),
+    /// The addresses of nobody in the cluster: of no pod and of no node, and in no node's pod range.
+    World,
+    /// The addresses of the API server.
+    ApiServer,
     /// The addresses inside a block, whoever owns them. Host bits are masked.
     Block(IpNet),
     /// The addresses of pods that give a port this name, protocol and number.
@@ -25,6 +33,35 @@ pub enum Selector {
         /// The number.
         port: u16,
     },
+}
+
+/// A service account.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceAccount {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Which nodes a selector means.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeMatch {
+    /// The node of this name.
+    Name(String),
+    /// Every node with labels that match.
+    Labels(LabelSelector),
+}
+
+impl NodeMatch {
+    /// Whether the node `name` is meant.
+    pub fn matches(&self, name: &str, labels: &Labels) -> bool {
+        match self {
+            Self::Name(own) => own == name,
+            Self::Labels(selector) => selector.matches(labels),
+        }
+    }
 }
 
 /// Which namespaces a selector means.

@@ -28,6 +28,8 @@ enum Task {
         /// Names of suites.
         suites: Vec<String>,
     },
+    /// Write the definitions of our own Kubernetes objects, in charts/palisade/crds, as the Rust types say.
+    Generate,
     /// Check what the compiler does not: edges between crates, file sizes, unsafe, paths, licences.
     Tidy,
 }
@@ -44,6 +46,7 @@ fn run(task: Task, root: &Path) -> Result<ExitCode> {
         Task::Build => product::build(root).map(|_| ExitCode::SUCCESS),
         Task::Image => image::write(root, &product::build(root)?, product::BINARIES).map(|_| ExitCode::SUCCESS),
         Task::Test { suites } => suite::run(root, &suites),
+        Task::Generate => product::definitions(root),
         Task::Tidy => tidy::run(root),
     }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 /// The binaries of the product.
 pub const BINARIES: &[&str] = &["palisade", "palisade-agent", "palisade-cni"];
@@ -37,6 +37,17 @@ pub fn build(root: &Path) -> Result<PathBuf> {
         bail!("cargo reported {placed} of {} executables", BINARIES.len());
     }
     Ok(bin)
+}
+
+/// Writes the definitions of our own Kubernetes objects: the test that compares them does it when it is told to.
+pub fn definitions(root: &Path) -> Result<ExitCode> {
+    let status = Command::new(cargo())
+        .args(["test", "--release", "--locked", "--package", "palisade-k8s", "--test", "rules", "definition::"])
+        .env("PALISADE_GENERATE", "1")
+        .current_dir(root)
+        .status()
+        .context("starting cargo")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Puts a link to the executable in place in one step, so that a running program keeps the file it was started from.

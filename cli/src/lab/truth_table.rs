@@ -146,7 +146,7 @@ mod tests {
     use Family::{Ipv4, Ipv6};
     use palisade_protocol::Explained;
 
-    const REASON: &str = "default deny of ingress by backend/allow-frontend";
+    const REASON: &str = "default deny of ingress by NetworkPolicy backend/allow-frontend";
 
     fn shop() -> Report {
         let mut probes = Vec::new();
@@ -170,7 +170,7 @@ guest/visitor  no
 node           yes
 
 Refused
-  ingress default deny of ingress by backend/allow-frontend
+  ingress default deny of ingress by NetworkPolicy backend/allow-frontend
     guest/visitor -> backend/api: TCP 80
 
 6 probes: 4 reached, 2 refused

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-const ALLOW_FRONTEND: &str = "default deny of ingress by backend/allow-frontend";
+const ALLOW_FRONTEND: &str = "default deny of ingress by NetworkPolicy backend/allow-frontend";
 
 #[test]
 fn the_example_shop_is_as_expected_and_shows_who_is_refused_and_why() {
@@ -21,6 +21,61 @@ fn the_example_shop_is_as_expected_and_shows_who_is_refused_and_why() {
     }
     assert!(!ended.output.contains("DISAGREE"), "{}", ended.output);
     assert!(!ended.output.contains('\x1b'), "no colours where no terminal is: {}", ended.output);
+}
+
+#[test]
+fn the_example_egress_by_identity_is_as_expected_and_names_the_policy() {
+    if !labs_run_here() {
+        return;
+    }
+    let directory = shop().with_file_name("egress-by-identity");
+    let expect = directory.join("expect/reach.yaml");
+    let ended = lab(&directory, &["--expect", expect.to_str().unwrap()]).expect_code(0);
+    for part in
+        ["default deny of egress by IdentityPolicy store/checkout", "store/checkout -> payments/backup, payments/copy: TCP 5432", "all as expected"]
+    {
+        assert!(ended.output.contains(part), "{part:?} is missing in\n{}", ended.output);
+    }
+}
+
+#[test]
+fn tiers_of_the_cluster_and_audit_hold_in_a_lab() {
+    if !labs_run_here() {
+        return;
+    }
+    let ports = "{containerPort: 80}, {containerPort: 53, protocol: UDP}";
+    let manifests = Manifests::new(&(namespace("a") + &pod("a", "x", ports) + &pod("a", "z", ports)));
+    manifests.write(
+        "cluster.yaml",
+        "apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: nobody-but-tcp}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {namespaces: {}}
+  ingress:
+    - {name: tcp, action: Pass, from: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 80}}}]}
+    - {name: rest, action: Deny, from: [{namespaces: {}}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed, namespace: a, annotations: {palisade.dev/mode: Audit}}
+spec: {podSelector: {}}
+",
+    );
+    let report = lab(manifests.path(), &["--output", "json"]).expect_code(0).json();
+    let between: Vec<_> =
+        probes(&report).filter(|probe| [&probe["from"], &probe["to"]].iter().all(|end| end.as_str().unwrap().contains('/'))).collect();
+    assert!(!between.is_empty(), "{report}");
+    for probe in between {
+        let tcp = probe["protocol"] == "TCP" && probe["port"] == 80;
+        assert_eq!(probe["reached"], tcp, "{probe}");
+        if !tcp {
+            let reason = "ClusterNetworkPolicy nobody-but-tcp (Admin tier, priority 1) ingress rule 1 \"rest\"";
+            assert_eq!((&probe["ingress"]["verdict"], &probe["ingress"]["reason"]), (&"deny".into(), &reason.into()), "{probe}");
+        }
+    }
 }
 
 #[test]

@@ -312,7 +312,7 @@ pub enum VerdictName {
 pub struct Event {
     /// Seconds since the Unix epoch, with fraction.
     pub time: f64,
-    /// `allowed` or `dropped`.
+    /// `allowed`, `dropped`, or `audited`: allowed, and policies in audit mode would have denied it.
     pub action: String,
     /// Name of the outcome.
     pub outcome: String,
@@ -328,10 +328,22 @@ pub struct Event {
     pub egress: SideVerdict,
     /// The responder's side.
     pub ingress: SideVerdict,
+    /// What the verdict would be if the policies in audit mode were enforced; absent where the flow would fare the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Audit>,
     /// Length of the packet in bytes.
     pub length: u32,
     /// Events that the rate limit swallowed before this one.
     pub suppressed: u64,
+}
+
+/// What the verdict of both sides would be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Audit {
+    /// The opener's side.
+    pub egress: SideVerdict,
+    /// The responder's side.
+    pub ingress: SideVerdict,
 }
 
 /// An end of the packet in an event.

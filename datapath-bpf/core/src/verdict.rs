@@ -116,6 +116,31 @@ impl Verdict {
     }
 }
 
+/// What the enforced policies say of a flow, and what it would be if those in audit mode were enforced, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// What decides.
+    pub enforced: Verdict,
+    /// What would decide; not judged where no policy in audit mode selects either end.
+    pub audit: Verdict,
+}
+
+impl Judgement {
+    /// No policy was asked.
+    pub const NOT_JUDGED: Self = Self { enforced: Verdict::NOT_JUDGED, audit: Verdict::NOT_JUDGED };
+
+    /// Whether the flow would have fared otherwise with the policies in audit mode.
+    #[inline(always)]
+    pub const fn audit_differs(&self) -> bool {
+        let Verdict { egress, ingress } = &self.audit;
+        match (egress.decision, ingress.decision) {
+            // While a change lasts their rows may not be there.
+            (Decision::NotJudged, Decision::NotJudged) | (Decision::Missing, _) | (_, Decision::Missing) => false,
+            _ => self.audit.passes() != self.enforced.passes(),
+        }
+    }
+}
+
 /// What the policies of both ends say of a flow.
 #[inline(always)]
 pub fn verdict<A: Address, T: Tables<A>>(tables: &T, flow: &Flow<A>) -> Verdict {

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use palisade_datapath_core::abi::{DatapathEvent, EventKey, Hook, Outcome, cell};
 use palisade_datapath_core::packet::{Bytes, Packet};
-use palisade_datapath_core::verdict::Verdict;
+use palisade_datapath_core::verdict::{Judgement, Verdict};
 
 use crate::frame::{Frame, action};
 use crate::maps::{self, COUNTERS, EVENT_BUDGET, EVENT_FLOWS, EVENTS, Family};
@@ -29,36 +29,39 @@ pub fn drop_frame(frame: &Frame, hook: Hook, outcome: Outcome) -> i32 {
     count(frame, outcome);
     let key = EventKey { ifindex: frame.ifindex(), outcome: outcome as u8, hook: hook as u8, ..EventKey::default() };
     if due(&key) {
-        send(frame, &key, 0, 0, 0, 0, 0);
+        send(frame, &key, 0, &Verdict::NOT_JUDGED, &Verdict::NOT_JUDGED);
     }
     action::DROP
 }
 
 /// Drops a packet.
 #[inline(never)]
-pub fn drop_packet<A: Family>(frame: &Frame, hook: Hook, outcome: Outcome, packet: &Packet<A>, verdict: &Verdict) -> i32 {
+pub fn drop_packet<A: Family>(frame: &Frame, hook: Hook, outcome: Outcome, packet: &Packet<A>, judgement: &Judgement) -> i32 {
     count(frame, outcome);
-    report(frame, hook, outcome, packet, verdict);
+    report(frame, hook, outcome, packet, judgement);
     action::DROP
 }
 
 /// Counts a packet of a flow that was judged and allowed, and tells of it where that was asked for.
 #[inline(always)]
-pub fn allowed<A: Family>(frame: &Frame, hook: Hook, packet: &Packet<A>, verdict: &Verdict) {
-    count(frame, Outcome::AllowedNew);
-    if maps::config(cell::OBSERVE_ALLOWED) != 0 {
-        observe(frame, hook, packet, verdict);
+pub fn allowed<A: Family>(frame: &Frame, hook: Hook, packet: &Packet<A>, judgement: &Judgement) {
+    let audited = judgement.audit_differs();
+    let outcome = if audited { Outcome::AllowedAudited } else { Outcome::AllowedNew };
+    count(frame, outcome);
+    if audited || maps::config(cell::OBSERVE_ALLOWED) != 0 {
+        observe(frame, hook, packet, judgement);
     }
 }
 
 #[inline(never)]
-fn observe<A: Family>(frame: &Frame, hook: Hook, packet: &Packet<A>, verdict: &Verdict) -> i32 {
-    report(frame, hook, Outcome::AllowedNew, packet, verdict);
+fn observe<A: Family>(frame: &Frame, hook: Hook, packet: &Packet<A>, judgement: &Judgement) -> i32 {
+    let outcome = if judgement.audit_differs() { Outcome::AllowedAudited } else { Outcome::AllowedNew };
+    report(frame, hook, outcome, packet, judgement);
     0
 }
 
 #[inline(always)]
-fn report<A: Family>(frame: &Frame, hook: Hook, outcome: Outcome, packet: &Packet<A>, verdict: &Verdict) {
+fn report<A: Family>(frame: &Frame, hook: Hook, outcome: Outcome, packet: &Packet<A>, judgement: &Judgement) {
     let key = EventKey {
         source: packet.source.wide(),
         destination: packet.destination.wide(),
@@ -71,8 +74,8 @@ fn report<A: Family>(frame: &Frame, hook: Hook, outcome: Outcome, packet: &Packe
         reserved: 0,
     };
     if due(&key) {
-        let (egress, ingress) = (&verdict.egress, &verdict.ingress);
-        send(frame, &key, packet.version, egress.decision as u8, ingress.decision as u8, egress.reason, ingress.reason);
+        let audit = if judgement.audit_differs() { judgement.audit } else { Verdict::NOT_JUDGED };
+        send(frame, &key, packet.version, &judgement.enforced, &audit);
     }
 }
 
@@ -102,7 +105,7 @@ fn due(key: &EventKey) -> bool {
 }
 
 #[inline(always)]
-fn send(frame: &Frame, key: &EventKey, version: u8, egress: u8, ingress: u8, egress_reason: u32, ingress_reason: u32) {
+fn send(frame: &Frame, key: &EventKey, version: u8, enforced: &Verdict, audit: &Verdict) {
     let Some(budget) = EVENT_BUDGET.get_ptr_mut(0) else { return };
     let Some(mut entry) = EVENTS.reserve_untyped::<DatapathEvent>(0) else {
         // The reader is too slow.
@@ -125,17 +128,21 @@ fn send(frame: &Frame, key: &EventKey, version: u8, egress: u8, ingress: u8, egr
         (*event).destination = key.destination;
         (*event).ifindex = key.ifindex;
         (*event).length = frame.length();
-        (*event).egress_reason = egress_reason;
-        (*event).ingress_reason = ingress_reason;
+        (*event).egress_reason = enforced.egress.reason;
+        (*event).ingress_reason = enforced.ingress.reason;
+        (*event).audit_egress_reason = audit.egress.reason;
+        (*event).audit_ingress_reason = audit.ingress.reason;
         (*event).source_port = key.source_port;
         (*event).destination_port = key.destination_port;
         (*event).protocol = key.protocol;
         (*event).version = version;
         (*event).outcome = key.outcome;
         (*event).hook = key.hook;
-        (*event).egress = egress;
-        (*event).ingress = ingress;
-        (*event).reserved = [0; 6];
+        (*event).egress = enforced.egress.decision as u8;
+        (*event).ingress = enforced.ingress.decision as u8;
+        (*event).audit_egress = audit.egress.decision as u8;
+        (*event).audit_ingress = audit.ingress.decision as u8;
+        (*event).reserved = [0; 4];
     }
     entry.submit(0);
 }

@@ -1,25 +1,41 @@
 //! What both programs do with a packet of a flow.
 
-use palisade_datapath_core::abi::{Connection, FragmentPorts, Hook, Outcome, SUBJECT_NONE, V4, V6, cell};
+use palisade_datapath_core::abi::{Connection, Endpoint, FragmentPorts, Hook, Outcome, SUBJECT_NONE, V4, V6, cell};
 use palisade_datapath_core::packet::connection::{self, End, Lookup, Subjects, lifetime};
 use palisade_datapath_core::packet::icmp::{self, Quoting};
 use palisade_datapath_core::packet::{Fragment, Packet, ipv4, ipv6};
-use palisade_datapath_core::verdict::{Verdict, verdict};
+use palisade_datapath_core::verdict::{Judgement, Verdict, verdict};
 
 use crate::event;
 use crate::frame::Frame;
 use crate::maps::{self, Family, Kernel};
 
-/// The subject number of an address: [`SUBJECT_NONE`] where it is no pod of this node.
+/// The policy numbers of one end of a flow.
+#[derive(Clone, Copy)]
+pub struct Policies {
+    /// The subject number: [`SUBJECT_NONE`] where it is no pod of this node.
+    pub subject: u32,
+    /// The same where no policy in audit mode selects the pod, else what those would make of it.
+    pub audit: u32,
+}
+
+impl Policies {
+    /// Those of an endpoint.
+    #[inline(always)]
+    pub fn of(endpoint: &Endpoint) -> Self {
+        let audit = if endpoint.audit == SUBJECT_NONE { endpoint.subject } else { endpoint.audit };
+        Self { subject: endpoint.subject, audit }
+    }
+}
+
+/// The policy numbers of an address.
 #[inline(always)]
-pub fn subject_of<A: Family>(address: &A) -> Result<u32, Outcome> {
-    match address.local() {
-        None => Ok(SUBJECT_NONE),
-        // A pod that is not realised yet, or no more, gets nothing.
-        Some(local) => match maps::subject(local.ifindex) {
-            SUBJECT_NONE => Err(Outcome::EndpointMissing),
-            subject => Ok(subject),
-        },
+pub fn policies_of<A: Family>(address: &A) -> Result<Policies, Outcome> {
+    let Some(local) = address.local() else { return Ok(Policies { subject: SUBJECT_NONE, audit: SUBJECT_NONE }) };
+    // A pod that is not realised yet, or no more, gets nothing.
+    match maps::endpoint(local.ifindex) {
+        Some(endpoint) if endpoint.subject != SUBJECT_NONE => Ok(Policies::of(endpoint)),
+        _ => Err(Outcome::EndpointMissing),
     }
 }
 
@@ -135,21 +151,21 @@ pub fn touch<A: Family>(frame: &Frame, packet: &Packet<A>, entry: *mut Connectio
 /// The pod behind the interface at hand.
 #[derive(Clone, Copy)]
 pub struct Pod {
-    /// Its subject number.
-    pub subject: u32,
+    /// Its policy numbers.
+    pub policies: Policies,
     /// The program that runs, which says what end of a packet the pod is.
     pub hook: Hook,
 }
 
 impl Pod {
-    /// The subject numbers of both ends of a packet.
+    /// The policy numbers of both ends of a packet: source and destination.
     #[inline(always)]
-    fn subjects<A: Family>(self, packet: &Packet<A>) -> Result<Subjects, Outcome> {
+    fn ends<A: Family>(self, packet: &Packet<A>) -> Result<(Policies, Policies), Outcome> {
         Ok(match self.hook {
             // The node under an address that no policy can name: what the node opened has an entry and is not asked about.
             Hook::FromPod if packet.destination == A::GATEWAY => return Err(Outcome::DestinationForeign),
-            Hook::FromPod => Subjects { source: self.subject, destination: subject_of(&packet.destination)? },
-            Hook::ToPod => Subjects { source: subject_of(&packet.source)?, destination: self.subject },
+            Hook::FromPod => (self.policies, policies_of(&packet.destination)?),
+            Hook::ToPod => (policies_of(&packet.source)?, self.policies),
         })
     }
 }
@@ -158,7 +174,7 @@ impl Pod {
 ///
 /// On an error the caller drops and counts.
 #[inline(always)]
-pub fn admit<A: Family>(frame: &Frame, pod: Pod, packet: &Packet<A>, result: &mut Verdict) -> Result<(), Outcome> {
+pub fn admit<A: Family>(frame: &Frame, pod: Pod, packet: &Packet<A>, result: &mut Judgement) -> Result<(), Outcome> {
     let how = established(frame, packet);
     if how >= 0 {
         return refusal(how);
@@ -200,12 +216,12 @@ fn established<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
 
 /// Asks the policies about a packet and writes the entry of its flow.
 #[inline(never)]
-fn ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Verdict) -> i32 {
+fn ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Judgement) -> i32 {
     number(try_ask(packet, pod, how, result))
 }
 
 #[inline(always)]
-fn try_ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Verdict) -> Result<(), Outcome> {
+fn try_ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Judgement) -> Result<(), Outcome> {
     let now = maps::now();
     let (key, source_is_high) = connection::key(packet);
     // SAFETY: as in `established`.
@@ -214,16 +230,19 @@ fn try_ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Verdi
         Some(before) => connection::opener(before, source_is_high),
         None => End::Source,
     };
-    let Subjects { source, destination } = pod.subjects(packet)?;
-    if judge(packet, source, destination, opener, result) != 0 {
-        A::remember(&key, &connection::judged(before, packet.ending, source_is_high, opener, result, &now));
+    let (source, destination) = pod.ends(packet)?;
+    if source.audit != source.subject || destination.audit != destination.subject {
+        judge(packet, source.audit, destination.audit, opener, &mut result.audit);
+    }
+    if judge(packet, source.subject, destination.subject, opener, &mut result.enforced) != 0 {
+        A::remember(&key, &connection::judged(before, packet.ending, source_is_high, opener, &result.enforced, &now));
         return Ok(());
     }
     // What was never allowed leaves no trace.
     if let Some(before) = before {
         A::remember(&key, &connection::denied(before, &now));
     }
-    Err(result.outcome())
+    Err(result.enforced.outcome())
 }
 
 /// Whether an ICMP error is about a flow that is allowed now; counts it.
@@ -260,12 +279,12 @@ fn quotes_flow<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, pod: Pod) 
     let mut result = Verdict::NOT_JUDGED;
     // The quoted packet went the other way.
     let passes = match pod.hook {
-        Hook::FromPod => match subject_of(&quoted.source) {
-            Ok(source) => judge(&quoted, source, pod.subject, opener, &mut result),
+        Hook::FromPod => match policies_of(&quoted.source) {
+            Ok(source) => judge(&quoted, source.subject, pod.policies.subject, opener, &mut result),
             Err(outcome) => return outcome as i32,
         },
-        Hook::ToPod => match subject_of(&quoted.destination) {
-            Ok(destination) => judge(&quoted, pod.subject, destination, opener, &mut result),
+        Hook::ToPod => match policies_of(&quoted.destination) {
+            Ok(destination) => judge(&quoted, pod.policies.subject, destination.subject, opener, &mut result),
             Err(outcome) => return outcome as i32,
         },
     };

@@ -5,10 +5,10 @@ use palisade_datapath_core::abi::{Endpoint, Hook, LocalPod, Outcome, SUBJECT_NON
 use palisade_datapath_core::packet::ethernet::{self, ether_type};
 use palisade_datapath_core::packet::icmp::Quoting;
 use palisade_datapath_core::packet::{Bytes, Packet, Segment, arp, ipv4, neighbour};
-use palisade_datapath_core::verdict::Verdict;
+use palisade_datapath_core::verdict::Judgement;
 
 use crate::event::{count, drop_frame, drop_packet};
-use crate::flow::{self, Pod};
+use crate::flow::{self, Pod, Policies};
 use crate::frame::{Frame, action};
 use crate::maps::{self, Family};
 
@@ -56,8 +56,8 @@ fn arp(frame: &Frame, endpoint: &Endpoint) -> i32 {
 #[inline(never)]
 fn v4(frame: &Frame, endpoint: &Endpoint) -> i32 {
     let mut packet = Packet::<V4>::default();
-    let mut verdict = Verdict::NOT_JUDGED;
-    let forward = flow::read_v4(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut verdict)).and_then(|()| {
+    let mut judgement = Judgement::NOT_JUDGED;
+    let forward = flow::read_v4(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut judgement)).and_then(|()| {
         forward(frame, &packet, || match frame.head::<TTL, 4>() {
             Some(bytes) => frame.write::<TTL, 4>(&ipv4::lower_ttl(bytes)),
             None => false,
@@ -65,14 +65,14 @@ fn v4(frame: &Frame, endpoint: &Endpoint) -> i32 {
     });
     match forward {
         Ok(action) => action,
-        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),
+        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &judgement),
     }
 }
 
 #[inline(never)]
 fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
     let mut packet = Packet::<V6>::default();
-    let mut verdict = Verdict::NOT_JUDGED;
+    let mut judgement = Judgement::NOT_JUDGED;
     let read = flow::read_v6(frame, &mut packet);
     if read.is_ok() && matches!(packet.segment, Segment::Neighbour | Segment::Listener) {
         return match flow::refusal(neighbour(frame, &packet, endpoint)) {
@@ -80,15 +80,15 @@ fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
                 count(frame, Outcome::NeighbourDiscovery);
                 action::PASS
             }
-            Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),
+            Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &judgement),
         };
     }
     let forward = read
-        .and_then(|()| judge(frame, endpoint, &mut packet, &mut verdict))
+        .and_then(|()| judge(frame, endpoint, &mut packet, &mut judgement))
         .and_then(|()| forward(frame, &packet, || frame.write::<HOP_LIMIT, 1>(&[packet.hop_limit - 1])));
     match forward {
         Ok(action) => action,
-        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),
+        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &judgement),
     }
 }
 
@@ -104,17 +104,22 @@ const TTL: usize = ethernet::LENGTH + 8;
 const HOP_LIMIT: usize = ethernet::LENGTH + 7;
 
 #[inline(always)]
-fn judge<A: Family + Quoting>(frame: &Frame, endpoint: &Endpoint, packet: &mut Packet<A>, verdict: &mut Verdict) -> Result<(), Outcome> {
+fn judge<A: Family + Quoting>(
+    frame: &Frame,
+    endpoint: &Endpoint,
+    packet: &mut Packet<A>,
+    judgement: &mut Judgement,
+) -> Result<(), Outcome> {
     let own = A::own(endpoint);
     if packet.source != *own || *own == A::default() {
         return Err(Outcome::SourceAddressForeign);
     }
-    let pod = Pod { subject: endpoint.subject, hook: HOOK };
+    let pod = Pod { policies: Policies::of(endpoint), hook: HOOK };
     if matches!(packet.segment, Segment::Error) {
         return flow::related(frame, packet, pod);
     }
     flow::find_first(packet)?;
-    flow::admit(frame, pod, packet, verdict)?;
+    flow::admit(frame, pod, packet, judgement)?;
     flow::remember_first(packet);
     Ok(())
 }

@@ -81,15 +81,6 @@ pub fn endpoint(ifindex: u32) -> Option<&'static Endpoint> {
     unsafe { ENDPOINTS.get(ifindex) }
 }
 
-/// The subject number of an endpoint, or [`SUBJECT_NONE`].
-#[inline(always)]
-pub fn subject(ifindex: u32) -> u32 {
-    match endpoint(ifindex) {
-        Some(endpoint) => endpoint.subject,
-        None => SUBJECT_NONE,
-    }
-}
-
 /// The maps of one address family.
 pub trait Family: Address + Default + 'static {
     /// Where a pod of this node is reached.

@@ -5,10 +5,10 @@ use palisade_datapath_core::packet::connection::{self, Lookup};
 use palisade_datapath_core::packet::ethernet::{self, ether_type};
 use palisade_datapath_core::packet::icmp::Quoting;
 use palisade_datapath_core::packet::{Bytes, Fragment, Packet, Segment};
-use palisade_datapath_core::verdict::Verdict;
+use palisade_datapath_core::verdict::Judgement;
 
 use crate::event::{count, drop_frame, drop_packet};
-use crate::flow::{self, Pod};
+use crate::flow::{self, Pod, Policies};
 use crate::frame::{Frame, action};
 use crate::maps::{self, Family};
 
@@ -70,25 +70,30 @@ fn arp(frame: &Frame) -> i32 {
 #[inline(never)]
 fn v4(frame: &Frame, endpoint: &Endpoint) -> i32 {
     let mut packet = Packet::<V4>::default();
-    let mut verdict = Verdict::NOT_JUDGED;
-    match flow::read_v4(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut verdict)) {
+    let mut judgement = Judgement::NOT_JUDGED;
+    match flow::read_v4(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut judgement)) {
         Ok(()) => action::PASS,
-        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),
+        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &judgement),
     }
 }
 
 #[inline(never)]
 fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
     let mut packet = Packet::<V6>::default();
-    let mut verdict = Verdict::NOT_JUDGED;
-    match flow::read_v6(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut verdict)) {
+    let mut judgement = Judgement::NOT_JUDGED;
+    match flow::read_v6(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut judgement)) {
         Ok(()) => action::PASS,
-        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &verdict),
+        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &judgement),
     }
 }
 
 #[inline(always)]
-fn judge<A: Family + Quoting>(frame: &Frame, endpoint: &Endpoint, packet: &mut Packet<A>, verdict: &mut Verdict) -> Result<(), Outcome> {
+fn judge<A: Family + Quoting>(
+    frame: &Frame,
+    endpoint: &Endpoint,
+    packet: &mut Packet<A>,
+    judgement: &mut Judgement,
+) -> Result<(), Outcome> {
     let host = made_by_host(frame, packet);
     if matches!(packet.segment, Segment::Neighbour | Segment::Listener) {
         // They are never forwarded: from elsewhere they are forged.
@@ -109,12 +114,12 @@ fn judge<A: Family + Quoting>(frame: &Frame, endpoint: &Endpoint, packet: &mut P
     if !source_can_be(frame, packet) {
         return Err(Outcome::SourceAddressForeign);
     }
-    let pod = Pod { subject: endpoint.subject, hook: HOOK };
+    let pod = Pod { policies: Policies::of(endpoint), hook: HOOK };
     if matches!(packet.segment, Segment::Error) {
         return flow::related(frame, packet, pod);
     }
     flow::find_first(packet)?;
-    flow::admit(frame, pod, packet, verdict)?;
+    flow::admit(frame, pod, packet, judgement)?;
     flow::remember_first(packet);
     Ok(())
 }

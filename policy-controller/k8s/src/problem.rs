@@ -109,6 +109,42 @@ pub enum Problem {
         /// The most that is taken.
         most: i32,
     },
+    /// A list that is there and empty. It must never be taken for "all".
+    #[error("is an empty list: leave it out, or name at least one")]
+    EmptyList,
+    /// An identity to which nothing belongs.
+    #[error("an identity needs pods, networks or entities")]
+    EmptyIdentity,
+    /// A selection of pods that names nothing.
+    #[error("namespaces, pods or serviceAccounts is needed; an empty selector ({{}}) means all")]
+    EmptySelection,
+    /// A policy that says nothing of either direction.
+    #[error("ingress or egress is needed; an empty list isolates")]
+    NoDirection,
+    /// None, or more than one, of fields of which one is needed.
+    #[error("needs exactly one of {0} that this version knows")]
+    NotOnePeer(&'static str),
+    /// An entity that does not exist.
+    #[error("there is no entity {0:?}: Host, Nodes, World and ApiServer are")]
+    UnknownEntity(String),
+    /// A mode that does not exist.
+    #[error("there is no mode {0:?}: Enforce and Audit are")]
+    UnknownMode(String),
+    /// An action that does not exist.
+    #[error("there is no action {0:?}: {1} are")]
+    UnknownAction(String, &'static str),
+    /// A tier that does not exist.
+    #[error("there is no tier {0:?}: Admin and Baseline are")]
+    UnknownTier(String),
+    /// A number that is no priority.
+    #[error("{0} is no priority: priorities are 0 to 1000")]
+    InvalidPriority(i32),
+    /// A peer by domain names.
+    #[error("peers by domain names are not supported yet: a rule that accepts matches nothing by it, any other denies all")]
+    DomainNames,
+    /// A port by number and by name.
+    #[error("a port has a number or a name, not both")]
+    NumberAndName,
     /// A field that the kind does not have.
     #[error("there is no such field in {0}")]
     UnknownField(String),

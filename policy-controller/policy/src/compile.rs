@@ -1,8 +1,9 @@
 //! From the model to the rows of the maps.
 
-use crate::model::{Model, ObjectName};
+use crate::layer::{Layer, Said, Settled};
+use crate::model::{Action, Model, ObjectName, Tier};
 use crate::numbers::Numbers;
-use crate::ports::{Flattener, prefixes};
+use crate::ports::prefixes;
 use crate::reason::Reason;
 use crate::rules::{DirectionRules, EffectivePort, EffectiveRule, PoliciesByNamespace, RuleSet};
 use crate::universe::{IndexedSignature, SelectorIndex, Universe, local_pods};
@@ -24,6 +25,8 @@ pub struct Compiled {
     pub universe: BTreeSet<Selector>,
     /// The subject number of each pod of this node that the model knows.
     pub subjects: BTreeMap<ObjectName, u32>,
+    /// The number of what policies in audit mode would make of it, for the pods that such a policy selects.
+    pub audits: BTreeMap<ObjectName, u32>,
     /// Whole addresses, of the cluster's pods and nodes, to identities.
     pub addresses: BTreeMap<IpAddr, u32>,
     /// Prefixes to identities; host bits are zero.
@@ -34,7 +37,7 @@ pub struct Compiled {
     pub ports: BTreeMap<(PortKey, u8), PortEntry>,
 }
 
-/// The row of a peer about whom the policies say nothing, because none isolates the subject.
+/// The row of a peer about whom the policies say nothing.
 const NOT_ISOLATED: PolicyEntry =
     PolicyEntry { ports: PORTS_NONE, reason: REASON_NONE, verdict: RowVerdict::Allow as u8, reserved: [0; 3] };
 
@@ -47,18 +50,23 @@ pub fn compile(model: &Model, local: &BTreeSet<ObjectName>, numbers: &mut Number
     let mut compiled = Compiled::default();
     let mut rule_sets: BTreeMap<u32, RuleSet> = BTreeMap::new();
     for (name, pod) in local_pods(model, local) {
-        let rule_set = policies.rule_set(name, pod);
-        let number = numbers.subjects.intern(rule_set.clone());
-        compiled.subjects.insert(name.clone(), number);
-        rule_sets.entry(number).or_insert(rule_set);
+        let mut number = |rule_set: RuleSet| {
+            let number = numbers.subjects.intern(rule_set.clone());
+            rule_sets.entry(number).or_insert(rule_set);
+            number
+        };
+        compiled.subjects.insert(name.clone(), number(policies.rule_set(name, pod)));
+        if let Some(audited) = policies.audited_rule_set(name, pod) {
+            compiled.audits.insert(name.clone(), number(audited));
+        }
     }
     let universe = Universe::new(rule_sets.values(), model);
     let mut classes = Classes::new(&universe);
     for (address, signature) in universe.signatures(model) {
         compiled.addresses.insert(address, classes.identity(signature, &universe, numbers));
     }
-    for block in universe.blocks().collect::<BTreeSet<_>>() {
-        compiled.prefixes.insert(block, classes.identity(universe.blocks_around(block), &universe, numbers));
+    for (prefix, signature) in universe.prefixes(model) {
+        compiled.prefixes.insert(prefix, classes.identity(signature, &universe, numbers));
     }
     for (&subject, rule_set) in &rule_sets {
         for direction in [Direction::Ingress, Direction::Egress] {
@@ -134,7 +142,7 @@ struct SubjectRows<'a> {
 impl SubjectRows<'_> {
     /// Writes the any-peer row, and a row for each identity about whom more is said.
     fn write(mut self, subject: u32, numbers: &mut Numbers, policy: &mut BTreeMap<PolicyKey, PolicyEntry>) {
-        if self.rules.isolated_by.is_empty() {
+        if self.rules.is_silent() {
             policy.insert(PolicyKey::new(subject, self.direction, IDENTITY_ANY), NOT_ISOLATED);
             return;
         }
@@ -201,44 +209,65 @@ impl SubjectRows<'_> {
         named.into_iter().collect()
     }
 
-    /// The row for peers that match these rules: of the rules that allow a port, the first names the verdict.
+    /// The row for peers that match these rules.
     fn row(&mut self, matched: Matched, numbers: &mut Numbers) -> PolicyEntry {
         if let Some(row) = self.rows.get(&matched) {
             return *row;
         }
-        let mut flattener = Flattener::default();
-        let mut otherwise = None;
-        for &position in &matched.rules {
-            let rule = &self.rules.rules[position];
-            let reason = |numbers: &mut Numbers| {
-                let reason = Reason::Rule { policy: rule.policy.clone(), rule: rule.rule, direction: self.direction };
-                numbers.reasons.intern(reason)
+        let mut settled = Settled::always(entry(RowVerdict::Allow, REASON_NONE));
+        let of_tier = |wanted: fn(Tier) -> bool| {
+            let rules = matched.rules.iter().map(|&position| &self.rules.rules[position]);
+            rules.filter(move |rule| wanted(rule.tier))
+        };
+        // The last tier first: each is laid over what comes after it.
+        settled = self.layer(of_tier(|tier| matches!(tier, Tier::Baseline(_))), &matched.named, numbers).over(settled);
+        let mut workload = self.layer(of_tier(|tier| tier == Tier::Workload), &matched.named, numbers);
+        if workload.otherwise.is_none() && !self.rules.isolated_by.is_empty() {
+            let reason = Reason::Default { policies: self.rules.isolated_by.clone(), direction: self.direction };
+            workload.otherwise = Some(Said::Decides(entry(RowVerdict::DefaultDeny, numbers.reasons.intern(reason))));
+        }
+        settled = workload.over(settled);
+        settled = self.layer(of_tier(|tier| matches!(tier, Tier::Admin(_))), &matched.named, numbers).over(settled);
+        let Settled { ports, otherwise } = settled;
+        let table = ports.finish();
+        let ports = if table.0.is_empty() { PORTS_NONE } else { numbers.ports.intern(table) };
+        let row = PolicyEntry { ports, reason: otherwise.reason, verdict: otherwise.verdict, reserved: [0; 3] };
+        self.rows.insert(matched, row);
+        row
+    }
+
+    /// What rules of one tier say together.
+    fn layer<'r>(&self, rules: impl Iterator<Item = &'r EffectiveRule>, named: &[SelectorIndex], numbers: &mut Numbers) -> Layer {
+        let mut layer = Layer::default();
+        for rule in rules {
+            let said = match rule.action {
+                Action::Pass => Said::Passes,
+                action => {
+                    let EffectiveRule { policy, tier, rule, name, .. } = rule.clone();
+                    let reason = numbers.reasons.intern(Reason::Rule { policy, tier, rule, name, direction: self.direction });
+                    Said::Decides(entry(if action == Action::Allow { RowVerdict::Allow } else { RowVerdict::Deny }, reason))
+                }
             };
             let Some(ports) = &rule.ports else {
                 // Every port that no rule before this one has taken: later rules have nothing left to say.
-                otherwise = Some((RowVerdict::Allow, reason(numbers)));
+                layer.otherwise = Some(said);
                 break;
             };
-            let allow = PortEntry { reason: reason(numbers), verdict: RowVerdict::Allow as u8, reserved: [0; 3] };
             for port in ports {
                 match port {
-                    EffectivePort::Range(protocol, first, last) => flattener.add(protocol.number(), *first, *last, allow),
+                    EffectivePort::Range(protocol, first, last) => layer.ports.add(protocol.number(), *first, *last, said),
                     EffectivePort::PeerNamed(protocol, name) => {
-                        for (_, port) in self.universe.named(*protocol, name).filter(|(index, _)| matched.named.contains(index)) {
-                            flattener.add(protocol.number(), port, port, allow);
+                        for (_, port) in self.universe.named(*protocol, name).filter(|(index, _)| named.contains(index)) {
+                            layer.ports.add(protocol.number(), port, port, said);
                         }
                     }
                 }
             }
         }
-        let (verdict, reason) = otherwise.unwrap_or_else(|| {
-            let reason = Reason::Default { policies: self.rules.isolated_by.clone(), direction: self.direction };
-            (RowVerdict::DefaultDeny, numbers.reasons.intern(reason))
-        });
-        let table = flattener.finish();
-        let ports = if table.0.is_empty() { PORTS_NONE } else { numbers.ports.intern(table) };
-        let row = PolicyEntry { ports, reason, verdict: verdict as u8, reserved: [0; 3] };
-        self.rows.insert(matched, row);
-        row
+        layer
     }
+}
+
+const fn entry(verdict: RowVerdict, reason: u32) -> PortEntry {
+    PortEntry { reason, verdict: verdict as u8, reserved: [0; 3] }
 }

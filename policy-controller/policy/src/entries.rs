@@ -28,7 +28,7 @@ impl Compiled {
     pub fn used(&self) -> Used {
         let mut used = Used::default();
         used.identities.extend(self.addresses.values().chain(self.prefixes.values()));
-        used.subjects.extend(self.subjects.values());
+        used.subjects.extend(self.subjects.values().chain(self.audits.values()));
         for (key, entry) in &self.policy {
             used.subjects.insert(key.subject);
             used.identities.insert(key.peer);

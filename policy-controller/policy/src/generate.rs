@@ -3,10 +3,13 @@
 //! Everything comes from one seed, so that a case that failed can be made again. The pools are small on purpose:
 //! selectors, blocks and ports meet often.
 
-use crate::model::{Model, NamedPort, Node, ObjectName, Peer, Peers, Pod, Policy, Port, Ports, Rule};
+use crate::model::{
+    Action, Entity, Mode, Model, NamedPort, Node, ObjectName, Peer, Peers, Pod, PodSet, Policy, PolicyKind, PolicyName, Port, Ports, Rule,
+    Tier,
+};
 use crate::oracle::Flow;
 use ipnet::IpNet;
-use palisade_identity::{LabelSelector, Labels, Operator, Protocol, Requirement};
+use palisade_identity::{LabelSelector, Labels, Operator, Protocol, Requirement, ServiceAccount};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -48,6 +51,9 @@ impl Random {
 const NAMESPACES: [&str; 4] = ["blue", "green", "red", "unlabelled"];
 const KEYS: [&str; 3] = ["app", "tier", "track"];
 const VALUES: [&str; 3] = ["a", "b", "c"];
+const ACCOUNTS: [&str; 2] = ["default", "robot"];
+const IDENTITIES: [&str; 3] = ["payments", "dns", "gone"];
+const ENTITIES: [Entity; 4] = [Entity::Host, Entity::Nodes, Entity::World, Entity::ApiServer];
 const PORT_NAMES: [&str; 3] = ["web", "dns", "db"];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 const PORT_NUMBERS: [u16; 12] = [0, 1, 53, 79, 80, 81, 443, 1023, 1024, 5432, 8080, 65535];
@@ -78,12 +84,12 @@ const BLOCKS: [&str; 24] = [
     "2001:db8::/32",
     "2001:db8::ff/121",
 ];
-const OUTSIDE: [&str; 8] =
-    ["203.0.113.1", "203.0.113.200", "203.0.113.255", "8.8.8.8", "10.2.0.9", "2001:db8::1", "2001:db8::80", "2606::1"];
+const OUTSIDE: [&str; 9] =
+    ["203.0.113.1", "203.0.113.200", "203.0.113.255", "8.8.8.8", "10.1.0.200", "10.2.0.9", "2001:db8::1", "2001:db8::80", "2606::1"];
 
 /// A model of a few namespaces, pods, nodes and policies.
 pub fn model(random: &mut Random) -> Model {
-    let mut model = Model::default();
+    let mut model = Model { host: "node-0".to_owned(), ..Model::default() };
     for namespace in NAMESPACES {
         // The last one is not known: its labels cannot match.
         if namespace != "unlabelled" {
@@ -96,7 +102,18 @@ pub fn model(random: &mut Random) -> Model {
     }
     for index in 0..1 + random.below(2) as u8 {
         let addresses = vec![IpAddr::from([192, 168, 0, 1 + index]), IpAddr::from([0xfd00, 0xa, 0, 0, 0, 0, 0, 1 + u16::from(index)])];
-        model.nodes.insert(format!("node-{index}"), Node { addresses, pod_ranges: Vec::new() });
+        // The pods' addresses below lie in the first node's ranges; not every node tells its ranges.
+        let ranges = [format!("10.{}.0.0/24", 1 + index), format!("fd00:{:x}::/64", 1 + index)];
+        let pod_ranges = ranges.iter().filter(|_| random.chance(70)).filter_map(|range| range.parse().ok()).collect();
+        model.nodes.insert(format!("node-{index}"), Node { labels: labels(random), addresses, pod_ranges });
+    }
+    model.api_servers = ["192.168.0.1", "203.0.113.1", "10.1.0.2", "2001:db8::1"]
+        .iter()
+        .filter(|_| random.chance(40))
+        .filter_map(|address| address.parse().ok())
+        .collect();
+    for name in &IDENTITIES[..2] {
+        model.identities.insert((*name).to_owned(), members(random));
     }
     for _ in 0..random.below(11) {
         let (name, policy) = policy(random);
@@ -139,8 +156,8 @@ pub fn change(random: &mut Random, model: &mut Model) {
 
 fn edit(random: &mut Random, model: &mut Model) {
     let pods: Vec<ObjectName> = model.pods.keys().cloned().collect();
-    let policies: Vec<ObjectName> = model.policies.keys().cloned().collect();
-    match random.below(9) {
+    let policies: Vec<PolicyName> = model.policies.keys().cloned().collect();
+    match random.below(12) {
         0 if !pods.is_empty() => {
             if let Some(pod) = model.pods.get_mut(random.pick(&pods)) {
                 pod.labels = labels(random);
@@ -176,8 +193,26 @@ fn edit(random: &mut Random, model: &mut Model) {
             model.policies.remove(random.pick(&policies));
         }
         7 if !policies.is_empty() => {
-            let changed = policy(random).1;
-            model.policies.insert(random.pick(&policies).clone(), changed);
+            let name = random.pick(&policies).clone();
+            let changed = policy_of(random, name.kind);
+            model.policies.insert(name, changed);
+        }
+        8 if !policies.is_empty() => {
+            let mode = if random.chance(50) { Mode::Audit } else { Mode::Enforce };
+            model.policies.entry(random.pick(&policies).clone()).and_modify(|policy| policy.mode = mode);
+        }
+        9 => {
+            let name = (*random.pick(&IDENTITIES)).to_owned();
+            if random.chance(25) {
+                model.identities.remove(&name)
+            } else {
+                model.identities.insert(name, members(random))
+            };
+        }
+        10 if !pods.is_empty() => {
+            if let Some(pod) = model.pods.get_mut(random.pick(&pods)) {
+                pod.service_account = account(random);
+            }
         }
         _ => {
             let (name, policy) = policy(random);
@@ -214,7 +249,10 @@ fn pod(random: &mut Random, index: usize) -> (ObjectName, Pod) {
         3 => vec![IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1)), ipv6],
         _ => vec![ipv4, ipv6],
     };
-    (ObjectName::new(namespace, format!("pod-{index}")), Pod { labels: labels(random), addresses, ports: named_ports(random) })
+    (
+        ObjectName::new(namespace, format!("pod-{index}")),
+        Pod { labels: labels(random), service_account: account(random), addresses, ports: named_ports(random) },
+    )
 }
 
 fn named_ports(random: &mut Random) -> Vec<NamedPort> {
@@ -226,21 +264,58 @@ fn named_ports(random: &mut Random) -> Vec<NamedPort> {
     (0..random.below(4)).map(|_| one(random)).collect()
 }
 
-fn policy(random: &mut Random) -> (ObjectName, Policy) {
-    let name = ObjectName::new(*random.pick(&NAMESPACES[..3]), format!("policy-{}", random.below(6)));
+fn account(random: &mut Random) -> String {
+    (*random.pick(&ACCOUNTS)).to_owned()
+}
+
+fn policy(random: &mut Random) -> (PolicyName, Policy) {
+    let kind = match random.below(10) {
+        0..5 => PolicyKind::NetworkPolicy,
+        5..8 => PolicyKind::ClusterNetworkPolicy,
+        _ => PolicyKind::IdentityPolicy,
+    };
+    let object = match kind {
+        PolicyKind::ClusterNetworkPolicy => ObjectName::cluster(format!("cluster-{}", random.below(5))),
+        _ => ObjectName::new(*random.pick(&NAMESPACES[..3]), format!("policy-{}", random.below(6))),
+    };
+    (PolicyName::new(kind, object), policy_of(random, kind))
+}
+
+fn policy_of(random: &mut Random, kind: PolicyKind) -> Policy {
     let (ingress, egress) = match random.below(4) {
         0 => (true, false),
         1 => (false, true),
         _ => (true, true),
     };
-    let subject = selector(random);
-    let ingress = ingress.then(|| rules(random));
-    let egress = egress.then(|| rules(random));
-    (name, Policy { subject, ingress, egress })
+    let tier = match kind {
+        PolicyKind::ClusterNetworkPolicy if random.chance(60) => Tier::Admin(random.below(3) as u16),
+        PolicyKind::ClusterNetworkPolicy => Tier::Baseline(random.below(3) as u16),
+        _ => Tier::Workload,
+    };
+    let subject = match kind {
+        PolicyKind::NetworkPolicy => PodSet { pods: selector(random), ..PodSet::default() },
+        PolicyKind::IdentityPolicy => PodSet { pods: selector(random), accounts: accounts(random), namespaces: None },
+        PolicyKind::ClusterNetworkPolicy => PodSet { namespaces: Some(namespace_selector(random)), pods: selector(random), accounts: None },
+    };
+    let ingress = ingress.then(|| rules(random, kind));
+    let egress = egress.then(|| rules(random, kind));
+    let mode = if random.chance(15) { Mode::Audit } else { Mode::Enforce };
+    Policy { tier, mode, subject, ingress, egress }
 }
 
-fn rules(random: &mut Random) -> Vec<Rule> {
-    (0..random.below(4)).map(|_| Rule { peers: peers(random), ports: ports(random) }).collect()
+fn accounts(random: &mut Random) -> Option<BTreeSet<ServiceAccount>> {
+    let one = |random: &mut Random| ServiceAccount { namespace: (*random.pick(&NAMESPACES)).to_owned(), name: account(random) };
+    random.chance(30).then(|| (0..1 + random.below(3)).map(|_| one(random)).collect())
+}
+
+fn rules(random: &mut Random, kind: PolicyKind) -> Vec<Rule> {
+    let actions: &[Action] = match kind {
+        PolicyKind::NetworkPolicy => &[Action::Allow],
+        PolicyKind::IdentityPolicy => &[Action::Allow, Action::Allow, Action::Deny],
+        PolicyKind::ClusterNetworkPolicy => &[Action::Allow, Action::Deny, Action::Pass],
+    };
+    let rule = |random: &mut Random| Rule { name: None, action: *random.pick(actions), peers: peers(random, kind), ports: ports(random) };
+    (0..random.below(4)).map(|_| rule(random)).collect()
 }
 
 fn selector(random: &mut Random) -> LabelSelector {
@@ -269,28 +344,48 @@ fn namespace_selector(random: &mut Random) -> LabelSelector {
     selector(random)
 }
 
-fn peers(random: &mut Random) -> Peers {
+fn peers(random: &mut Random, kind: PolicyKind) -> Peers {
     if random.chance(20) {
         return Peers::Any;
     }
     // An empty list among them.
     let count = if random.chance(10) { 0 } else { 1 + random.below(3) };
-    Peers::Of((0..count).map(|_| peer(random)).collect())
+    Peers::Of((0..count).map(|_| peer(random, kind)).collect())
 }
 
-fn peer(random: &mut Random) -> Peer {
-    match random.below(4) {
-        0 => Peer::Pods { namespaces: None, pods: selector(random) },
-        1 => Peer::Pods { namespaces: Some(namespace_selector(random)), pods: selector(random) },
-        _ => {
-            let block = block(random);
-            // Mostly inside, as the API wants it, and sometimes anywhere.
-            let inside: Vec<IpNet> = blocks().filter(|other| block.contains(other)).collect();
-            let except =
-                (0..random.below(3)).map(|_| if random.chance(80) { *random.pick(&inside) } else { self::block(random) }).collect();
-            Peer::Block { block, except }
+fn peer(random: &mut Random, kind: PolicyKind) -> Peer {
+    match (kind, random.below(8)) {
+        (PolicyKind::ClusterNetworkPolicy, 0) => Peer::Nodes(selector(random)),
+        (PolicyKind::IdentityPolicy, 0 | 1) => Peer::Entity(*random.pick(&ENTITIES)),
+        (PolicyKind::IdentityPolicy, 2 | 3) => Peer::Identity((*random.pick(&IDENTITIES)).to_owned()),
+        (PolicyKind::IdentityPolicy, 4) => Peer::Pods(PodSet { namespaces: None, pods: selector(random), accounts: accounts(random) }),
+        (PolicyKind::ClusterNetworkPolicy, 1 | 2) | (_, 5) => {
+            Peer::Pods(PodSet { namespaces: Some(namespace_selector(random)), pods: selector(random), accounts: None })
         }
+        (PolicyKind::NetworkPolicy, 0 | 1) => Peer::Pods(PodSet { pods: selector(random), ..PodSet::default() }),
+        _ => block_peer(random),
     }
+}
+
+fn block_peer(random: &mut Random) -> Peer {
+    let block = block(random);
+    // Mostly inside, as the API wants it, and sometimes anywhere.
+    let inside: Vec<IpNet> = blocks().filter(|other| block.contains(other)).collect();
+    let except = (0..random.below(3)).map(|_| if random.chance(80) { *random.pick(&inside) } else { self::block(random) }).collect();
+    Peer::Block { block, except }
+}
+
+/// The members of an identity: everything but identities.
+fn members(random: &mut Random) -> Vec<Peer> {
+    let member = |random: &mut Random| match random.below(3) {
+        0 => Peer::Entity(*random.pick(&ENTITIES)),
+        1 => {
+            let namespaces = Some(namespace_selector(random));
+            Peer::Pods(PodSet { namespaces, pods: selector(random), accounts: accounts(random) })
+        }
+        _ => block_peer(random),
+    };
+    (0..random.below(4)).map(|_| member(random)).collect()
 }
 
 fn blocks() -> impl Iterator<Item = IpNet> {

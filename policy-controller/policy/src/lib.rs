@@ -8,6 +8,7 @@ pub mod compile;
 mod entries;
 pub mod explain;
 pub mod generate;
+mod layer;
 pub mod model;
 mod narrower;
 pub mod numbers;

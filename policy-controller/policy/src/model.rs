@@ -1,8 +1,8 @@
 //! What is known of the cluster, in the words of policy.
 
 use ipnet::IpNet;
-use palisade_identity::{LabelSelector, Labels, Protocol};
-use std::collections::BTreeMap;
+use palisade_identity::{LabelSelector, Labels, Protocol, ServiceAccount};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// `namespace/name`.
@@ -21,15 +21,67 @@ impl ObjectName {
     }
 }
 
+impl ObjectName {
+    /// The name of an object that lives in no namespace.
+    pub fn cluster(name: impl Into<String>) -> Self {
+        Self::new("", name)
+    }
+}
+
 impl std::fmt::Display for ObjectName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// A kind of policy object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub enum PolicyKind {
+    /// networking.k8s.io/v1 NetworkPolicy.
+    NetworkPolicy,
+    /// palisade.dev/v1alpha1 IdentityPolicy.
+    IdentityPolicy,
+    /// policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
+}
+
+impl std::fmt::Display for PolicyKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::IdentityPolicy => "IdentityPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+        })
+    }
+}
+
+/// Kind and name of a policy. Policies are listed in this order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct PolicyName {
+    /// Its kind.
+    pub kind: PolicyKind,
+    /// Its name.
+    pub object: ObjectName,
+}
+
+impl PolicyName {
+    /// The policy of a kind and name.
+    pub const fn new(kind: PolicyKind, object: ObjectName) -> Self {
+        Self { kind, object }
+    }
+}
+
+impl std::fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.kind, self.object)
     }
 }
 
 /// Everything that a verdict may depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
+    /// Name of the node whose pods are judged: [`Entity::Host`].
+    pub host: String,
     /// Labels of each namespace, by name.
     pub namespaces: BTreeMap<String, Labels>,
     /// The pods of the cluster that have a network of their own and whose containers may run.
@@ -38,8 +90,12 @@ pub struct Model {
     pub pods: BTreeMap<ObjectName, Pod>,
     /// The nodes, by name.
     pub nodes: BTreeMap<String, Node>,
+    /// The addresses of the API server.
+    pub api_servers: BTreeSet<IpAddr>,
+    /// The identities that policies name: each is everything that one of its members matches.
+    pub identities: BTreeMap<String, Vec<Peer>>,
     /// The policies.
-    pub policies: BTreeMap<ObjectName, Policy>,
+    pub policies: BTreeMap<PolicyName, Policy>,
 }
 
 /// A pod that is a subject or a peer.
@@ -47,6 +103,8 @@ pub struct Model {
 pub struct Pod {
     /// Its labels.
     pub labels: Labels,
+    /// Name of its service account, which lives in its namespace.
+    pub service_account: String,
     /// Its addresses, at most one per family; empty until they are known.
     pub addresses: Vec<IpAddr>,
     /// The ports that its containers name.
@@ -67,30 +125,93 @@ pub struct NamedPort {
 /// A node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
+    /// Its labels.
+    pub labels: Labels,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Its pod ranges, at most one per family.
     pub pod_ranges: Vec<IpNet>,
 }
 
-/// A NetworkPolicy (networking.k8s.io/v1), defaults applied.
+/// A policy of any kind, defaults applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// The pods of the policy's namespace whose policy this is.
-    pub subject: LabelSelector,
-    /// The rules about flows towards the subject; `None` where the policy does not isolate ingress.
+    /// When it is asked.
+    pub tier: Tier,
+    /// Whether it decides or only says what it would decide.
+    pub mode: Mode,
+    /// The pods whose policy this is.
+    pub subject: PodSet,
+    /// The rules about flows towards the subject; `None` where the policy says nothing of ingress. In [`Tier::Workload`] rules,
+    /// even none, isolate the subject.
     pub ingress: Option<Vec<Rule>>,
-    /// The rules about flows away from the subject; `None` where the policy does not isolate egress.
+    /// The rules about flows away from the subject; likewise.
     pub egress: Option<Vec<Rule>>,
 }
 
-/// One rule: a flow that matches a peer and a port is allowed.
+/// When a policy is asked: in this order, until one decides. What nobody decides is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// By priority, the lowest number first, then by name, then in the order of the rules: the first rule that matches decides.
+    Admin(u16),
+    /// A rule that denies beats all that allow. What no rule allows is denied to a subject that is isolated.
+    Workload,
+    /// As [`Tier::Admin`], for what the tiers before have left open.
+    Baseline(u16),
+}
+
+/// Whether a policy is enforced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// It decides.
+    #[default]
+    Enforce,
+    /// Verdicts are as if it were absent; what it would have decided is reported.
+    Audit,
+}
+
+/// A set of pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodSet {
+    /// Which namespaces, by their labels; `None` is the policy's own.
+    pub namespaces: Option<LabelSelector>,
+    /// Which pods, by their labels.
+    pub pods: LabelSelector,
+    /// Which pods, by their service accounts; `None` is any.
+    pub accounts: Option<BTreeSet<ServiceAccount>>,
+}
+
+/// One rule: what is done with a flow that matches a peer and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
+    /// Its name, where it has one.
+    pub name: Option<String>,
+    /// What is done.
+    pub action: Action,
     /// Who the other side may be.
     pub peers: Peers,
     /// On which ports of the destination.
     pub ports: Ports,
+}
+
+impl Rule {
+    /// A rule without a name that allows.
+    pub const fn allow(peers: Peers, ports: Ports) -> Self {
+        Self { name: None, action: Action::Allow, peers, ports }
+    }
+}
+
+/// What a rule does with a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// The flow passes; no later tier is asked.
+    Allow,
+    /// The flow is refused; no later tier is asked.
+    Deny,
+    /// The next tier decides. Only in [`Tier::Admin`] and [`Tier::Baseline`].
+    Pass,
 }
 
 /// The peers of a rule. `Of` an empty list matches nobody: it is never the same as `Any`.
@@ -105,13 +226,8 @@ pub enum Peers {
 /// One peer of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// Pods. Without `namespaces`, those of the policy's own namespace.
-    Pods {
-        /// Which namespaces, by their labels.
-        namespaces: Option<LabelSelector>,
-        /// Which pods, by their labels.
-        pods: LabelSelector,
-    },
+    /// Pods.
+    Pods(PodSet),
     /// Addresses in `block` and in none of `except`.
     Block {
         /// The block, host bits masked.
@@ -119,6 +235,26 @@ pub enum Peer {
         /// Blocks that this peer does not match.
         except: Vec<IpNet>,
     },
+    /// The addresses of nodes, by the nodes' labels.
+    Nodes(LabelSelector),
+    /// What everybody knows by name.
+    Entity(Entity),
+    /// What the identity of this name matches. Where there is none of this name, a rule that allows matches nobody by it, and
+    /// a rule that denies matches everybody: a name that is gone must not open anything.
+    Identity(String),
+}
+
+/// Something that needs no selector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Entity {
+    /// The node that the subject runs on.
+    Host,
+    /// Every node.
+    Nodes,
+    /// Every address that is no pod's and no node's, and in no node's pod range.
+    World,
+    /// The addresses of the API server.
+    ApiServer,
 }
 
 /// The ports of a rule. `Of` an empty list matches nothing.

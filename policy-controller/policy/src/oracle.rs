@@ -1,9 +1,9 @@
-//! The plain reading of the Kubernetes rules: what every other answer is held against.
+//! The plain reading of the rules of Kubernetes, of ClusterNetworkPolicy and of our own policies: what every other answer is held against.
 //!
 //! Linear in everything and never optimised. It shares no matching code with the compiler: labels, blocks and ports
 //! are compared here once more, written out from the API's documentation.
 
-use crate::model::{Model, ObjectName, Peer, Peers, Pod, Policy, Port, Ports, Rule};
+use crate::model::{Action, Entity, Mode, Model, ObjectName, Peer, Peers, Pod, PodSet, Policy, PolicyName, Port, Ports, Rule, Tier};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::Direction;
 use palisade_identity::{LabelSelector, Labels, Operator, Protocol};
@@ -27,23 +27,30 @@ pub struct Flow {
 pub enum Side {
     /// This end is no pod, or it is the other end as well.
     NotJudged,
-    /// No policy isolates the pod in this direction.
+    /// No policy says anything of the flow, and none isolates the pod in this direction.
     NotIsolated,
-    /// A rule allows the flow: the first in order of policy name and rule index.
+    /// A rule allows the flow.
     Allowed {
         /// The policy.
-        policy: ObjectName,
+        policy: PolicyName,
         /// Index of the rule.
         rule: usize,
     },
-    /// These policies isolate the pod, and no rule of theirs allows the flow.
-    Denied(Vec<ObjectName>),
+    /// A rule denies the flow.
+    Denied {
+        /// The policy.
+        policy: PolicyName,
+        /// Index of the rule.
+        rule: usize,
+    },
+    /// These policies isolate the pod, and no rule allows the flow.
+    DefaultDenied(Vec<PolicyName>),
 }
 
 impl Side {
     /// Whether this side lets the flow pass.
     pub fn passes(&self) -> bool {
-        !matches!(self, Self::Denied(_))
+        !matches!(self, Self::Denied { .. } | Self::DefaultDenied(_))
     }
 }
 
@@ -79,32 +86,76 @@ pub fn verdict(model: &Model, flow: &Flow) -> Verdict {
     }
 }
 
-/// What the policies of `subject` say of a flow from or towards `peer`. `port` is that of the flow's destination.
+/// What the enforced policies of `subject` say of a flow from or towards `peer`. `port` is that of the flow's destination.
 pub fn side(model: &Model, subject: &ObjectName, direction: Direction, peer: IpAddr, protocol: u8, port: u16) -> Side {
+    judged(model, subject, direction, peer, protocol, port, |policy| policy.mode == Mode::Enforce)
+}
+
+/// What they would say if those in audit mode were enforced, too.
+pub fn audited_side(model: &Model, subject: &ObjectName, direction: Direction, peer: IpAddr, protocol: u8, port: u16) -> Side {
+    judged(model, subject, direction, peer, protocol, port, |_| true)
+}
+
+fn judged(
+    model: &Model,
+    subject: &ObjectName,
+    direction: Direction,
+    peer: IpAddr,
+    protocol: u8,
+    port: u16,
+    in_force: impl Fn(&Policy) -> bool,
+) -> Side {
     let Some(pod) = model.pods.get(subject) else { return Side::NotJudged };
-    let mut isolating = Vec::new();
-    let mut first = None;
-    // Policies come in order of their names.
-    for (name, policy) in &model.policies {
-        if name.namespace != subject.namespace || !labels_match(&policy.subject, &pod.labels) {
-            continue;
-        }
-        let Some(rules) = rules_of(policy, direction) else { continue };
-        isolating.push(name.clone());
-        for (index, rule) in rules.iter().enumerate() {
-            if first.is_none()
-                && peer_matches(model, &name.namespace, rule, peer)
+    let meant: Vec<(&PolicyName, &Policy)> = model
+        .policies
+        .iter()
+        .filter(|(name, policy)| in_force(policy) && in_pod_set(model, &policy.subject, &name.object.namespace, subject, pod))
+        .collect();
+    let matching = |name: &PolicyName, policy: &Policy, action: Option<Action>| {
+        let rules = rules_of(policy, direction).map(Vec::as_slice).unwrap_or_default();
+        let namespace = &name.object.namespace;
+        rules.iter().position(|rule| {
+            action.is_none_or(|action| rule.action == action)
+                && peer_matches(model, namespace, rule, peer)
                 && port_matches(model, rule, direction, pod, peer, protocol, port)
-            {
-                first = Some(Side::Allowed { policy: name.clone(), rule: index });
-            }
+        })
+    };
+    // One tier of ClusterNetworkPolicies: the first rule that matches decides, or passes.
+    let first_match = |priority_in_tier: fn(Tier) -> Option<u16>| {
+        let mut of_tier: Vec<(u16, &PolicyName, &Policy)> =
+            meant.iter().filter_map(|(name, policy)| Some((priority_in_tier(policy.tier)?, *name, *policy))).collect();
+        of_tier.sort_by_key(|(priority, name, _)| (*priority, *name));
+        for (_, name, policy) in of_tier {
+            let Some(rule) = matching(name, policy, None) else { continue };
+            return match rules_of(policy, direction).map(|rules| rules[rule].action) {
+                Some(Action::Allow) => Some(Side::Allowed { policy: name.clone(), rule }),
+                Some(Action::Deny) => Some(Side::Denied { policy: name.clone(), rule }),
+                _ => None,
+            };
+        }
+        None
+    };
+    let admin = first_match(|tier| if let Tier::Admin(priority) = tier { Some(priority) } else { None });
+    if let Some(decided) = admin {
+        return decided;
+    }
+    let isolating: Vec<(&PolicyName, &Policy)> =
+        meant.iter().filter(|(_, policy)| policy.tier == Tier::Workload && rules_of(policy, direction).is_some()).copied().collect();
+    for (name, policy) in &isolating {
+        if let Some(rule) = matching(name, policy, Some(Action::Deny)) {
+            return Side::Denied { policy: (*name).clone(), rule };
         }
     }
-    match (isolating.is_empty(), first) {
-        (true, _) => Side::NotIsolated,
-        (false, Some(allowed)) => allowed,
-        (false, None) => Side::Denied(isolating),
+    for (name, policy) in &isolating {
+        if let Some(rule) = matching(name, policy, Some(Action::Allow)) {
+            return Side::Allowed { policy: (*name).clone(), rule };
+        }
     }
+    if !isolating.is_empty() {
+        return Side::DefaultDenied(isolating.into_iter().map(|(name, _)| name.clone()).collect());
+    }
+    let baseline = first_match(|tier| if let Tier::Baseline(priority) = tier { Some(priority) } else { None });
+    baseline.unwrap_or(Side::NotIsolated)
 }
 
 fn rules_of(policy: &Policy, direction: Direction) -> Option<&Vec<Rule>> {
@@ -119,34 +170,54 @@ fn claimants(model: &Model, address: IpAddr) -> Vec<(&ObjectName, &Pod)> {
     model.pods.iter().filter(|(_, pod)| pod.addresses.contains(&address)).collect()
 }
 
+fn in_pod_set(model: &Model, set: &PodSet, own_namespace: &str, name: &ObjectName, pod: &Pod) -> bool {
+    let namespace_meant = match &set.namespaces {
+        None => name.namespace == own_namespace,
+        Some(selector) => match model.namespaces.get(&name.namespace) {
+            Some(labels) => labels_match(selector, labels),
+            None => false,
+        },
+    };
+    let account_meant = match &set.accounts {
+        None => true,
+        Some(accounts) => accounts.iter().any(|account| account.namespace == name.namespace && account.name == pod.service_account),
+    };
+    namespace_meant && account_meant && labels_match(&set.pods, &pod.labels)
+}
+
 fn peer_matches(model: &Model, own_namespace: &str, rule: &Rule, address: IpAddr) -> bool {
     let peers = match &rule.peers {
         Peers::Any => return true,
         Peers::Of(peers) => peers,
     };
-    for peer in peers {
-        let matched = match peer {
-            Peer::Block { block, except } => in_block(block, address) && !except.iter().any(|block| in_block(block, address)),
-            Peer::Pods { namespaces, pods } => {
-                let claimants = claimants(model, address);
-                !claimants.is_empty()
-                    && claimants.iter().all(|(name, pod)| {
-                        let namespace_meant = match namespaces {
-                            None => name.namespace == own_namespace,
-                            Some(selector) => match model.namespaces.get(&name.namespace) {
-                                Some(labels) => labels_match(selector, labels),
-                                None => false,
-                            },
-                        };
-                        namespace_meant && labels_match(pods, &pod.labels)
-                    })
-            }
-        };
-        if matched {
-            return true;
+    peers.iter().any(|peer| match peer {
+        Peer::Identity(name) => match model.identities.get(name) {
+            Some(members) => members.iter().any(|member| is_peer(model, own_namespace, member, address)),
+            None => rule.action != Action::Allow,
+        },
+        other => is_peer(model, own_namespace, other, address),
+    })
+}
+
+/// Whether an address is meant by a peer that is no identity.
+fn is_peer(model: &Model, own_namespace: &str, peer: &Peer, address: IpAddr) -> bool {
+    let nodes: Vec<_> = model.nodes.iter().filter(|(_, node)| node.addresses.contains(&address)).collect();
+    match peer {
+        Peer::Block { block, except } => in_block(block, address) && !except.iter().any(|block| in_block(block, address)),
+        Peer::Pods(set) => {
+            let claimants = claimants(model, address);
+            !claimants.is_empty() && claimants.iter().all(|(name, pod)| in_pod_set(model, set, own_namespace, name, pod))
         }
+        Peer::Nodes(selector) => !nodes.is_empty() && nodes.iter().all(|(_, node)| labels_match(selector, &node.labels)),
+        Peer::Entity(Entity::Nodes) => !nodes.is_empty(),
+        Peer::Entity(Entity::Host) => !nodes.is_empty() && nodes.iter().all(|(name, _)| **name == model.host),
+        Peer::Entity(Entity::ApiServer) => model.api_servers.contains(&address),
+        Peer::Entity(Entity::World) => {
+            let in_pod_range = model.nodes.values().any(|node| node.pod_ranges.iter().any(|range| in_block(range, address)));
+            nodes.is_empty() && claimants(model, address).is_empty() && !in_pod_range
+        }
+        Peer::Identity(_) => false,
     }
-    false
 }
 
 /// Whether one of the rule's ports is that of the flow. Names are those of the destination's pod.

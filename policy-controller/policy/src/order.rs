@@ -11,6 +11,9 @@
 //! endpoint may send and what another may receive, a denial could move from one side to the other and the flow
 //! slip through between. Then every endpoint first goes to rows that allow what the old and the new rows both
 //! allow, and only when all are there, on to the new ones.
+//!
+//! What policies in audit mode would say is not kept to this order: while a change lasts it may be asked about an
+//! identity between, and then say what the policies say of any peer. It decides nothing.
 
 use crate::compile::Compiled;
 use crate::entries::longest_prefix;
@@ -30,7 +33,8 @@ type Effect = Vec<[Option<PolicyEntry>; 2]>;
 /// The steps from `old` to `next`.
 pub(crate) fn steps(old: &Compiled, next: &Compiled, numbers: &mut Numbers) -> Vec<Step> {
     let same_rows = old.policy == next.policy && old.ports == next.ports;
-    if same_rows && old.addresses == next.addresses && old.prefixes == next.prefixes && old.subjects == next.subjects {
+    let same_pods = old.subjects == next.subjects && old.audits == next.audits;
+    if same_rows && same_pods && old.addresses == next.addresses && old.prefixes == next.prefixes {
         return Vec::new();
     }
     let mut change = Change::new(old, next);
@@ -104,7 +108,7 @@ impl<'a> Change<'a> {
         let (mut flips, mut gone, mut arrived) = (Vec::new(), Vec::new(), Vec::new());
         for pod in old.subjects.keys().chain(next.subjects.keys().filter(|pod| !old.subjects.contains_key(pod))) {
             match (subject(old, pod), subject(next, pod)) {
-                (from, to) if from == to => {}
+                (from, to) if from == to && audit(old, pod) == audit(next, pod) => {}
                 (_, SUBJECT_NONE) => gone.push(pod),
                 (SUBJECT_NONE, to) => arrived.push((pod, to)),
                 (from, to) => flips.push(Flip::new(pod, from, to)),
@@ -308,8 +312,11 @@ impl<'a> Change<'a> {
     fn steps(self) -> Vec<Step> {
         let mut steps: Vec<Step> = Vec::new();
         // Pods that have left, and rows that nobody reads: what an interrupted change left behind.
-        steps.extend(self.gone.iter().map(|&pod| Step::Flip { pod: pod.clone(), subject: SUBJECT_NONE }));
-        let unread = |key: &PolicyKey| !self.old_subjects.contains(&key.subject) && !self.rows.contains_key(key);
+        let flip = |pod: &ObjectName, subject| Step::Flip { pod: pod.clone(), subject, audit: audit(self.next, pod) };
+        steps.extend(self.gone.iter().map(|&pod| flip(pod, SUBJECT_NONE)));
+        let audits: BTreeSet<u32> = self.old.audits.values().copied().collect();
+        let read = |subject: &u32| self.old_subjects.contains(subject) || audits.contains(subject);
+        let unread = |key: &PolicyKey| !read(&key.subject) && !self.rows.contains_key(key);
         steps.extend(self.old.policy.keys().filter(|key| unread(key)).map(|key| Step::RemovePolicy(*key)));
         // Rows, before anything refers to them.
         for ((key, length), entry) in &self.ports {
@@ -327,8 +334,8 @@ impl<'a> Change<'a> {
             steps.push(entry.write(entry.between));
         }
         // Endpoints.
-        steps.extend(self.flips.iter().filter_map(|flip| Some(Step::Flip { pod: flip.pod.clone(), subject: flip.narrowed? })));
-        steps.extend(self.flips.iter().map(|flip| Step::Flip { pod: flip.pod.clone(), subject: flip.through }));
+        steps.extend(self.flips.iter().filter_map(|change| Some(flip(change.pod, change.narrowed?))));
+        steps.extend(self.flips.iter().map(|change| flip(change.pod, change.through)));
         // Addresses to where they belong; rows that go, last: addresses before the prefixes around them.
         for entry in self.moves.iter().filter(|entry| entry.stays && entry.between != entry.to) {
             steps.push(entry.write(entry.to));
@@ -339,10 +346,8 @@ impl<'a> Change<'a> {
                 Place::Prefix(prefix) => Step::RemovePrefix(prefix),
             });
         }
-        for flip in self.flips.iter().filter(|flip| flip.through != flip.to) {
-            steps.push(Step::Flip { pod: flip.pod.clone(), subject: flip.to });
-        }
-        steps.extend(self.arrived.iter().map(|&(pod, subject)| Step::Flip { pod: pod.clone(), subject }));
+        steps.extend(self.flips.iter().filter(|change| change.through != change.to).map(|change| flip(change.pod, change.to)));
+        steps.extend(self.arrived.iter().map(|&(pod, subject)| flip(pod, subject)));
         // Nothing refers to these any more.
         let mut removals: Vec<Step> = Vec::new();
         let dead =
@@ -400,6 +405,11 @@ impl Move {
             Place::Prefix(prefix) => Step::WritePrefix { prefix, identity },
         }
     }
+}
+
+/// What policies in audit mode would make of a pod.
+fn audit(rows: &Compiled, pod: &ObjectName) -> u32 {
+    rows.audits.get(pod).copied().unwrap_or(SUBJECT_NONE)
 }
 
 /// The rows of prefixes, then of addresses, that differ between two states.

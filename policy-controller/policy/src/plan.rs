@@ -47,6 +47,8 @@ pub enum Step {
         pod: ObjectName,
         /// The subject number; `SUBJECT_NONE` where the pod is no subject any more.
         subject: u32,
+        /// The number of what policies in audit mode would make of it; `SUBJECT_NONE` where none selects the pod.
+        audit: u32,
     },
     /// Move the policy epoch: flows that are judged already are judged again.
     BumpEpoch,

@@ -31,16 +31,22 @@ impl PortRange {
     }
 }
 
-/// Collects ranges; where two overlap, the one that came first keeps the ports.
-#[derive(Debug, Default)]
-pub struct Flattener {
+/// Ranges of ports, and what is said of each; where two overlap, the one that came first keeps the ports.
+#[derive(Clone, Debug)]
+pub struct Flattener<T> {
     /// By protocol: first port -> (last port, what is said of them); disjoint.
-    taken: BTreeMap<u8, BTreeMap<u16, (u16, PortEntry)>>,
+    taken: BTreeMap<u8, BTreeMap<u16, (u16, T)>>,
 }
 
-impl Flattener {
+impl<T> Default for Flattener<T> {
+    fn default() -> Self {
+        Self { taken: BTreeMap::new() }
+    }
+}
+
+impl<T: Copy> Flattener<T> {
     /// Adds the ports `first..=last` that nobody has taken yet. A range that runs backwards is empty.
-    pub fn add(&mut self, protocol: u8, first: u16, last: u16, entry: PortEntry) {
+    pub fn add(&mut self, protocol: u8, first: u16, last: u16, said: T) {
         let taken = self.taken.entry(protocol).or_default();
         // The ranges that touch first..=last, in order: at most one begins before `first`.
         let before = taken.range(..first).next_back().map(|(&start, &(end, _))| (start, end)).filter(|&(_, end)| end >= first);
@@ -56,21 +62,33 @@ impl Flattener {
         if free <= u32::from(last) {
             gaps.push((free as u16, last));
         }
-        taken.extend(gaps.into_iter().map(|(start, end)| (start, (end, entry))));
+        taken.extend(gaps.into_iter().map(|(start, end)| (start, (end, said))));
     }
 
+    /// The ranges in order: protocol, first and last port, what is said.
+    pub fn ranges(&self) -> impl Iterator<Item = (u8, u16, u16, T)> + '_ {
+        self.taken.iter().flat_map(|(&protocol, taken)| taken.iter().map(move |(&first, &(last, said))| (protocol, first, last, said)))
+    }
+
+    /// What is said of the ports `first..=last` of a protocol, in order.
+    pub fn within(&self, protocol: u8, first: u16, last: u16) -> impl Iterator<Item = (u16, u16, T)> + '_ {
+        let taken = self.taken.get(&protocol).into_iter().flatten();
+        let meeting = taken.filter(move |&(&start, &(end, _))| start <= last && end >= first);
+        meeting.map(move |(&start, &(end, said))| (start.max(first), end.min(last), said))
+    }
+}
+
+impl Flattener<PortEntry> {
     /// The table; neighbours of which the same is said are joined.
     pub fn finish(self) -> PortTable {
         let mut ranges: Vec<PortRange> = Vec::new();
-        for (protocol, taken) in self.taken {
-            for (first, (last, entry)) in taken {
-                let continues = |before: &&mut PortRange| {
-                    before.protocol == protocol && before.entry() == entry && u32::from(before.last) + 1 == u32::from(first)
-                };
-                match ranges.last_mut().filter(continues) {
-                    Some(before) => before.last = last,
-                    None => ranges.push(PortRange { protocol, first, last, verdict: entry.verdict, reason: entry.reason }),
-                }
+        for (protocol, first, last, entry) in self.ranges() {
+            let continues = |before: &&mut PortRange| {
+                before.protocol == protocol && before.entry() == entry && u32::from(before.last) + 1 == u32::from(first)
+            };
+            match ranges.last_mut().filter(continues) {
+                Some(before) => before.last = last,
+                None => ranges.push(PortRange { protocol, first, last, verdict: entry.verdict, reason: entry.reason }),
             }
         }
         PortTable(ranges)

@@ -1,6 +1,6 @@
 //! Why a verdict is what it is.
 
-use crate::model::ObjectName;
+use crate::model::{PolicyName, Tier};
 use palisade_datapath_core::abi::Direction;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -12,9 +12,13 @@ pub enum Reason {
     /// A rule of a policy.
     Rule {
         /// The policy.
-        policy: ObjectName,
+        policy: PolicyName,
+        /// When the policy is asked.
+        tier: Tier,
         /// Index of the rule in its list, from 0.
         rule: usize,
+        /// The rule's name, where it has one.
+        name: Option<String>,
         /// Which of the policy's lists.
         #[serde(with = "direction")]
         direction: Direction,
@@ -22,7 +26,7 @@ pub enum Reason {
     /// Policies isolate the subject and none of their rules allows the flow.
     Default {
         /// All the policies that isolate the subject in this direction, in order of their names.
-        policies: Vec<ObjectName>,
+        policies: Vec<PolicyName>,
         /// Which direction.
         #[serde(with = "direction")]
         direction: Direction,
@@ -32,7 +36,16 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Rule { policy, rule, direction } => write!(f, "{policy} {} rule {rule}", direction_name(*direction)),
+            Self::Rule { policy, tier, rule, name, direction } => {
+                write!(f, "{policy}")?;
+                match tier {
+                    Tier::Admin(priority) => write!(f, " (Admin tier, priority {priority})")?,
+                    Tier::Baseline(priority) => write!(f, " (Baseline tier, priority {priority})")?,
+                    Tier::Workload => {}
+                }
+                write!(f, " {} rule {rule}", direction_name(*direction))?;
+                name.as_ref().map_or(Ok(()), |name| write!(f, " {name:?}"))
+            }
             Self::Default { policies, direction } => {
                 write!(f, "default deny of {} by ", direction_name(*direction))?;
                 for (index, policy) in policies.iter().enumerate() {

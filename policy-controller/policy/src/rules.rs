@@ -1,15 +1,18 @@
 //! The effective rules of one pod: what all the policies that select it say together.
 
-use crate::model::{Model, ObjectName, Peer, Peers, Pod, Policy, Port, Ports, Rule};
+use crate::model::{Action, Entity, Mode, Model, ObjectName, Peer, Peers, Pod, PodSet, Policy, PolicyName, Port, Ports, Rule, Tier};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::Direction;
-use palisade_identity::{NamespaceMatch, Protocol, Selector};
+use palisade_identity::{LabelSelector, Labels, NamespaceMatch, NodeMatch, Protocol, Selector};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that the policies say of a subject. Pods of equal rule sets share one subject number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RuleSet {
+    /// Whether policies in audit mode are among them: then it decides nothing, and no endpoint has its number as its own. Were
+    /// the numbers shared, a change could not keep the old rows of one and write the new ones of the other.
+    pub audit: bool,
     /// About flows towards the subject.
     pub ingress: DirectionRules,
     /// About flows away from the subject.
@@ -19,19 +22,26 @@ pub struct RuleSet {
 /// What the policies say of a subject in one direction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DirectionRules {
-    /// The policies that isolate the subject, in order of their names. None: everything is allowed.
-    pub isolated_by: Vec<ObjectName>,
-    /// The rules of those policies, in order of policy name and rule index: the first that matches names the verdict.
+    /// The policies that isolate the subject, in order of their names. None: what no rule decides is allowed.
+    pub isolated_by: Vec<PolicyName>,
+    /// The rules of all policies in the order in which they are asked: by tier; within [`Tier::Workload`] those that deny first;
+    /// then by policy and index. The first of a tier that matches decides for it.
     pub rules: Vec<EffectiveRule>,
 }
 
 /// A rule in terms of selectors.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EffectiveRule {
+    /// When it is asked.
+    pub tier: Tier,
     /// The policy that it stands in.
-    pub policy: ObjectName,
+    pub policy: PolicyName,
     /// Its index there.
     pub rule: usize,
+    /// Its name there, where it has one.
+    pub name: Option<String>,
+    /// What is done with a flow that matches.
+    pub action: Action,
     /// Who the other side may be; `None` is every address. An empty set matches nobody.
     pub peers: Option<BTreeSet<EffectivePeer>>,
     /// On which ports; `None` is every port of every protocol, ICMP included. An empty set matches nothing.
@@ -41,7 +51,7 @@ pub struct EffectiveRule {
 /// One peer in terms of selectors.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EffectivePeer {
-    /// What the address must match: pods or a block.
+    /// What the address must match.
     pub selector: Selector,
     /// Blocks that the address must not be in.
     pub except: BTreeSet<IpNet>,
@@ -67,47 +77,99 @@ impl RuleSet {
     }
 }
 
-/// The policies of each namespace, in order of their names.
-pub struct PoliciesByNamespace<'m>(BTreeMap<&'m str, Vec<(&'m ObjectName, &'m Policy)>>);
+impl DirectionRules {
+    /// Whether the policies say nothing at all.
+    pub fn is_silent(&self) -> bool {
+        self.isolated_by.is_empty() && self.rules.is_empty()
+    }
+}
+
+/// The policies that may select a pod, by its namespace.
+pub struct PoliciesByNamespace<'m> {
+    model: &'m Model,
+    /// Those of each namespace, in order of their names.
+    own: BTreeMap<&'m str, Vec<(&'m PolicyName, &'m Policy)>>,
+    /// Those that live in no namespace.
+    cluster: Vec<(&'m PolicyName, &'m Policy)>,
+}
 
 impl<'m> PoliciesByNamespace<'m> {
     /// Sorts the policies of `model` by namespace.
     pub fn new(model: &'m Model) -> Self {
-        let mut policies: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        let mut sorted = Self { model, own: BTreeMap::new(), cluster: Vec::new() };
         for (name, policy) in &model.policies {
-            policies.entry(&name.namespace).or_default().push((name, policy));
+            match name.object.namespace.as_str() {
+                "" => sorted.cluster.push((name, policy)),
+                namespace => sorted.own.entry(namespace).or_default().push((name, policy)),
+            }
         }
-        Self(policies)
+        sorted
     }
 
-    /// What all the policies that select `pod` say together.
+    /// What all the enforced policies that select a pod say together.
     pub fn rule_set(&self, name: &ObjectName, pod: &Pod) -> RuleSet {
-        let mut set = RuleSet::default();
-        for (policy_name, policy) in self.0.get(name.namespace.as_str()).into_iter().flatten() {
-            if !policy.subject.matches(&pod.labels) {
-                continue;
-            }
+        self.together(name, pod, false)
+    }
+
+    /// What they would say if those in audit mode were enforced, too; `None` where none of these selects the pod.
+    pub fn audited_rule_set(&self, name: &ObjectName, pod: &Pod) -> Option<RuleSet> {
+        let audited = self.selecting(name, pod).any(|(_, policy)| policy.mode == Mode::Audit);
+        audited.then(|| self.together(name, pod, true))
+    }
+
+    fn selecting<'s>(&'s self, name: &'s ObjectName, pod: &'s Pod) -> impl Iterator<Item = (&'m PolicyName, &'m Policy)> + 's {
+        let labels = self.model.namespaces.get(&name.namespace);
+        let candidates = self.own.get(name.namespace.as_str()).into_iter().flatten().chain(&self.cluster).copied();
+        candidates.filter(move |(policy, body)| selects(&body.subject, policy, name, labels, pod))
+    }
+
+    fn together(&self, name: &ObjectName, pod: &Pod, with_audit: bool) -> RuleSet {
+        let mut set = RuleSet { audit: with_audit, ..RuleSet::default() };
+        let mut policies: Vec<_> = self.selecting(name, pod).filter(|(_, policy)| with_audit || policy.mode == Mode::Enforce).collect();
+        policies.sort_by_key(|(name, policy)| (policy.tier, *name));
+        for (policy_name, policy) in policies {
             if let Some(rules) = &policy.ingress {
-                set.ingress.add(policy_name, rules, |port| ingress_ports(port, pod));
+                set.ingress.add(self.model, policy_name, policy.tier, rules, |port| ingress_ports(port, pod));
             }
             if let Some(rules) = &policy.egress {
-                set.egress.add(policy_name, rules, |port| vec![egress_port(port)]);
+                set.egress.add(self.model, policy_name, policy.tier, rules, |port| vec![egress_port(port)]);
             }
+        }
+        for direction in [&mut set.ingress, &mut set.egress] {
+            // Stable: within each half the order stays.
+            direction.rules.sort_by_key(|rule| (rule.tier, rule.tier == Tier::Workload && rule.action != Action::Deny));
         }
         set
     }
 }
 
+fn selects(subject: &PodSet, policy: &PolicyName, name: &ObjectName, labels: Option<&Labels>, pod: &Pod) -> bool {
+    let namespace = match &subject.namespaces {
+        None => policy.object.namespace == name.namespace,
+        Some(selector) => labels.is_some_and(|labels| selector.matches(labels)),
+    };
+    let account = subject
+        .accounts
+        .as_ref()
+        .is_none_or(|accounts| accounts.iter().any(|account| account.namespace == name.namespace && account.name == pod.service_account));
+    namespace && account && subject.pods.matches(&pod.labels)
+}
+
 impl DirectionRules {
-    fn add(&mut self, policy: &ObjectName, rules: &[Rule], resolve: impl Fn(&Port) -> Vec<EffectivePort>) {
-        self.isolated_by.push(policy.clone());
+    fn add(&mut self, model: &Model, policy: &PolicyName, tier: Tier, rules: &[Rule], resolve: impl Fn(&Port) -> Vec<EffectivePort>) {
+        if tier == Tier::Workload {
+            self.isolated_by.push(policy.clone());
+        }
         for (index, rule) in rules.iter().enumerate() {
             self.rules.push(EffectiveRule {
+                tier,
                 policy: policy.clone(),
                 rule: index,
+                name: rule.name.clone(),
+                action: rule.action,
                 peers: match &rule.peers {
                     Peers::Any => None,
-                    Peers::Of(peers) => Some(peers.iter().map(|peer| effective_peer(peer, &policy.namespace)).collect()),
+                    Peers::Of(peers) => effective_peers(model, peers, rule.action, &policy.object.namespace),
                 },
                 ports: match &rule.ports {
                     Ports::Any => None,
@@ -118,19 +180,44 @@ impl DirectionRules {
     }
 }
 
-fn effective_peer(peer: &Peer, own_namespace: &str) -> EffectivePeer {
-    match peer {
-        Peer::Pods { namespaces, pods } => {
+/// The peers of a rule, identities replaced by what they are; `None` is everybody.
+fn effective_peers(model: &Model, peers: &[Peer], action: Action, own_namespace: &str) -> Option<BTreeSet<EffectivePeer>> {
+    let mut effective = BTreeSet::new();
+    for peer in peers {
+        match peer {
+            Peer::Identity(name) => match model.identities.get(name) {
+                Some(members) => effective.extend(members.iter().filter_map(|member| effective_peer(model, member, own_namespace))),
+                None if action == Action::Allow => {}
+                None => return None,
+            },
+            other => effective.extend(effective_peer(model, other, own_namespace)),
+        }
+    }
+    Some(effective)
+}
+
+fn effective_peer(model: &Model, peer: &Peer, own_namespace: &str) -> Option<EffectivePeer> {
+    let selector = match peer {
+        Peer::Pods(PodSet { namespaces, pods, accounts }) => {
             let namespaces = match namespaces {
                 Some(selector) => NamespaceMatch::Labels(selector.clone()),
                 None => NamespaceMatch::Name(own_namespace.to_owned()),
             };
-            EffectivePeer { selector: Selector::Pods { namespaces, pods: pods.clone() }, except: BTreeSet::new() }
+            Selector::Pods { namespaces, pods: pods.clone(), accounts: accounts.clone() }
         }
         Peer::Block { block, except } => {
-            EffectivePeer { selector: Selector::Block(block.trunc()), except: except.iter().map(IpNet::trunc).collect() }
+            let except = except.iter().map(IpNet::trunc).collect();
+            return Some(EffectivePeer { selector: Selector::Block(block.trunc()), except });
         }
-    }
+        Peer::Nodes(labels) => Selector::Nodes(NodeMatch::Labels(labels.clone())),
+        Peer::Entity(Entity::Host) => Selector::Nodes(NodeMatch::Name(model.host.clone())),
+        Peer::Entity(Entity::Nodes) => Selector::Nodes(NodeMatch::Labels(LabelSelector::everything())),
+        Peer::Entity(Entity::World) => Selector::World,
+        Peer::Entity(Entity::ApiServer) => Selector::ApiServer,
+        // An identity is made of other members.
+        Peer::Identity(_) => return None,
+    };
+    Some(EffectivePeer { selector, except: BTreeSet::new() })
 }
 
 /// The destination of ingress is the subject: its own names are known here.

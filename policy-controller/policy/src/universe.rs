@@ -1,9 +1,9 @@
 //! The selectors that the rules of this node's subjects name, and which of them each address matches.
 
-use crate::model::{Model, ObjectName, Pod};
+use crate::model::{Model, Node, ObjectName, Pod};
 use crate::rules::{EffectivePort, RuleSet};
-use ipnet::IpNet;
-use palisade_identity::{NamespaceMatch, Operator, Protocol, Selector};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use palisade_identity::{NamespaceMatch, Operator, Protocol, Selector, ServiceAccount};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -25,6 +25,8 @@ pub(crate) struct Universe {
     blocks: HashMap<IpNet, SelectorIndex>,
     /// The prefix lengths that occur among the blocks: IPv4, IPv6.
     lengths: [BTreeSet<u8>; 2],
+    /// Indices of the selectors of nodes.
+    nodes: Vec<SelectorIndex>,
     /// The named ports by protocol and name.
     named: BTreeMap<(Protocol, String), Vec<SelectorIndex>>,
 }
@@ -61,6 +63,7 @@ impl Universe {
             indices: HashMap::new(),
             blocks: HashMap::new(),
             lengths: Default::default(),
+            nodes: Vec::new(),
             named: BTreeMap::new(),
             selectors: Vec::new(),
         };
@@ -74,7 +77,8 @@ impl Universe {
                 Selector::NamedPort { name, protocol, .. } => {
                     universe.named.entry((*protocol, name.clone())).or_default().push(index);
                 }
-                Selector::Pods { .. } => {}
+                Selector::Nodes(_) => universe.nodes.push(index),
+                Selector::Pods { .. } | Selector::World | Selector::ApiServer => {}
             }
         }
         Self { selectors, ..universe }
@@ -90,11 +94,6 @@ impl Universe {
         self.indices.get(selector).copied()
     }
 
-    /// The blocks that the rules name, `except` included.
-    pub fn blocks(&self) -> impl Iterator<Item = IpNet> {
-        self.blocks.keys().copied()
-    }
-
     /// The numbers that pods give to a named port: index and number.
     pub fn named(&self, protocol: Protocol, name: &str) -> impl Iterator<Item = (SelectorIndex, u16)> {
         self.named.get(&(protocol, name.to_owned())).into_iter().flatten().filter_map(|&index| match self.selectors[index as usize] {
@@ -104,7 +103,7 @@ impl Universe {
     }
 
     /// The blocks that contain all of `inner`, itself included.
-    pub fn blocks_around(&self, inner: IpNet) -> IndexedSignature {
+    fn blocks_around(&self, inner: IpNet) -> IndexedSignature {
         let lengths = &self.lengths[usize::from(inner.addr().is_ipv6())];
         let mut around: IndexedSignature = lengths
             .range(..=inner.prefix_len())
@@ -115,9 +114,31 @@ impl Universe {
         around
     }
 
-    /// What each address of the cluster's pods and nodes matches.
+    /// What addresses match that nobody of the cluster is known to have, by the longest of these prefixes that contains them:
+    /// the blocks that the rules name, `except` included, and where they name the world, both families and what is not of it.
+    pub fn prefixes(&self, model: &Model) -> BTreeMap<IpNet, IndexedSignature> {
+        let mut prefixes: BTreeSet<IpNet> = self.blocks.keys().copied().collect();
+        let world = self.index(&Selector::World);
+        let inside: Vec<IpNet> = model.nodes.values().flat_map(|node| &node.pod_ranges).map(IpNet::trunc).collect();
+        if world.is_some() {
+            prefixes.extend([IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())]);
+            prefixes.extend(&inside);
+        }
+        let signature = |prefix: IpNet| {
+            let world = world.filter(|_| !inside.iter().any(|range| range.contains(&prefix)));
+            ordered(self.blocks_around(prefix).into_iter().chain(world))
+        };
+        prefixes.into_iter().map(|prefix| (prefix, signature(prefix))).collect()
+    }
+
+    /// What each address of the cluster's pods and nodes, and of the API server, matches.
     pub fn signatures(&self, model: &Model) -> BTreeMap<IpAddr, IndexedSignature> {
         let mut facts: BTreeMap<IpAddr, IndexedSignature> = BTreeMap::new();
+        // An address that several pods, or several nodes, claim matches only what all of them match: while one of them takes it
+        // over from another, nobody is taken for the other.
+        let claim = |facts: &mut BTreeMap<IpAddr, IndexedSignature>, address, matched: &IndexedSignature| {
+            facts.entry(address).and_modify(|shared| shared.retain(|index| matched.contains(index))).or_insert_with(|| matched.clone());
+        };
         let mut matcher = None;
         for (name, pod) in &model.pods {
             // Pods come sorted by namespace: one index of candidates at a time.
@@ -126,31 +147,44 @@ impl Universe {
                 other => other.insert(NamespaceMatcher::new(self, model, &name.namespace)),
             };
             let matched = self.pod_signature(matcher, pod);
-            for &address in &pod.addresses {
-                // An address that several pods claim matches only what all of them match: while one of them takes it
-                // over from another, nobody is taken for the other.
-                facts.entry(address).and_modify(|shared| shared.retain(|index| matched.contains(index))).or_insert_with(|| matched.clone());
+            pod.addresses.iter().for_each(|&address| claim(&mut facts, address, &matched));
+        }
+        let mut nodes: BTreeMap<IpAddr, IndexedSignature> = BTreeMap::new();
+        for (name, node) in &model.nodes {
+            let matched = self.node_signature(name, node);
+            node.addresses.iter().for_each(|&address| claim(&mut nodes, address, &matched));
+        }
+        for (address, matched) in nodes {
+            facts.entry(address).or_default().extend(matched);
+        }
+        if let Some(api_server) = self.index(&Selector::ApiServer) {
+            let world = self.index(&Selector::World);
+            let inside = |address| model.nodes.values().flat_map(|node| &node.pod_ranges).any(|range| range.contains(address));
+            for address in &model.api_servers {
+                let own = || world.filter(|_| !inside(address)).into_iter().collect();
+                facts.entry(*address).or_insert_with(own).push(api_server);
             }
         }
-        for &address in model.nodes.values().flat_map(|node| &node.addresses) {
-            facts.entry(address).or_default();
-        }
         for (address, signature) in &mut facts {
-            signature.extend(self.blocks_around(IpNet::from(*address)));
-            signature.sort_unstable();
+            *signature = ordered(signature.drain(..).chain(self.blocks_around(IpNet::from(*address))));
         }
         facts
     }
 
+    fn node_signature(&self, name: &str, node: &Node) -> IndexedSignature {
+        let matches = |index: &SelectorIndex| match &self.selectors[*index as usize] {
+            Selector::Nodes(meant) => meant.matches(name, &node.labels),
+            _ => false,
+        };
+        self.nodes.iter().copied().filter(matches).collect()
+    }
+
     fn pod_signature(&self, matcher: &NamespaceMatcher, pod: &Pod) -> IndexedSignature {
-        let mut matched = matcher.matches(self, pod);
-        for port in &pod.ports {
-            let named = Selector::NamedPort { name: port.name.clone(), protocol: port.protocol, port: port.port };
-            matched.extend(self.index(&named));
-        }
-        matched.sort_unstable();
-        matched.dedup();
-        matched
+        let named = pod
+            .ports
+            .iter()
+            .filter_map(|port| self.index(&Selector::NamedPort { name: port.name.clone(), protocol: port.protocol, port: port.port }));
+        ordered(matcher.matches(self, pod).into_iter().chain(named))
     }
 }
 
@@ -169,7 +203,7 @@ impl<'m> NamespaceMatcher<'m> {
         let mut meant: HashMap<&NamespaceMatch, bool> = HashMap::new();
         let mut matcher = Self { namespace, by_label: HashMap::new(), others: Vec::new() };
         for (index, selector) in (0..).zip(&universe.selectors) {
-            let Selector::Pods { namespaces, pods } = selector else { continue };
+            let Selector::Pods { namespaces, pods, .. } = selector else { continue };
             if !*meant.entry(namespaces).or_insert_with(|| namespaces.matches(namespace, labels)) {
                 continue;
             }
@@ -199,11 +233,22 @@ impl<'m> NamespaceMatcher<'m> {
             .chain(&self.others)
             .copied()
             .filter(|&index| match &universe.selectors[index as usize] {
-                Selector::Pods { pods, .. } => pods.matches(&pod.labels),
+                Selector::Pods { pods, accounts, .. } => {
+                    let own = |account: &ServiceAccount| account.namespace == self.namespace && account.name == pod.service_account;
+                    pods.matches(&pod.labels) && accounts.as_ref().is_none_or(|accounts| accounts.iter().any(own))
+                }
                 _ => false,
             })
             .collect()
     }
+}
+
+/// A signature of these selectors.
+fn ordered(indices: impl Iterator<Item = SelectorIndex>) -> IndexedSignature {
+    let mut signature: IndexedSignature = indices.collect();
+    signature.sort_unstable();
+    signature.dedup();
+    signature
 }
 
 /// The pods of `local` that the model knows, with their effective rules.

@@ -6,7 +6,7 @@ use nix::time::{ClockId, clock_gettime};
 use palisade_datapath_core::abi::{DatapathEvent, Hook, Outcome};
 use palisade_datapath_core::verdict::Decision;
 use palisade_loader::EventRing;
-use palisade_protocol::{Event, EventEnd, SideVerdict, VerdictName};
+use palisade_protocol::{Audit, Event, EventEnd, SideVerdict, VerdictName};
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
@@ -98,6 +98,7 @@ impl Subscription {
 }
 
 const ALLOWED: &str = "allowed";
+const AUDITED: &str = "audited";
 const DROPPED: &str = "dropped";
 
 /// Reads the ring for ever. Read without observers too, so that none sees the past and what was suppressed is counted.
@@ -180,17 +181,27 @@ pub fn outcome_names() -> impl Iterator<Item = &'static str> {
 /// The event with names in place of numbers.
 fn named(event: &DatapathEvent, published: &Published, now: Clocks) -> Event {
     let outcome = Outcome::from_byte(event.outcome);
-    let (egress, ingress) = (side(event.egress, event.egress_reason, published), side(event.ingress, event.ingress_reason, published));
+    let side = |decision, reason| side(decision, reason, published);
+    let audited = event.audit_egress != Decision::NotJudged as u8 || event.audit_ingress != Decision::NotJudged as u8;
     Event {
         time: now.seconds(event.time),
-        action: if outcome.is_some_and(Outcome::passes) { ALLOWED } else { DROPPED }.to_owned(),
+        action: match outcome {
+            Some(Outcome::AllowedAudited) => AUDITED,
+            Some(outcome) if outcome.passes() => ALLOWED,
+            _ => DROPPED,
+        }
+        .to_owned(),
         outcome: outcome.map_or("unknown", Outcome::name).to_owned(),
         hook: if event.hook == Hook::ToPod as u8 { "to-pod" } else { "from-pod" }.to_owned(),
         source: end(event.version, event.source, event.source_port, published),
         destination: end(event.version, event.destination, event.destination_port, published),
         protocol: protocol_name(event.protocol),
-        egress,
-        ingress,
+        egress: side(event.egress, event.egress_reason),
+        ingress: side(event.ingress, event.ingress_reason),
+        audit: audited.then(|| Audit {
+            egress: side(event.audit_egress, event.audit_egress_reason),
+            ingress: side(event.audit_ingress, event.audit_ingress_reason),
+        }),
         length: event.length,
         suppressed: 0,
     }

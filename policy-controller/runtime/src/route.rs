@@ -127,6 +127,7 @@ mod tests {
         Node {
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             pod_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            ..Node::default()
         }
     }
 

@@ -62,6 +62,8 @@ pub struct Realised {
     pub spec: EndpointSpec,
     /// Number of its effective policy.
     pub subject: u32,
+    /// Number of what policies in audit mode would make of it.
+    pub audit: u32,
 }
 
 /// How full a map is.
@@ -91,12 +93,14 @@ impl State {
         problems.set(Part::Source, "the objects have not been read yet");
         problems.set(Part::Datapath, "the programs are not loaded yet");
         problems.set(Part::Node, "the node's pod ranges are not known yet");
+        let mut index = Index::new();
+        index.set_host(&config.node);
         Self {
             config,
             problems,
             metrics: Metrics::new(),
             events: Hub::new(),
-            index: Mutex::default(),
+            index: Mutex::new(index),
             generation: watch::Sender::new(0),
             published: RwLock::default(),
             node: watch::Sender::new(None),

@@ -3,7 +3,6 @@
 use crate::kernel::KernelHandle;
 use crate::state::{Published, State};
 use palisade_datapath_core::abi::{ABI_VERSION, Direction};
-use palisade_policy::model::ObjectName;
 use palisade_protocol::{Counts, EndpointStatus, OutcomeCount, Refused, Status};
 
 /// The agent's state.
@@ -64,7 +63,7 @@ pub fn endpoints(state: &State) -> Vec<EndpointStatus> {
     let published = state.published();
     let isolated_by = |subject: u32, direction: Direction| -> Vec<String> {
         let rules = published.numbers.subject(subject);
-        rules.map(|rules| rules.direction(direction).isolated_by.iter().map(ObjectName::to_string).collect()).unwrap_or_default()
+        rules.map(|rules| rules.direction(direction).isolated_by.iter().map(ToString::to_string).collect()).unwrap_or_default()
     };
     let endpoints = published.endpoints.values();
     endpoints

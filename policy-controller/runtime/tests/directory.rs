@@ -44,7 +44,10 @@ fn a_realised_pod_is_reached_by_those_whom_its_policy_allows_and_by_nobody_else(
             assert!(!node.reaches(STRANGER, at), "{at}");
         }
         let allowed = node.explain("shop/client", "shop/web", 80, Family::Ipv6);
-        assert_eq!((allowed.ingress.verdict, allowed.ingress.reason.as_str()), (VerdictName::Allow, "shop/from-shop ingress rule 0"));
+        assert_eq!(
+            (allowed.ingress.verdict, allowed.ingress.reason.as_str()),
+            (VerdictName::Allow, "NetworkPolicy shop/from-shop ingress rule 0")
+        );
         let refused = node.explain("other/client", "shop/web", 80, Family::Ipv4);
         assert_eq!(refused.ingress.verdict, VerdictName::DefaultDeny);
         assert!(refused.ingress.reason.contains("shop/from-shop"), "{refused:?}");

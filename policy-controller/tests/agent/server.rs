@@ -15,8 +15,10 @@ pub enum Answer {
     Unauthorised,
     /// 403 to everything.
     Forbidden,
-    /// The objects of one node; watches on which nothing happens.
+    /// The objects of one node; watches on which nothing happens. Kinds that users install are not known.
     Objects,
+    /// ClusterNetworkPolicy is known, and there is one that denies everything.
+    Installed,
     /// The watch of pods tells of another `shop/web`, which no policy selects.
     Newer,
 }
@@ -82,8 +84,16 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
     let (code, body) = match answer {
         Answer::Unauthorised => (401, status(401, "Unauthorized")),
         Answer::Forbidden => (403, status(403, "Forbidden")),
-        Answer::Objects | Answer::Newer if request.contains("watch=true") => return watch(shared, stream, path == "/api/v1/pods"),
-        Answer::Objects | Answer::Newer => (200, list(path)),
+        Answer::Objects | Answer::Installed | Answer::Newer if request.contains("watch=true") => {
+            return watch(shared, stream, path == "/api/v1/pods");
+        }
+        Answer::Installed if path.ends_with("/clusternetworkpolicies") => (200, cluster_policies()),
+        Answer::Objects | Answer::Installed | Answer::Newer
+            if path.starts_with("/apis/palisade.dev/") || path.starts_with("/apis/policy.networking.k8s.io/") =>
+        {
+            (404, status(404, "NotFound"))
+        }
+        Answer::Objects | Answer::Installed | Answer::Newer => (200, list(path)),
     };
     let body = body.to_string();
     let length = body.len();
@@ -118,6 +128,14 @@ fn status(code: u16, reason: &str) -> Value {
     json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "so it is", "reason": reason, "code": code })
 }
 
+fn cluster_policies() -> Value {
+    let rule = json!({ "action": "Deny", "from": [{ "namespaces": {} }] });
+    let spec = json!({ "tier": "Admin", "priority": 0, "subject": { "namespaces": {} }, "ingress": [rule] });
+    let policy = json!({ "metadata": { "name": "nobody", "resourceVersion": "8" }, "spec": spec });
+    let version = "policy.networking.k8s.io/v1alpha2";
+    json!({ "kind": "ClusterNetworkPolicyList", "apiVersion": version, "metadata": { "resourceVersion": "8" }, "items": [policy] })
+}
+
 /// The same objects as in the directory, and the node.
 fn list(path: &str) -> Value {
     let pod = |namespace: &str, name: &str, labels: Value| pod(namespace, name, &format!("uid-{namespace}-{name}"), labels, "7");
@@ -146,6 +164,7 @@ fn list(path: &str) -> Value {
             let metadata = json!({ "name": "from-shop", "namespace": "shop", "resourceVersion": "7" });
             ("NetworkPolicyList", "networking.k8s.io/v1", json!([{ "metadata": metadata, "spec": spec }]))
         }
+        "/apis/discovery.k8s.io/v1/endpointslices" => ("EndpointSliceList", "discovery.k8s.io/v1", json!([])),
         other => panic!("nobody should ask for {other}"),
     };
     json!({ "kind": kind, "apiVersion": version, "metadata": { "resourceVersion": "7" }, "items": items })

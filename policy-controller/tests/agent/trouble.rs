@@ -99,6 +99,22 @@ fn an_api_server_that_cannot_be_reached_or_refuses_leaves_policy_in_force() {
 }
 
 #[test]
+fn a_kind_that_users_install_later_is_noticed_and_enforced() {
+    after_an_agent(|host, directory, enforced| {
+        let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
+        let server = Server::start(address, Answer::Objects);
+        let agent = with_kubeconfig(host, directory, address);
+        let status = wait(host, "the agent is ready without it", |status| status.ready);
+        assert_eq!(status.counts.policies, 1, "{status:?}");
+        enforced.policy();
+        server.answer(Answer::Installed);
+        wait(host, "the ClusterNetworkPolicy is known", |status| status.counts.policies == 2);
+        assert!(!reaches(host, FRIEND, enforced.at), "the cluster's policy denies what the namespace's allows");
+        agent.kill();
+    });
+}
+
+#[test]
 fn an_endpoint_is_closed_when_a_newer_pod_has_its_name() {
     after_an_agent(|host, directory, enforced| {
         let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();

@@ -99,6 +99,8 @@ outcomes! {
     RewriteFailed = 25 "rewrite-failed" false,
     /// To a pod: the destination is not the pod's address. From a pod: the node by the address of the pod's link.
     DestinationForeign = 26 "destination-foreign" false,
+    /// As `AllowedNew`, and policies in audit mode would have denied it.
+    AllowedAudited = 27 "allowed-audited" true,
 }
 
 impl Outcome {

@@ -1,12 +1,15 @@
 /// One pod interface on this node, by the index of its host-side interface.
 ///
-/// Changing `subject` is the one map write by which a policy change becomes effective.
+/// Changing `subject` (and `audit` with it) is the one map write by which a policy change becomes effective.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
 pub struct Endpoint {
     /// Number of the effective policy; [`SUBJECT_NONE`](super::SUBJECT_NONE) denies everything.
     pub subject: u32,
+    /// Number of what the policies in audit mode would make of it; [`SUBJECT_NONE`](super::SUBJECT_NONE) where none selects the pod.
+    /// It decides nothing.
+    pub audit: u32,
     /// The pod's IPv4 address, or all zero.
     pub ipv4: [u8; 4],
     /// The pod's IPv6 address, or all zero.
@@ -30,5 +33,5 @@ pub struct LocalPod {
     pub host_mac: [u8; 6],
 }
 
-const _: () = assert!(size_of::<Endpoint>() == 36 && align_of::<Endpoint>() == 4);
+const _: () = assert!(size_of::<Endpoint>() == 40 && align_of::<Endpoint>() == 4);
 const _: () = assert!(size_of::<LocalPod>() == 16 && align_of::<LocalPod>() == 4);

@@ -31,6 +31,10 @@ pub struct DatapathEvent {
     pub egress_reason: u32,
     /// Reason number of the ingress verdict.
     pub ingress_reason: u32,
+    /// Reason number of the egress verdict that policies in audit mode would have made.
+    pub audit_egress_reason: u32,
+    /// Reason number of the ingress verdict that they would have made.
+    pub audit_ingress_reason: u32,
     /// Source port, or the echo id; network byte order.
     pub source_port: [u8; 2],
     /// Destination port; network byte order.
@@ -47,8 +51,13 @@ pub struct DatapathEvent {
     pub egress: u8,
     /// A [`Decision`](crate::verdict::Decision) of the ingress side.
     pub ingress: u8,
+    /// A [`Decision`](crate::verdict::Decision) of the egress side that policies in audit mode would have made, where the flow
+    /// would have fared otherwise; else 0.
+    pub audit_egress: u8,
+    /// As `audit_egress`, of the ingress side.
+    pub audit_ingress: u8,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 4],
 }
 
 /// What events must have in common for all but about one a second to be swallowed.
@@ -93,4 +102,4 @@ pub struct EventBudget {
 
 const _: () = assert!(size_of::<EventKey>() == 44 && align_of::<EventKey>() == 4);
 const _: () = assert!(size_of::<EventBudget>() == 32 && align_of::<EventBudget>() == 8);
-const _: () = assert!(size_of::<DatapathEvent>() == 80 && align_of::<DatapathEvent>() == 8);
+const _: () = assert!(size_of::<DatapathEvent>() == 88 && align_of::<DatapathEvent>() == 8);

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use palisade_datapath_core::abi::{Direction, Endpoint, Hook, LocalPod, Outcome};
 use palisade_policy::generate::{self, Random};
 use palisade_policy::model::{Model, ObjectName};
-use palisade_policy::oracle::{Flow, Side, side};
+use palisade_policy::oracle::{Flow, Side, audited_side, side};
 use palisade_policy::{Compiled, Numbers, compile};
 use palisade_test_support::packet::{Way, protocol, sctp_chunk, tcp_flag};
 
@@ -22,7 +22,7 @@ const ELSEWHERE: u32 = 1000;
 #[test]
 fn the_programs_say_of_generated_flows_what_the_rules_say() {
     world(|world| {
-        let (mut judged, mut denied) = (0, 0);
+        let (mut judged, mut denied, mut audited) = (0, 0, 0);
         let mut numbers = Numbers::default();
         for seed in 1..=MODELS {
             let mut random = Random::new(seed);
@@ -44,9 +44,11 @@ fn the_programs_say_of_generated_flows_what_the_rules_say() {
                 assert_eq!(found, expected, "seed {seed}: {flow:?}\nlocal: {local:?}\n{model:#?}");
                 judged += 1;
                 denied += u64::from(!expected.passes());
+                audited += u64::from(expected == Outcome::AllowedAudited);
             }
         }
-        println!("{judged} first packets, {denied} of them denied");
+        println!("{judged} first packets, {denied} of them denied, {audited} that an audit would deny");
+        assert!(audited >= 30, "{audited} audited");
         assert!(judged >= 3_000 && denied >= judged / 20 && denied <= judged * 19 / 20, "{judged} packets, {denied} denied");
     });
 }
@@ -76,7 +78,8 @@ fn write(world: &mut World, model: &Model, compiled: &Compiled) -> BTreeMap<IpAd
     owners.retain(|_, name| compiled.subjects.contains_key(name));
     for (index, (name, subject)) in compiled.subjects.iter().enumerate() {
         let ifindex = ELSEWHERE + index as u32;
-        datapath.endpoints.insert(&ifindex, &Endpoint { subject: *subject, ..Endpoint::default() }).unwrap();
+        let audit = compiled.audits.get(name).copied().unwrap_or_default();
+        datapath.endpoints.insert(&ifindex, &Endpoint { subject: *subject, audit, ..Endpoint::default() }).unwrap();
         let local = LocalPod { ifindex, pod_mac: [2, 0, 0, 0, 3, index as u8], host_mac: [2, 0, 0, 0, 4, index as u8] };
         for address in owners.iter().filter(|(_, owner)| *owner == name).map(|(address, _)| address) {
             datapath.local.insert(address, &local).unwrap();
@@ -100,7 +103,8 @@ fn send(
         (None, None) => return None,
     };
     let (pod_mac, host_mac) = (world.a.mac, world.a.host_mac);
-    let mut endpoint = Endpoint { subject: compiled.subjects[name], pod_mac, host_mac, ..Endpoint::default() };
+    let audit = compiled.audits.get(name).copied().unwrap_or_default();
+    let mut endpoint = Endpoint { subject: compiled.subjects[name], audit, pod_mac, host_mac, ..Endpoint::default() };
     for address in model.pods[name].addresses.iter().filter(|address| owners.get(*address) == Some(name)) {
         match address {
             // Of several addresses of a family the one that the packet has.
@@ -125,15 +129,22 @@ fn send(
 
 /// What the rules say: egress of the opener first, then ingress of the responder, of this node's pods alone.
 fn expected(model: &Model, owners: &BTreeMap<IpAddr, ObjectName>, flow: &Flow) -> Outcome {
-    let denies = |subject: IpAddr, direction, peer| {
-        let name = owners.get(&subject);
-        name.is_some_and(|name| matches!(side(model, name, direction, peer, flow.protocol, flow.port), Side::Denied(_)))
+    let judged = |subject: IpAddr, direction, peer, ask: fn(&Model, &ObjectName, Direction, IpAddr, u8, u16) -> Side| {
+        owners.get(&subject).map_or(Side::NotJudged, |name| ask(model, name, direction, peer, flow.protocol, flow.port))
     };
-    if denies(flow.opener, Direction::Egress, flow.responder) {
-        Outcome::EgressDefaultDenied
-    } else if denies(flow.responder, Direction::Ingress, flow.opener) {
-        Outcome::IngressDefaultDenied
-    } else {
-        Outcome::AllowedNew
+    let audited = [
+        judged(flow.opener, Direction::Egress, flow.responder, audited_side),
+        judged(flow.responder, Direction::Ingress, flow.opener, audited_side),
+    ];
+    match judged(flow.opener, Direction::Egress, flow.responder, side) {
+        Side::Denied { .. } => return Outcome::EgressDenied,
+        Side::DefaultDenied(_) => return Outcome::EgressDefaultDenied,
+        _ => {}
+    }
+    match judged(flow.responder, Direction::Ingress, flow.opener, side) {
+        Side::Denied { .. } => Outcome::IngressDenied,
+        Side::DefaultDenied(_) => Outcome::IngressDefaultDenied,
+        _ if audited.iter().all(Side::passes) => Outcome::AllowedNew,
+        _ => Outcome::AllowedAudited,
     }
 }

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 use palisade_datapath_core::abi::{
     Connection, DatapathEvent, Direction, Endpoint, Hook, IDENTITY_ANY, LocalPod, Outcome, PORTS_NONE, PolicyEntry, PolicyKey, PortEntry,
-    PortKey, RowVerdict, map,
+    PortKey, RowVerdict, SUBJECT_NONE, map,
 };
 use palisade_datapath_core::verdict::Decision;
 use palisade_loader::{Datapath, EventRing, PacketContext, Sizes};
@@ -71,7 +71,14 @@ impl Pod {
     }
 
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint { subject: self.subject, ipv4: self.v4.octets(), ipv6: self.v6.octets(), pod_mac: self.mac, host_mac: self.host_mac }
+        Endpoint {
+            subject: self.subject,
+            audit: SUBJECT_NONE,
+            ipv4: self.v4.octets(),
+            ipv6: self.v6.octets(),
+            pod_mac: self.mac,
+            host_mac: self.host_mac,
+        }
     }
 
     pub fn local(&self) -> LocalPod {

@@ -4,6 +4,9 @@
 //! after `kubectl apply`. What cannot be converted is refused with the field and the reason, together with what is
 //! to stand in its place: never nothing, where nothing would open something.
 
+mod cluster_network_policy;
+mod identity;
+mod identity_policy;
 mod labels;
 mod names;
 mod namespace;
@@ -11,17 +14,23 @@ mod network_policy;
 mod node;
 mod pod;
 
+pub use cluster_network_policy::cluster_network_policy;
+pub use identity::identity;
+pub use identity_policy::identity_policy;
 pub use labels::{labels, selector};
 pub use names::{cluster_name, namespaced_name};
 pub use namespace::{NAMESPACE_NAME_LABEL, namespace};
-pub use network_policy::network_policy;
+pub use network_policy::{MODE_ANNOTATION, network_policy};
 pub use node::node;
 pub use pod::{ContainerPort, Participation, PodParts, container_ports, participation, pod};
+
+use identity_policy::mode;
 
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem};
 use ipnet::IpNet;
 use palisade_identity::Protocol;
+use palisade_policy::model::Port;
 use std::net::IpAddr;
 
 /// A protocol by its name; absent means TCP.
@@ -40,6 +49,22 @@ fn port_number(number: i32, field: impl FnOnce() -> FieldPath) -> Result<u16, Fi
         Ok(port) if port != 0 => Ok(port),
         _ => Err(FieldError::new(field(), Problem::InvalidPort(number))),
     }
+}
+
+/// A range of ports, both ends included.
+fn port_range(
+    protocol: Protocol,
+    first: i32,
+    end: i32,
+    first_field: impl FnOnce() -> FieldPath,
+    end_field: impl Fn() -> FieldPath,
+) -> Result<Port, FieldError> {
+    let first = port_number(first, first_field)?;
+    let end = port_number(end, &end_field)?;
+    if end < first {
+        return Err(FieldError::new(end_field(), Problem::EndBeforeFirst { first, end }));
+    }
+    Ok(Port::Range(protocol, first, end))
 }
 
 /// A port by its name, as IANA_SVC_NAME has it.

@@ -1,14 +1,17 @@
 //! NetworkPolicy (networking.k8s.io/v1) to a policy of the model.
 
 use super::labels::selector;
-use super::{port_name, port_number, protocol};
+use super::{mode, port_name, port_number, port_range, protocol};
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem, Refusal};
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use palisade_identity::LabelSelector;
-use palisade_policy::model::{Peer, Peers, Policy, Port, Ports, Rule};
+use palisade_policy::model::{Mode, Peer, Peers, PodSet, Policy, Port, Ports, Rule, Tier};
+
+/// The annotation that puts a NetworkPolicy or a ClusterNetworkPolicy in audit mode.
+pub const MODE_ANNOTATION: &str = "palisade.dev/mode";
 
 /// The directions that a policy isolates.
 #[derive(Clone, Copy)]
@@ -38,18 +41,33 @@ pub fn network_policy(policy: &NetworkPolicy) -> Result<Policy, Refusal<Policy>>
         Ok(types) => types,
         Err(error) => return refuse(error, subject, both),
     };
+    let annotation = policy.metadata.annotations.iter().flatten().find(|(key, _)| *key == MODE_ANNOTATION);
+    let annotated = || FieldPath::of("metadata.annotations").key(MODE_ANNOTATION);
+    let mode = match mode(annotation.map(|(_, value)| value.as_str()), annotated) {
+        Ok(mode) => mode,
+        Err(error) => return refuse(error, subject, types),
+    };
     // Rules of a direction that the policy does not isolate mean nothing, but must be right all the same.
     match (ingress(spec, &field), egress(spec, &field)) {
-        (Ok(ingress), Ok(egress)) => {
-            Ok(Policy { subject, ingress: types.ingress.then_some(ingress), egress: types.egress.then_some(egress) })
-        }
+        (Ok(ingress), Ok(egress)) => Ok(Policy {
+            mode,
+            ingress: types.ingress.then_some(ingress),
+            egress: types.egress.then_some(egress),
+            ..isolating(subject, types)
+        }),
         (Err(error), _) | (_, Err(error)) => refuse(error, subject, types),
     }
 }
 
 /// A policy that isolates `subject` and allows nothing.
 fn isolating(subject: LabelSelector, types: Types) -> Policy {
-    Policy { subject, ingress: types.ingress.then(Vec::new), egress: types.egress.then(Vec::new) }
+    Policy {
+        tier: Tier::Workload,
+        mode: Mode::Enforce,
+        subject: PodSet { pods: subject, ..PodSet::default() },
+        ingress: types.ingress.then(Vec::new),
+        egress: types.egress.then(Vec::new),
+    }
 }
 
 fn types(spec: &NetworkPolicySpec, field: &FieldPath) -> Result<Types, FieldError> {
@@ -100,7 +118,7 @@ fn rule(
             Ports::Of(ports.iter().enumerate().map(|(index, it)| port(it, &field.index(index))).collect::<Result<_, _>>()?)
         }
     };
-    Ok(Rule { peers, ports })
+    Ok(Rule::allow(peers, ports))
 }
 
 fn peer(peer: &NetworkPolicyPeer, field: &FieldPath) -> Result<Peer, FieldError> {
@@ -109,29 +127,40 @@ fn peer(peer: &NetworkPolicyPeer, field: &FieldPath) -> Result<Peer, FieldError>
         (None, None, None) => Err(FieldError::new(field.clone(), Problem::EmptyPeer)),
         (Some(block), None, None) => block_peer(block, &field.key("ipBlock")),
         (Some(_), _, _) => Err(FieldError::new(field.clone(), Problem::BlockWithSelector)),
-        (None, namespaces, pods) => Ok(Peer::Pods {
+        (None, namespaces, pods) => Ok(Peer::Pods(PodSet {
             namespaces: namespaces.as_ref().map(|it| selector(it, &field.key("namespaceSelector"))).transpose()?,
             pods: pods.as_ref().map(|it| selector(it, &field.key("podSelector"))).transpose()?.unwrap_or_default(),
-        }),
+            accounts: None,
+        })),
     }
 }
 
 fn block_peer(block: &IPBlock, field: &FieldPath) -> Result<Peer, FieldError> {
     let outer = cidr(&block.cidr, || field.key("cidr"))?;
-    let mut except = Vec::new();
-    for (index, text) in block.except.iter().flatten().enumerate() {
-        let field = || field.key("except").index(index);
-        let inner = cidr(text, field)?;
-        if !outer.contains(&inner) || inner.prefix_len() <= outer.prefix_len() {
-            return Err(FieldError::new(field(), Problem::ExceptOutside { except: text.clone(), block: block.cidr.clone() }));
-        }
-        except.push(inner);
-    }
+    let except = except(outer, &block.cidr, block.except.iter().flatten(), &field.key("except"))?;
     Ok(Peer::Block { block: outer, except })
 }
 
+/// The blocks of `texts`, each a smaller part of `outer`, which was written as `written`.
+pub(super) fn except<'a>(
+    outer: IpNet,
+    written: &str,
+    texts: impl Iterator<Item = &'a String>,
+    field: &FieldPath,
+) -> Result<Vec<IpNet>, FieldError> {
+    let inner = |(index, text): (usize, &String)| {
+        let inner = cidr(text, || field.index(index))?;
+        if !outer.contains(&inner) || inner.prefix_len() <= outer.prefix_len() {
+            let problem = Problem::ExceptOutside { except: text.clone(), block: written.to_owned() };
+            return Err(FieldError::new(field.index(index), problem));
+        }
+        Ok(inner)
+    };
+    texts.enumerate().map(inner).collect()
+}
+
 /// A block, host bits masked. A block of IPv4 addresses in IPv6 clothes is refused: no packet ever carries one.
-fn cidr(text: &str, field: impl FnOnce() -> FieldPath) -> Result<IpNet, FieldError> {
+pub(super) fn cidr(text: &str, field: impl FnOnce() -> FieldPath) -> Result<IpNet, FieldError> {
     match super::block(text) {
         Some(IpNet::V6(block)) if block.addr().to_ipv4_mapped().is_some() => {}
         Some(block) => return Ok(block.trunc()),
@@ -151,13 +180,6 @@ fn port(port: &NetworkPolicyPort, field: &FieldPath) -> Result<Port, FieldError>
             let number = port_number(*number, || field.key("port"))?;
             Ok(Port::Range(protocol, number, number))
         }
-        (Some(IntOrString::Int(first)), Some(end)) => {
-            let first = port_number(*first, || field.key("port"))?;
-            let end = port_number(end, end_field)?;
-            if end < first {
-                return Err(FieldError::new(end_field(), Problem::EndBeforeFirst { first, end }));
-            }
-            Ok(Port::Range(protocol, first, end))
-        }
+        (Some(IntOrString::Int(first)), Some(end)) => port_range(protocol, *first, end, || field.key("port"), end_field),
     }
 }

@@ -12,7 +12,8 @@ use std::net::IpAddr;
 /// An address or a range that cannot be read; what can be read stands in its place.
 pub fn node(node: &ApiNode) -> Result<Node, Refusal<Node>> {
     let mut first_error = None;
-    let mut closed = Node::default();
+    // Labels that the API server would not take cannot be there; were they, no selector could mean them.
+    let mut closed = Node { labels: node.metadata.labels.clone().unwrap_or_default(), ..Node::default() };
     for kind in ["InternalIP", "ExternalIP"] {
         let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten()).enumerate();
         for (index, entry) in addresses.filter(|(_, entry)| entry.type_ == kind) {

@@ -61,11 +61,21 @@ pub fn pod(pod: &ApiPod) -> Result<PodParts, Refusal<PodParts>> {
     let converted = labels(pod.metadata.labels.as_ref(), &FieldPath::of("metadata.labels"))
         .and_then(|labels| Ok((labels, named_ports(pod)?)))
         .and_then(|parts| unreadable.map_or(Ok(parts), Err));
-    let parts = |labels: Labels, ports| PodParts { participation: participation(pod), pod: Pod { labels, addresses, ports } };
+    let parts = |labels: Labels, ports| PodParts {
+        participation: participation(pod),
+        pod: Pod { labels, service_account: service_account(pod), addresses, ports },
+    };
     match converted {
         Ok((labels, ports)) => Ok(parts(labels, ports)),
         Err(error) => Err(Refusal { error, closed: Box::new(parts(pod.metadata.labels.clone().unwrap_or_default(), Vec::new())) }),
     }
+}
+
+/// The pod's service account; the API server fills in the default one.
+fn service_account(pod: &ApiPod) -> String {
+    let spec = pod.spec.as_ref();
+    let named = spec.and_then(|spec| spec.service_account_name.as_ref().or(spec.service_account.as_ref()));
+    named.filter(|name| !name.is_empty()).map_or_else(|| "default".to_owned(), Clone::clone)
 }
 
 /// The ports that the containers of a pod declare, in the order in which a name is looked up: containers, then

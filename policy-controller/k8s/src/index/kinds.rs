@@ -1,12 +1,19 @@
 //! The kinds of object that the index takes.
 
 use super::{Index, Record};
+use crate::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
 use crate::convert;
 use crate::problem::{FieldError, NameRule};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use palisade_policy::model::ObjectName;
+use palisade_policy::model::{ObjectName, PolicyKind, PolicyName};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Namespace and name of the service whose endpoints are the API server.
+pub const API_SERVER_SERVICE: (&str, &str) = ("default", "kubernetes");
 
 /// A kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,13 +24,40 @@ pub enum Kind {
     Pod,
     /// Node.
     Node,
+    /// EndpointSlice: only those of the API server.
+    EndpointSlice,
+    /// Identity.
+    Identity,
     /// NetworkPolicy.
     NetworkPolicy,
+    /// IdentityPolicy.
+    IdentityPolicy,
+    /// ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: &[Kind] = &[Kind::Namespace, Kind::Pod, Kind::Node, Kind::NetworkPolicy];
+    pub const ALL: &[Kind] = &[
+        Kind::Namespace,
+        Kind::Pod,
+        Kind::Node,
+        Kind::EndpointSlice,
+        Kind::Identity,
+        Kind::NetworkPolicy,
+        Kind::IdentityPolicy,
+        Kind::ClusterNetworkPolicy,
+    ];
+}
+
+impl From<PolicyKind> for Kind {
+    fn from(kind: PolicyKind) -> Self {
+        match kind {
+            PolicyKind::NetworkPolicy => Self::NetworkPolicy,
+            PolicyKind::IdentityPolicy => Self::IdentityPolicy,
+            PolicyKind::ClusterNetworkPolicy => Self::ClusterNetworkPolicy,
+        }
+    }
 }
 
 impl std::fmt::Display for Kind {
@@ -32,12 +66,16 @@ impl std::fmt::Display for Kind {
             Self::Namespace => "Namespace",
             Self::Pod => "Pod",
             Self::Node => "Node",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Identity => "Identity",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::IdentityPolicy => "IdentityPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         })
     }
 }
 
-/// An object that the index takes: Namespace, Pod, Node and NetworkPolicy.
+/// An object that the index takes; [`Kind`] lists them.
 pub trait Indexed: sealed::Sealed {
     /// Its kind.
     const KIND: Kind;
@@ -53,7 +91,11 @@ mod sealed {
     impl Sealed for super::Namespace {}
     impl Sealed for super::Pod {}
     impl Sealed for super::Node {}
+    impl Sealed for super::EndpointSlice {}
+    impl Sealed for super::Identity {}
     impl Sealed for super::NetworkPolicy {}
+    impl Sealed for super::IdentityPolicy {}
+    impl Sealed for super::ClusterNetworkPolicy {}
 }
 
 impl Indexed for Namespace {
@@ -101,18 +143,69 @@ impl Indexed for Node {
     }
 }
 
-impl Indexed for NetworkPolicy {
-    const KIND: Kind = Kind::NetworkPolicy;
+impl Indexed for EndpointSlice {
+    const KIND: Kind = Kind::EndpointSlice;
 
     fn upsert(index: &mut Index, object: &Self) -> bool {
         let name = convert::namespaced_name(&object.metadata);
         let Some(name) = index.named(Self::KIND, name, &object.metadata) else { return true };
-        index.upsert_policy(name, object)
+        let (namespace, service) = API_SERVER_SERVICE;
+        let of_service =
+            object.metadata.labels.iter().flatten().any(|(key, value)| key == "kubernetes.io/service-name" && value == service);
+        if name.namespace != namespace || !of_service {
+            return index.api_servers.remove(&name).is_some();
+        }
+        // An address that cannot be read is none that a packet has.
+        let addresses = object.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).filter_map(|text| text.parse::<IpAddr>().ok());
+        let addresses: BTreeSet<IpAddr> = addresses.collect();
+        index.api_servers.insert(name, addresses.clone()) != Some(addresses)
     }
 
     fn delete(index: &mut Index, object: &Self) -> bool {
-        convert::namespaced_name(&object.metadata).is_ok_and(|name| index.policies.remove(&name).is_some())
+        convert::namespaced_name(&object.metadata).is_ok_and(|name| index.api_servers.remove(&name).is_some())
     }
+}
+
+impl Indexed for Identity {
+    const KIND: Kind = Kind::Identity;
+
+    fn upsert(index: &mut Index, object: &Self) -> bool {
+        let name = convert::cluster_name(&object.metadata, NameRule::DnsName);
+        let Some(name) = index.named(Self::KIND, name, &object.metadata) else { return true };
+        index.upsert_identity(name, convert::identity(object))
+    }
+
+    fn delete(index: &mut Index, object: &Self) -> bool {
+        object.metadata.name.as_ref().is_some_and(|name| index.identities.remove(name).is_some())
+    }
+}
+
+/// A kind of policy.
+macro_rules! policy {
+    ($kind:ident, $name:expr, $convert:path) => {
+        impl Indexed for $kind {
+            const KIND: Kind = Kind::$kind;
+
+            fn upsert(index: &mut Index, object: &Self) -> bool {
+                let name = $name(&object.metadata);
+                let Some(name) = index.named(Self::KIND, name, &object.metadata) else { return true };
+                index.upsert_policy(PolicyName::new(PolicyKind::$kind, name), $convert(object))
+            }
+
+            fn delete(index: &mut Index, object: &Self) -> bool {
+                let name = $name(&object.metadata).map(|name| PolicyName::new(PolicyKind::$kind, name));
+                name.is_ok_and(|name| index.policies.remove(&name).is_some())
+            }
+        }
+    };
+}
+
+policy!(NetworkPolicy, convert::namespaced_name, convert::network_policy);
+policy!(IdentityPolicy, convert::namespaced_name, convert::identity_policy);
+policy!(ClusterNetworkPolicy, cluster_object, convert::cluster_network_policy);
+
+fn cluster_object(metadata: &ObjectMeta) -> Result<ObjectName, FieldError> {
+    convert::cluster_name(metadata, NameRule::DnsName).map(ObjectName::cluster)
 }
 
 impl Index {

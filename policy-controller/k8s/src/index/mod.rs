@@ -7,15 +7,14 @@
 mod kinds;
 mod pods;
 
-pub use kinds::{Indexed, Kind};
+pub use kinds::{API_SERVER_SERVICE, Indexed, Kind};
 pub use pods::Realisable;
 
 use crate::convert::{self, Participation};
 use crate::problem::{FieldError, Refusal};
 use k8s_openapi::api::core::v1::Pod as ApiPod;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use palisade_identity::Labels;
-use palisade_policy::model::{Model, Node, ObjectName, Policy};
+use palisade_policy::model::{Model, Node, ObjectName, Peer, Policy, PolicyKind, PolicyName};
 use pods::{LocalAddresses, PodRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,7 +25,12 @@ pub struct Index {
     namespaces: BTreeMap<String, Record<Labels>>,
     pods: BTreeMap<ObjectName, Record<PodRecord>>,
     nodes: BTreeMap<String, Record<Node>>,
-    policies: BTreeMap<ObjectName, PolicyRecord>,
+    policies: BTreeMap<PolicyName, PolicyRecord>,
+    identities: BTreeMap<String, IdentityRecord>,
+    /// Addresses of the API server, by the object that tells them.
+    api_servers: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
+    /// Name of this node.
+    host: String,
     /// Addresses of realised endpoints of this node.
     local: BTreeMap<ObjectName, LocalAddresses>,
     /// Objects whose name cannot be read, by kind and what was there instead.
@@ -61,6 +65,13 @@ struct PolicyRecord {
     refused: Option<FieldError>,
 }
 
+#[derive(Clone, Debug, PartialEq)]
+struct IdentityRecord {
+    /// The last version that could be converted; none, and no policy finds the identity.
+    members: Option<Vec<Peer>>,
+    refused: Option<FieldError>,
+}
+
 /// An object that could not be taken as it is, and what stands in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
@@ -81,6 +92,10 @@ pub enum Instead {
     LastGood,
     /// The pods that the policy selects are isolated; all pods of the namespace where that cannot be read.
     Isolated,
+    /// Of its rules, those that cannot be read accept nothing or deny everything.
+    RuleByRule,
+    /// Rules that allow by it match nobody, and rules that deny by it match everybody.
+    Unknown,
     /// What could be read of the object.
     Readable,
     /// Nothing: not even the name could be read.
@@ -98,6 +113,8 @@ impl std::fmt::Display for Instead {
         f.write_str(match self {
             Self::LastGood => "its last good version stays in force",
             Self::Isolated => "the pods that it selects are isolated",
+            Self::RuleByRule => "a rule that cannot be read accepts nothing, or denies everything",
+            Self::Unknown => "rules that allow by it match nobody, rules that deny by it match everybody",
             Self::Readable => "the rest of it is used",
             Self::Nothing => "it is not used",
         })
@@ -138,7 +155,11 @@ impl Index {
             Kind::Namespace => self.namespaces.keys().cloned().collect(),
             Kind::Pod => self.pods.keys().map(ToString::to_string).collect(),
             Kind::Node => self.nodes.keys().cloned().collect(),
-            Kind::NetworkPolicy => self.policies.keys().map(ToString::to_string).collect(),
+            Kind::Identity => self.identities.keys().cloned().collect(),
+            Kind::EndpointSlice => self.api_servers.keys().map(ToString::to_string).collect(),
+            Kind::NetworkPolicy | Kind::IdentityPolicy | Kind::ClusterNetworkPolicy => {
+                self.policies.keys().filter(|name| Kind::from(name.kind) == K::KIND).map(|name| name.object.to_string()).collect()
+            }
         };
         self.nameless.retain(|(kind, _), _| *kind != K::KIND);
         self.unseen.insert(K::KIND, names);
@@ -153,10 +174,21 @@ impl Index {
             Kind::Namespace => self.namespaces.retain(|name, _| !gone(name)),
             Kind::Pod => self.pods.retain(|name, _| !gone(name)),
             Kind::Node => self.nodes.retain(|name, _| !gone(name)),
-            Kind::NetworkPolicy => self.policies.retain(|name, _| !gone(name)),
+            Kind::Identity => self.identities.retain(|name, _| !gone(name)),
+            Kind::EndpointSlice => self.api_servers.retain(|name, _| !gone(name)),
+            Kind::NetworkPolicy | Kind::IdentityPolicy | Kind::ClusterNetworkPolicy => {
+                self.policies.retain(|name, _| Kind::from(name.kind) != K::KIND || !gone(&name.object))
+            }
         }
         // A kind that is synced for the first time counts as a change even when it is empty.
         self.synced.insert(K::KIND) | !unseen.is_empty()
+    }
+
+    /// Tells which node this is, by its name.
+    pub fn set_host(&mut self, name: &str) -> bool {
+        let changed = self.host != name;
+        name.clone_into(&mut self.host);
+        changed
     }
 
     /// Takes the nodes from a source that has no node objects. Counts the kind as synced.
@@ -225,15 +257,20 @@ impl Index {
         self.nodes.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect()
     }
 
-    /// The names of the policies of a namespace.
-    pub fn policies_of(&self, namespace: &str) -> Vec<ObjectName> {
-        let first = ObjectName::new(namespace, "");
-        self.policies.range(first..).map(|(name, _)| name).take_while(|name| name.namespace == namespace).cloned().collect()
+    /// The names of the policies of a kind in a namespace; `""` for those that live in none.
+    pub fn policies_of(&self, kind: PolicyKind, namespace: &str) -> Vec<ObjectName> {
+        let first = PolicyName::new(kind, ObjectName::new(namespace, ""));
+        let in_it = |name: &&PolicyName| name.kind == kind && name.object.namespace == namespace;
+        self.policies.range(first..).map(|(name, _)| name).take_while(in_it).map(|name| name.object.clone()).collect()
     }
 
     /// The model of what is known now.
     pub fn model(&self) -> Model {
+        let identities = self.identities.iter().filter_map(|(name, record)| Some((name.clone(), record.members.clone()?)));
         Model {
+            host: self.host.clone(),
+            api_servers: self.api_servers.values().flatten().copied().collect(),
+            identities: identities.collect(),
             namespaces: self.namespaces.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect(),
             pods: pods::model(&self.pods, &self.local),
             nodes: self.nodes(),
@@ -260,9 +297,16 @@ impl Index {
         for (name, record) in &self.nodes {
             add(Kind::Node, name.clone(), &record.refused, Instead::Readable);
         }
+        for (name, record) in &self.identities {
+            add(Kind::Identity, name.clone(), &record.refused, if record.members.is_some() { Instead::LastGood } else { Instead::Unknown });
+        }
         for (name, record) in &self.policies {
-            let instead = if record.last_good.as_ref() == Some(&record.policy) { Instead::LastGood } else { Instead::Isolated };
-            add(Kind::NetworkPolicy, name.to_string(), &record.refused, instead);
+            let instead = match name.kind {
+                PolicyKind::ClusterNetworkPolicy => Instead::RuleByRule,
+                _ if record.last_good.as_ref() == Some(&record.policy) => Instead::LastGood,
+                _ => Instead::Isolated,
+            };
+            add(name.kind.into(), name.object.to_string(), &record.refused, instead);
         }
         for ((kind, object), error) in &self.nameless {
             add(*kind, object.clone(), &Some(error.clone()), Instead::Nothing);
@@ -291,13 +335,27 @@ impl Index {
         !older && self.pods.remove(name).is_some()
     }
 
-    fn upsert_policy(&mut self, name: ObjectName, policy: &NetworkPolicy) -> bool {
-        let record = match convert::network_policy(policy) {
+    fn upsert_identity(&mut self, name: String, converted: Result<Vec<Peer>, FieldError>) -> bool {
+        let record = match converted {
+            Ok(members) => IdentityRecord { members: Some(members), refused: None },
+            Err(error) => {
+                let members = self.identities.get(&name).and_then(|known| known.members.clone());
+                IdentityRecord { members, refused: Some(error) }
+            }
+        };
+        self.identities.insert(name, record.clone()) != Some(record)
+    }
+
+    fn upsert_policy(&mut self, name: PolicyName, converted: Result<Policy, Refusal<Policy>>) -> bool {
+        let record = match converted {
             Ok(policy) => PolicyRecord { policy: policy.clone(), last_good: Some(policy), refused: None },
             Err(Refusal { error, closed }) => {
                 let last_good = self.policies.get(&name).and_then(|known| known.last_good.clone());
+                // What the API wants in place of a rule that is not understood, it wants at once.
+                let rule_by_rule = name.kind == PolicyKind::ClusterNetworkPolicy;
                 let covered = |good: &Policy| {
-                    good.subject == closed.subject
+                    !rule_by_rule
+                        && good.subject == closed.subject
                         && (good.ingress.is_some() || closed.ingress.is_none())
                         && (good.egress.is_some() || closed.egress.is_none())
                 };

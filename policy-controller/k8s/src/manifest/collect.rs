@@ -5,23 +5,46 @@ use super::error::{ManifestError, ManifestErrors, ManifestProblem, Place};
 use super::written;
 use super::yaml::{self, Node};
 use super::{Manifest, Note};
+use crate::api::Identity;
 use crate::convert;
 use crate::field::FieldPath;
-use crate::problem::{FieldError, NameRule, Problem};
+use crate::problem::{FieldError, NameRule, Problem, Refusal};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use palisade_policy::model::ObjectName;
+use k8s_openapi::{ClusterResourceScope, Metadata, NamespaceResourceScope, Resource};
+use palisade_policy::model::{ObjectName, Policy};
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The kinds that are read, and the version of each.
-const READ: &[(&str, &str)] =
-    &[("Namespace", "v1"), ("Pod", "v1"), ("Service", "v1"), ("Deployment", "apps/v1"), ("NetworkPolicy", "networking.k8s.io/v1")];
+const READ: &[(&str, &str)] = &[
+    ("Namespace", "v1"),
+    ("Pod", "v1"),
+    ("Service", "v1"),
+    ("Deployment", "apps/v1"),
+    ("NetworkPolicy", "networking.k8s.io/v1"),
+    ("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2"),
+    ("Identity", "palisade.dev/v1alpha1"),
+    ("IdentityPolicy", "palisade.dev/v1alpha1"),
+];
 /// The namespace of objects that name none.
 const DEFAULT_NAMESPACE: &str = "default";
 /// The namespaces that every cluster has.
 const ALWAYS_THERE: &[&str] = &[DEFAULT_NAMESPACE, "kube-node-lease", "kube-public", "kube-system"];
+
+/// Whether objects of a kind live in namespaces.
+trait Scope {
+    const NAMESPACED: bool;
+}
+
+impl Scope for NamespaceResourceScope {
+    const NAMESPACED: bool = true;
+}
+
+impl Scope for ClusterResourceScope {
+    const NAMESPACED: bool = false;
+}
 
 /// What was gathered so far.
 #[derive(Default)]
@@ -103,7 +126,14 @@ impl Collected {
             "Namespace" => self.take_namespace(&document),
             "Pod" => self.take_pod(&document),
             "Deployment" => self.take_deployment(&document),
-            "NetworkPolicy" => self.take_policy(&document),
+            "NetworkPolicy" => self.take_policy(&document, |policy| convert::network_policy(policy).map(drop), |it| &mut it.policies),
+            "IdentityPolicy" => {
+                self.take_policy(&document, |policy| convert::identity_policy(policy).map(drop), |it| &mut it.identity_policies)
+            }
+            "ClusterNetworkPolicy" => {
+                self.take_policy(&document, |policy| convert::cluster_network_policy(policy).map(drop), |it| &mut it.cluster_policies)
+            }
+            "Identity" => self.take_identity(&document),
             _ => self.manifest.services.push(Note { kind: kind.to_owned(), object, place: Place::line(file, node.line) }),
         }
     }
@@ -169,16 +199,41 @@ impl Collected {
         }
     }
 
-    fn take_policy(&mut self, document: &Document) {
-        let Some(mut policy) = self.decoded::<NetworkPolicy>(document, decode(document.node, "NetworkPolicy")) else { return };
-        policy.metadata = kept(policy.metadata, Some(DEFAULT_NAMESPACE));
-        let checked = convert::namespaced_name(&policy.metadata)
-            .and_then(|name| convert::network_policy(&policy).map(|_| name).map_err(|refusal| refusal.error));
+    fn take_policy<K: DeserializeOwned + Metadata<Ty = ObjectMeta> + Resource>(
+        &mut self,
+        document: &Document,
+        convert: impl Fn(&K) -> Result<(), Refusal<Policy>>,
+        list: impl Fn(&mut Manifest) -> &mut Vec<K>,
+    ) where
+        K::Scope: Scope,
+    {
+        let Some(mut policy) = self.decoded::<K>(document, decode(document.node, K::KIND)) else { return };
+        *policy.metadata_mut() = kept(policy.metadata().clone(), K::Scope::NAMESPACED.then_some(DEFAULT_NAMESPACE));
+        let name = if K::Scope::NAMESPACED {
+            convert::namespaced_name(policy.metadata())
+        } else {
+            convert::cluster_name(policy.metadata(), NameRule::DnsName).map(ObjectName::cluster)
+        };
+        let checked = name.and_then(|name| convert(&policy).map(|()| name).map_err(|refusal| refusal.error));
         if let Some(name) = self.checked(document, checked) {
-            self.lives(&name, document);
-            if self.takes("NetworkPolicy", name, document) {
-                self.manifest.policies.push(policy);
+            if K::Scope::NAMESPACED {
+                self.lives(&name, document);
             }
+            if self.takes(K::KIND, name, document) {
+                list(&mut self.manifest).push(policy);
+            }
+        }
+    }
+
+    fn take_identity(&mut self, document: &Document) {
+        let Some(mut identity) = self.decoded::<Identity>(document, decode(document.node, "Identity")) else { return };
+        identity.metadata = kept(identity.metadata, None);
+        let checked = convert::cluster_name(&identity.metadata, NameRule::DnsName)
+            .and_then(|name| convert::identity(&identity).map(|_| ObjectName::cluster(name)));
+        if let Some(name) = self.checked(document, checked)
+            && self.takes("Identity", name, document)
+        {
+            self.manifest.identities.push(identity);
         }
     }
 
@@ -202,10 +257,9 @@ impl Collected {
         let place = document.place(&FieldPath::of("metadata.name"));
         if let Some(first) = self.taken.get(&(kind, name.clone())) {
             let first = first.clone();
-            let object = if name.namespace.is_empty() { name.name } else { name.to_string() };
             self.errors.push(ManifestError {
                 place,
-                object: Some(format!("{kind} {object}")),
+                object: Some(format!("{kind} {name}")),
                 problem: ManifestProblem::Duplicate { first },
             });
             return false;
@@ -236,7 +290,10 @@ impl Collected {
             self.errors.sort_by(|a, b| a.place.cmp(&b.place));
             return Err(ManifestErrors(self.errors));
         }
-        let Manifest { namespaces, pods, policies, .. } = &mut self.manifest;
+        let Manifest { namespaces, pods, policies, identity_policies, cluster_policies, identities, .. } = &mut self.manifest;
+        identity_policies.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
+        cluster_policies.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
+        identities.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
         namespaces.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
         pods.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
         policies.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));

@@ -11,11 +11,13 @@ mod yaml;
 
 pub use error::{ManifestError, ManifestErrors, ManifestProblem, Place};
 
+use crate::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
 use crate::convert::{self, ContainerPort, Participation};
 use crate::index::Index;
 use collect::Collected;
 use decode::decode;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use palisade_policy::model::ObjectName;
 use serde::de::DeserializeOwned;
@@ -28,8 +30,14 @@ pub struct Manifest {
     pub namespaces: Vec<Namespace>,
     /// The pods by name, those of Deployments included. Nothing that a cluster would have set (status, UID) is left.
     pub pods: Vec<Pod>,
-    /// The policies by name.
+    /// The NetworkPolicies by name.
     pub policies: Vec<NetworkPolicy>,
+    /// The IdentityPolicies by name.
+    pub identity_policies: Vec<IdentityPolicy>,
+    /// The ClusterNetworkPolicies by name.
+    pub cluster_policies: Vec<ClusterNetworkPolicy>,
+    /// The Identities by name.
+    pub identities: Vec<Identity>,
     /// Services: read, and not served yet.
     pub services: Vec<Note>,
     /// Objects of kinds that mean nothing here, and sub-directories.
@@ -132,12 +140,15 @@ fn files(path: &Path, collected: &mut Collected) -> Vec<PathBuf> {
 }
 
 impl Manifest {
-    /// Makes the index hold what the manifest declares, and nothing else of namespaces, pods and policies. Tells
+    /// Makes the index hold what the manifest declares, and nothing else but nodes. Tells
     /// whether anything that policy needs is different now.
     pub fn feed(&self, index: &mut Index) -> bool {
         let namespaces = index.resync(&self.namespaces);
         let pods = index.resync(&self.pods);
-        index.resync(&self.policies) | pods | namespaces
+        // A directory has no API server.
+        let others = index.resync::<EndpointSlice>([]) | index.resync(&self.identities);
+        let policies = index.resync(&self.identity_policies) | index.resync(&self.cluster_policies) | index.resync(&self.policies);
+        policies | others | pods | namespaces
     }
 
     /// The pods with what it takes to run them.

@@ -71,6 +71,7 @@ fn pod_at(at: &At, fields: &[&str]) -> Result<Pod, Vec<FieldError>> {
     let containers = |list: &str| spec.key(list)?.items()?.iter().map(container).collect::<Result<Vec<_>, _>>();
     let read = PodSpec {
         host_network: spec.key("hostNetwork")?.value()?,
+        service_account_name: spec.key("serviceAccountName")?.value()?,
         containers: containers("containers")?,
         init_containers: Some(containers("initContainers")?).filter(|containers| !containers.is_empty()),
         ..PodSpec::default()

@@ -5,7 +5,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use palisade_identity::{LabelSelector, Operator, Protocol, Requirement};
 use palisade_k8s::convert::{self, Participation};
 use palisade_k8s::{Problem, Refusal};
-use palisade_policy::model::{NamedPort, Peer, Peers, Policy, Port, Ports, Rule};
+use palisade_policy::model::{Mode, NamedPort, Peer, Peers, PodSet, Policy, Port, Ports, Rule, Tier};
 use serde_json::{Value, json};
 
 fn policy(spec: Value) -> Result<Policy, Refusal<Policy>> {
@@ -23,6 +23,11 @@ fn pod(object: Value) -> Pod {
 
 fn one(key: &str, value: &str) -> LabelSelector {
     LabelSelector { requirements: [Requirement { key: key.into(), operator: Operator::In([value.into()].into()) }].into() }
+}
+
+/// A NetworkPolicy of the model.
+fn isolating(pods: LabelSelector, ingress: Option<Vec<Rule>>, egress: Option<Vec<Rule>>) -> Policy {
+    Policy { tier: Tier::Workload, mode: Mode::Enforce, subject: PodSet { pods, ..PodSet::default() }, ingress, egress }
 }
 
 /// The ingress rule of a policy with one rule.
@@ -46,7 +51,7 @@ fn refused_port(port: Value, field: &str, message: &str) {
         &format!("spec.ingress[0].ports[1].{field}"),
         message,
     );
-    assert_eq!(closed, Policy { subject: LabelSelector::everything(), ingress: Some(vec![]), egress: None });
+    assert_eq!(closed, isolating(LabelSelector::everything(), Some(vec![]), None));
 }
 
 #[track_caller]
@@ -64,7 +69,7 @@ fn refused_selector(expression: Value, field: &str, message: &str) {
 #[test]
 fn policy_types_absent_mean_ingress_always_and_egress_only_with_egress_rules() {
     let isolates = |spec: Value| policy(spec).map(|policy| (policy.ingress, policy.egress)).expect("a good policy");
-    let all = || vec![Rule { peers: Peers::Any, ports: Ports::Any }];
+    let all = || vec![Rule::allow(Peers::Any, Ports::Any)];
     assert_eq!(isolates(json!({"podSelector": {}})), (Some(vec![]), None));
     assert_eq!(isolates(json!({"podSelector": {}, "policyTypes": []})), (Some(vec![]), None));
     assert_eq!(isolates(json!({"podSelector": {}, "egress": []})), (Some(vec![]), None));
@@ -76,15 +81,15 @@ fn policy_types_absent_mean_ingress_always_and_egress_only_with_egress_rules() {
 
 #[test]
 fn empty_peers_and_ports_mean_all() {
-    assert_eq!(rule(json!({"from": [], "ports": []})), Rule { peers: Peers::Any, ports: Ports::Any });
-    assert_eq!(rule(json!({})), Rule { peers: Peers::Any, ports: Ports::Any });
+    assert_eq!(rule(json!({"from": [], "ports": []})), Rule::allow(Peers::Any, Ports::Any));
+    assert_eq!(rule(json!({})), Rule::allow(Peers::Any, Ports::Any));
 }
 
 #[test]
 fn a_peer_keeps_which_of_its_selectors_were_there() {
     let peers = |peer: Value| rule(json!({"from": [peer]})).peers;
     let everything = LabelSelector::everything;
-    let pods = |namespaces, pods| Peers::Of(vec![Peer::Pods { namespaces, pods }]);
+    let pods = |namespaces, pods| Peers::Of(vec![Peer::Pods(PodSet { namespaces, pods, accounts: None })]);
     assert_eq!(peers(json!({"podSelector": {}})), pods(None, everything()));
     assert_eq!(peers(json!({"namespaceSelector": {}})), pods(Some(everything()), everything()));
     let both = json!({"podSelector": {"matchLabels": {"a": "b"}}, "namespaceSelector": {"matchLabels": {"c": "d"}}});
@@ -105,7 +110,7 @@ fn match_labels_and_expressions_add_up_in_one_selector() {
         ("d", Operator::Exists),
         ("e", Operator::DoesNotExist),
     ];
-    assert_eq!(subject.requirements, expect.map(|(key, operator)| Requirement { key: key.into(), operator }).into());
+    assert_eq!(subject.pods.requirements, expect.map(|(key, operator)| Requirement { key: key.into(), operator }).into());
 }
 
 #[test]
@@ -202,13 +207,13 @@ fn a_refused_policy_isolates_the_pods_that_it_selects_in_the_directions_that_it_
         "spec.egress[0].ports[0].port",
         "no port",
     );
-    assert_eq!(closed, Policy { subject: one("a", "b"), ingress: None, egress: Some(vec![]) });
+    assert_eq!(closed, isolating(one("a", "b"), None, Some(vec![])));
     let closed = refused(
         json!({"podSelector": {"matchLabels": {"a": "b"}}, "policyTypes": ["Ingress", "Both"]}),
         "spec.policyTypes[1]",
         "no policy type \"Both\"",
     );
-    assert_eq!(closed, Policy { subject: one("a", "b"), ingress: Some(vec![]), egress: Some(vec![]) });
+    assert_eq!(closed, isolating(one("a", "b"), Some(vec![]), Some(vec![])));
 }
 
 #[test]
@@ -216,7 +221,21 @@ fn a_refused_policy_whose_selector_cannot_be_read_isolates_its_namespace_in_both
     let selector = json!({"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "Gt", "values": ["1"]}]});
     let closed =
         refused(json!({"podSelector": selector, "policyTypes": ["Ingress"]}), "spec.podSelector.matchExpressions[0].operator", "Gt");
-    assert_eq!(closed, Policy { subject: LabelSelector::everything(), ingress: Some(vec![]), egress: Some(vec![]) });
+    assert_eq!(closed, isolating(LabelSelector::everything(), Some(vec![]), Some(vec![])));
+}
+
+#[test]
+fn an_annotation_puts_a_policy_in_audit_mode_and_an_unknown_mode_isolates() {
+    let annotated = |mode: &str| {
+        let metadata = json!({"namespace": "n", "name": "p", "annotations": {"palisade.dev/mode": mode}});
+        let object = json!({"metadata": metadata, "spec": {"podSelector": {}, "ingress": [{}]}});
+        convert::network_policy(&serde_json::from_value::<NetworkPolicy>(object).expect("a decodable policy"))
+    };
+    assert_eq!(annotated("Audit").expect("a good policy").mode, Mode::Audit);
+    assert_eq!(annotated("Enforce").expect("a good policy").mode, Mode::Enforce);
+    let refusal = annotated("audit").expect_err("refused");
+    assert_eq!(refusal.error.to_string(), "metadata.annotations[\"palisade.dev/mode\"]: there is no mode \"audit\": Enforce and Audit are");
+    assert_eq!(*refusal.closed, isolating(LabelSelector::everything(), Some(vec![]), None));
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The index: its model is a function of the present objects.
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use palisade_k8s::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
 use palisade_k8s::index::{Index, Instead, Kind, Realisable};
-use palisade_policy::model::{self, Model, ObjectName, Policy};
+use palisade_policy::model::{self, Entity, Model, ObjectName, Peer, Policy, PolicyKind, PolicyName};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -34,6 +36,32 @@ fn policy(name: &str, subject: &str, port: i32) -> NetworkPolicy {
     object("networking.k8s.io/v1", "NetworkPolicy", json!({"metadata": {"namespace": "n", "name": name}, "spec": spec}))
 }
 
+/// The addresses of the API server.
+fn api_server(name: &str, address: &str) -> EndpointSlice {
+    let metadata = json!({"namespace": "default", "name": name, "labels": {"kubernetes.io/service-name": "kubernetes"}});
+    object(
+        "discovery.k8s.io/v1",
+        "EndpointSlice",
+        json!({"metadata": metadata, "addressType": "IPv4", "endpoints": [{"addresses": [address]}]}),
+    )
+}
+
+fn identity(name: &str, entity: &str) -> Identity {
+    object("palisade.dev/v1alpha1", "Identity", json!({"metadata": {"name": name}, "spec": {"entities": [entity]}}))
+}
+
+fn identity_policy(name: &str, subject: &str, port: i32) -> IdentityPolicy {
+    let rule = json!({"action": "Allow", "ports": [{"port": port}]});
+    let spec = json!({"subject": {"pods": {"matchLabels": {"a": subject}}}, "ingress": [rule]});
+    object("palisade.dev/v1alpha1", "IdentityPolicy", json!({"metadata": {"namespace": "n", "name": name}, "spec": spec}))
+}
+
+fn cluster_policy(name: &str, priority: i32, action: &str) -> ClusterNetworkPolicy {
+    let rule = json!({"action": action, "from": [{"namespaces": {}}]});
+    let spec = json!({"tier": "Admin", "priority": priority, "subject": {"namespaces": {}}, "ingress": [rule]});
+    object("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", json!({"metadata": {"name": name}, "spec": spec}))
+}
+
 fn n(name: &str) -> ObjectName {
     ObjectName::new("n", name)
 }
@@ -59,7 +87,11 @@ fn it_is_synced_when_every_kind_has_been_seen_whole_once() {
     assert!(index.resync::<Namespace>(&[]), "the first time counts, also when it is empty");
     assert!(!index.resync::<Namespace>(&[]));
     index.resync::<Pod>(&[]);
+    index.resync::<EndpointSlice>(&[]);
+    index.resync::<Identity>(&[]);
     index.resync::<NetworkPolicy>(&[]);
+    index.resync::<IdentityPolicy>(&[]);
+    index.resync::<ClusterNetworkPolicy>(&[]);
     assert_eq!(index.not_synced(), [Kind::Node]);
     index.set_nodes([("a".to_owned(), model::Node::default())].into());
     assert!(index.synced());
@@ -195,7 +227,8 @@ fn host_network_and_finished_pods_drop_out_of_the_model_and_claim_no_address() {
 }
 
 fn isolated(index: &Index) -> Policy {
-    index.model().policies.remove(&n("p")).expect("never a no-op")
+    let name = PolicyName::new(PolicyKind::NetworkPolicy, n("p"));
+    index.model().policies.remove(&name).expect("never a no-op")
 }
 
 #[test]
@@ -249,6 +282,52 @@ fn the_last_good_version_is_not_kept_where_it_would_leave_pods_open() {
 }
 
 #[test]
+fn a_resync_of_one_kind_of_policy_leaves_the_others() {
+    let mut index = Index::new();
+    index.upsert(&policy("p", "x", 80));
+    index.upsert(&identity_policy("p", "x", 80));
+    index.upsert(&cluster_policy("p", 1, "Deny"));
+    assert!(index.resync::<IdentityPolicy>([]));
+    let kinds: Vec<_> = index.model().policies.keys().map(|name| name.kind).collect();
+    assert_eq!(kinds, [PolicyKind::NetworkPolicy, PolicyKind::ClusterNetworkPolicy]);
+    assert_eq!(index.policies_of(PolicyKind::ClusterNetworkPolicy, ""), [ObjectName::cluster("p")]);
+    assert_eq!(index.policies_of(PolicyKind::NetworkPolicy, "n"), [n("p")]);
+}
+
+#[test]
+fn an_identity_that_is_refused_keeps_its_last_good_version_and_is_unknown_without_one() {
+    let mut index = Index::new();
+    index.upsert(&identity("i", "Moon"));
+    assert_eq!((index.model().identities.len(), index.refused()[0].instead), (0, Instead::Unknown));
+    index.upsert(&identity("i", "World"));
+    index.upsert(&identity("i", "Moon"));
+    assert_eq!(index.model().identities["i"], [Peer::Entity(Entity::World)]);
+    assert_eq!(index.refused()[0].instead, Instead::LastGood);
+}
+
+#[test]
+fn a_cluster_policy_that_is_not_understood_is_closed_at_once_whatever_it_was_before() {
+    let mut index = Index::new();
+    index.upsert(&cluster_policy("c", 1, "Accept"));
+    index.upsert(&cluster_policy("c", 1, "Log"));
+    assert_eq!(index.refused()[0].instead, Instead::RuleByRule);
+    let policy = index.model().policies.into_values().next().expect("never a no-op");
+    assert_eq!(policy.ingress.expect("a rule")[0].action, model::Action::Deny);
+}
+
+#[test]
+fn the_endpoints_of_the_kubernetes_service_are_the_api_server_and_no_others() {
+    let mut index = Index::new();
+    index.upsert(&api_server("a", "192.0.2.1"));
+    let mut other = api_server("b", "192.0.2.2");
+    other.metadata.namespace = Some("elsewhere".to_owned());
+    index.upsert(&other);
+    assert_eq!(index.model().api_servers, [ip("192.0.2.1")].into());
+    index.upsert(&api_server("a", "192.0.2.3"));
+    assert_eq!(index.model().api_servers, [ip("192.0.2.3")].into());
+}
+
+#[test]
 fn an_object_whose_name_cannot_be_read_is_reported() {
     let mut index = Index::new();
     let mut bad = namespace("Not A Name", "x");
@@ -267,9 +346,15 @@ enum Told {
     /// Number of the name, address, version of the UID.
     Pod(u8, u8, u8),
     Policy(u8, u8, i32),
+    ApiServer(u8, u8),
+    Identity(u8, u8),
+    IdentityPolicy(u8, u8, i32),
+    ClusterPolicy(u8, i32),
     Gone(Kind, u8),
     Local(u8, u8),
 }
+
+const ENTITIES: [&str; 3] = ["Host", "Nodes", "World"];
 
 fn told() -> impl Strategy<Value = Told> {
     prop_oneof![
@@ -277,6 +362,10 @@ fn told() -> impl Strategy<Value = Told> {
         (0..2u8, 0..3u8).prop_map(|(name, address)| Told::Node(name, address)),
         (0..4u8, 0..3u8, 0..3u8).prop_map(|(name, address, uid)| Told::Pod(name, address, uid)),
         (0..3u8, 0..2u8, prop_oneof![Just(80), Just(81)]).prop_map(|(name, subject, port)| Told::Policy(name, subject, port)),
+        (0..2u8, 0..3u8).prop_map(|(name, address)| Told::ApiServer(name, address)),
+        (0..3u8, 0..3u8).prop_map(|(name, entity)| Told::Identity(name, entity)),
+        (0..3u8, 0..2u8, prop_oneof![Just(80), Just(81)]).prop_map(|(name, subject, port)| Told::IdentityPolicy(name, subject, port)),
+        (0..3u8, 0..3i32).prop_map(|(name, priority)| Told::ClusterPolicy(name, priority)),
         (prop::sample::select(Kind::ALL), 0..3u8).prop_map(|(kind, name)| Told::Gone(kind, name)),
         (0..4u8, 0..3u8).prop_map(|(name, address)| Told::Local(name, address)),
     ]
@@ -290,8 +379,12 @@ impl Told {
             Told::Pod(name, ..) => (Kind::Pod as u8, *name),
             Told::Node(name, _) => (Kind::Node as u8, *name),
             Told::Policy(name, ..) => (Kind::NetworkPolicy as u8, *name),
+            Told::ApiServer(name, _) => (Kind::EndpointSlice as u8, *name),
+            Told::Identity(name, _) => (Kind::Identity as u8, *name),
+            Told::IdentityPolicy(name, ..) => (Kind::IdentityPolicy as u8, *name),
+            Told::ClusterPolicy(name, _) => (Kind::ClusterNetworkPolicy as u8, *name),
             Told::Gone(kind, name) => (*kind as u8, *name),
-            Told::Local(name, _) => (9, *name),
+            Told::Local(name, _) => (99, *name),
         }
     }
 
@@ -306,6 +399,14 @@ impl Told {
             Told::Gone(Kind::Namespace, name) => index.delete(&namespace(&format!("n{name}"), "")),
             Told::Gone(Kind::Node, name) => index.delete(&node(&format!("n{name}"), "10.0.0.1")),
             Told::Gone(Kind::NetworkPolicy, name) => index.delete(&policy(&format!("p{name}"), "s", 80)),
+            Told::ApiServer(name, at) => index.upsert(&api_server(&format!("s{name}"), &address(at))),
+            Told::Identity(name, entity) => index.upsert(&identity(&format!("i{name}"), ENTITIES[usize::from(*entity)])),
+            Told::IdentityPolicy(name, subject, port) => index.upsert(&identity_policy(&format!("p{name}"), &format!("s{subject}"), *port)),
+            Told::ClusterPolicy(name, priority) => index.upsert(&cluster_policy(&format!("c{name}"), *priority, "Deny")),
+            Told::Gone(Kind::EndpointSlice, name) => index.delete(&api_server(&format!("s{name}"), "10.0.0.1")),
+            Told::Gone(Kind::Identity, name) => index.delete(&identity(&format!("i{name}"), "World")),
+            Told::Gone(Kind::IdentityPolicy, name) => index.delete(&identity_policy(&format!("p{name}"), "s", 80)),
+            Told::Gone(Kind::ClusterNetworkPolicy, name) => index.delete(&cluster_policy(&format!("c{name}"), 1, "Deny")),
             Told::Gone(Kind::Pod, name) => {
                 let mut gone = pod(&format!("p{name}"), "", EARLY, "10.0.0.1");
                 gone.metadata.uid = None;
@@ -358,11 +459,19 @@ proptest! {
         index.resync_begin::<Pod>();
         index.resync_begin::<Node>();
         index.resync_begin::<NetworkPolicy>();
+        index.resync_begin::<IdentityPolicy>();
+        index.resync_begin::<ClusterNetworkPolicy>();
+        index.resync_begin::<Identity>();
+        index.resync_begin::<EndpointSlice>();
         listed(&story).into_iter().rev().for_each(|told| told.tell(&mut index));
         index.resync_end::<Namespace>();
         index.resync_end::<Pod>();
         index.resync_end::<Node>();
         index.resync_end::<NetworkPolicy>();
+        index.resync_end::<IdentityPolicy>();
+        index.resync_end::<ClusterNetworkPolicy>();
+        index.resync_end::<Identity>();
+        index.resync_end::<EndpointSlice>();
         prop_assert_eq!(&model, &index.model());
     }
 }

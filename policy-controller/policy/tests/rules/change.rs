@@ -116,6 +116,7 @@ fn arrived(kernel: &Kernel, next: &Compiled, model: &Model, local: &BTreeSet<Obj
     assert_eq!(kernel.rows.addresses, next.addresses, "{what}");
     assert_eq!(kernel.rows.prefixes, next.prefixes, "{what}");
     assert_eq!(kernel.read_back().subjects, next.subjects, "{what}");
+    assert_eq!(kernel.rows.audits, next.audits, "{what}");
     let mut fresh = Numbers::default();
     let scratch = compile(model, local, &mut fresh);
     assert_eq!(resolved(next, numbers), resolved(&scratch, &fresh), "{what}: differs from a compilation from scratch");

@@ -37,7 +37,10 @@ fn an_allow_names_its_rule_and_a_pod_of_another_node_is_not_judged_here() {
     for ipv6 in [false, true] {
         let answer = ask(pod("shop/web"), pod("shop/db"), ipv6).unwrap();
         assert_eq!((answer.egress.decision, answer.egress.reason.as_str()), (Decision::NotJudged, ""));
-        assert_eq!((answer.ingress.decision, answer.ingress.reason.as_str()), (Decision::Allow, "shop/allow-web ingress rule 1"));
+        assert_eq!(
+            (answer.ingress.decision, answer.ingress.reason.as_str()),
+            (Decision::Allow, "NetworkPolicy shop/allow-web ingress rule 1")
+        );
         assert!(answer.passes());
     }
 }
@@ -46,9 +49,9 @@ fn an_allow_names_its_rule_and_a_pod_of_another_node_is_not_judged_here() {
 fn a_default_deny_names_all_policies_that_isolate_and_both_sides_are_shown() {
     let answer = ask(pod("bank/web"), pod("shop/db"), false).unwrap();
     assert_eq!(answer.egress.decision, Decision::DefaultDeny);
-    assert_eq!(answer.egress.reason, "default deny of egress by bank/closed");
+    assert_eq!(answer.egress.reason, "default deny of egress by NetworkPolicy bank/closed");
     assert_eq!(answer.ingress.decision, Decision::DefaultDeny);
-    assert_eq!(answer.ingress.reason, "default deny of ingress by shop/allow-web, shop/deny");
+    assert_eq!(answer.ingress.reason, "default deny of ingress by NetworkPolicy shop/allow-web, NetworkPolicy shop/deny");
     assert!(!answer.passes());
 }
 

@@ -8,5 +8,7 @@ mod explain;
 mod judge;
 mod scale;
 mod semantics_changes;
+mod semantics_identities;
 mod semantics_peers;
 mod semantics_ports;
+mod semantics_tiers;

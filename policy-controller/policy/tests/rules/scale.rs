@@ -25,7 +25,7 @@ fn cluster(pods_count: u32, policies: u32) -> Model {
         let addresses =
             vec![IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + index)), IpAddr::V6(Ipv6Addr::from((0xfd00u128 << 112) + u128::from(index)))];
         let name = ObjectName::new(format!("team-{}", index % 10), format!("pod-{index}"));
-        world.model.pods.insert(name, Pod { labels, addresses, ports: Vec::new() });
+        world.model.pods.insert(name, Pod { labels, addresses, ..Pod::default() });
     }
     world.model
 }

@@ -95,7 +95,7 @@ fn a_pod_that_has_finished_is_neither_subject_nor_peer_from_the_first_write_on()
     let mut finished = base.model.clone();
     finished.pods.remove(&object("shop/web"));
     let steps = node.follow(&finished, |_, _| {});
-    assert_eq!(steps[0], Step::Flip { pod: object("shop/web"), subject: SUBJECT_NONE }, "its own packets stop first");
+    assert_eq!(steps[0], Step::Flip { pod: object("shop/web"), subject: SUBJECT_NONE, audit: SUBJECT_NONE }, "its own packets stop first");
     assert!(!node.passes("shop/web", Direction::Egress, DB));
     assert!(!node.passes("shop/db", Direction::Ingress, WEB));
 }

@@ -1,8 +1,8 @@
 //! Who is meant: the numbered lines of the rules about subjects and peers, each of the rows and of the oracle alike.
 
-use crate::judge::world::{self, World, block, everything, expression, from, object, own, pods, rule, tcp};
-use palisade_identity::{LabelSelector, Operator};
-use palisade_policy::model::{Peer, Peers, Ports, Rule};
+use crate::judge::world::{self, World, block, everything, expression, from, network_policy, object, own, pods, rule, tcp};
+use palisade_identity::Operator;
+use palisade_policy::model::{Peer, Peers, PodSet, Ports, Rule};
 use palisade_policy::oracle::Side;
 use std::collections::BTreeSet;
 
@@ -105,7 +105,7 @@ fn a_namespace_is_selected_by_its_name_label() {
 #[test]
 fn a_namespace_that_is_not_known_matches_no_namespace_selector() {
     let absent = expression("team", Operator::DoesNotExist);
-    let peer = Peer::Pods { namespaces: Some(absent), pods: LabelSelector::everything() };
+    let peer = Peer::Pods(PodSet { namespaces: Some(absent), ..PodSet::default() });
     let world = world().pod("lost/web", "app=web", 9).ingress("shop/absent", "app=db", [from([peer])]);
     world.denies("lost/web", "shop/db", "TCP/80");
     // Its own policies still mean it, by name.
@@ -126,7 +126,7 @@ fn each_operator_of_a_label_expression_means_what_the_api_says() {
         (Operator::DoesNotExist, [false, false, true]),
     ];
     for (operator, expected) in cases {
-        let peer = Peer::Pods { namespaces: None, pods: expression("tier", operator.clone()) };
+        let peer = Peer::Pods(PodSet { pods: expression("tier", operator.clone()), ..PodSet::default() });
         let world = base.clone().ingress("shop/policy", "app=db", [from([peer])]);
         let found = ["shop/a", "shop/b", "shop/none"].map(|pod| world.passes(pod, "shop/db", "TCP/80"));
         assert_eq!(found, expected, "{operator:?}");
@@ -136,7 +136,7 @@ fn each_operator_of_a_label_expression_means_what_the_api_says() {
 // Lines 4 and 45.
 #[test]
 fn a_list_of_peers_that_came_out_empty_matches_nobody() {
-    let nobody = Rule { peers: Peers::Of(Vec::new()), ports: Ports::Any };
+    let nobody = Rule::allow(Peers::Of(Vec::new()), Ports::Any);
     let world = world().ingress("shop/nobody", "app=db", [nobody]);
     world.denies("shop/web", "shop/db", "TCP/80");
     world.denies(OUTSIDE, "shop/db", "TCP/80");
@@ -145,7 +145,7 @@ fn a_list_of_peers_that_came_out_empty_matches_nobody() {
 // Line 45.
 #[test]
 fn a_list_of_ports_that_came_out_empty_matches_nothing() {
-    let nothing = Rule { peers: Peers::Any, ports: Ports::Of(Vec::new()) };
+    let nothing = Rule::allow(Peers::Any, Ports::Of(Vec::new()));
     let world = world().ingress("shop/nothing", "app=db", [nothing]);
     world.denies("shop/web", "shop/db", "TCP/80");
     world.denies("shop/web", "shop/db", "ICMP");
@@ -154,7 +154,7 @@ fn a_list_of_ports_that_came_out_empty_matches_nothing() {
 // Line 45: a value set without values holds for nobody, and its opposite for everybody.
 #[test]
 fn an_expression_without_values_is_not_all() {
-    let peer = |operator| Peer::Pods { namespaces: None, pods: expression("app", operator) };
+    let peer = |operator| Peer::Pods(PodSet { pods: expression("app", operator), ..PodSet::default() });
     let none = world().ingress("shop/in", "app=db", [from([peer(Operator::In(BTreeSet::new()))])]);
     none.denies("shop/web", "shop/db", "TCP/80");
     let all = world().ingress("shop/not-in", "app=db", [from([peer(Operator::NotIn(BTreeSet::new()))])]);
@@ -333,12 +333,12 @@ fn an_allow_names_the_first_rule_and_a_default_deny_all_policies_that_isolate() 
         .ingress("shop/c", "", [everything()])
         .egress("shop/d", "", [everything()]);
     for verdict in world.verdicts("shop/web", "shop/db", "TCP/80") {
-        assert_eq!(verdict.ingress, Side::Allowed { policy: object("shop/b"), rule: 1 });
-        assert_eq!(verdict.egress, Side::Allowed { policy: object("shop/d"), rule: 0 });
+        assert_eq!(verdict.ingress, Side::Allowed { policy: network_policy("shop/b"), rule: 1 });
+        assert_eq!(verdict.egress, Side::Allowed { policy: network_policy("shop/d"), rule: 0 });
     }
     let mut closed = world;
-    closed.model.policies.remove(&object("shop/c"));
+    closed.model.policies.remove(&network_policy("shop/c"));
     for verdict in closed.verdicts("bank/web", "shop/db", "TCP/80") {
-        assert_eq!(verdict.ingress, Side::Denied(vec![object("shop/a"), object("shop/b")]));
+        assert_eq!(verdict.ingress, Side::DefaultDenied(vec![network_policy("shop/a"), network_policy("shop/b")]));
     }
 }

@@ -1,6 +1,6 @@
 //! On which ports: the numbered lines of the rules about ports and protocols, each of the rows and of the oracle alike.
 
-use crate::judge::world::{self, World, everything, named, object, on, own, pods, rule, tcp};
+use crate::judge::world::{self, World, everything, named, network_policy, on, own, pods, rule, tcp};
 use palisade_identity::Protocol;
 use palisade_policy::model::Port;
 use palisade_policy::oracle::Side;
@@ -114,7 +114,7 @@ fn overlapping_ranges_are_told_apart_by_their_first_rule() {
         [everything()],
     );
     let ingress = |port: &str| world.verdicts("shop/web", "shop/db", port).remove(0).ingress;
-    let allowed = |policy, rule| Side::Allowed { policy: object(policy), rule };
+    let allowed = |policy, rule| Side::Allowed { policy: network_policy(policy), rule };
     assert_eq!(ingress("TCP/80"), allowed("shop/a", 0));
     assert_eq!(ingress("TCP/79"), allowed("shop/a", 1));
     assert_eq!(ingress("TCP/101"), allowed("shop/b", 0));

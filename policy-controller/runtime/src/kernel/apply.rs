@@ -71,8 +71,8 @@ impl Kernel {
 
     /// Makes one write.
     fn make(&mut self, step: &Step) -> Result<(), KernelError> {
-        if let Step::Flip { pod, subject } = step {
-            return self.flip(pod, *subject);
+        if let Step::Flip { pod, subject, audit } = step {
+            return self.flip(pod, *subject, *audit);
         }
         let datapath = self.datapath()?;
         match step {
@@ -91,21 +91,21 @@ impl Kernel {
     }
 
     /// Gives every endpoint of a pod another subject: each one map write, by which the change takes effect.
-    fn flip(&mut self, pod: &ObjectName, subject: u32) -> Result<(), KernelError> {
+    fn flip(&mut self, pod: &ObjectName, subject: u32, audit: u32) -> Result<(), KernelError> {
         let attachments: Vec<_> =
             self.endpoints.iter().filter(|(_, endpoint)| pod_name(&endpoint.spec) == *pod).map(|(name, _)| name.clone()).collect();
         for attachment in attachments {
             let spec = &self.endpoints[&attachment].spec;
             let index = spec.host_index;
             // Its name is another pod's by now, and so is the policy.
-            let subject = if self.is_former(spec) { SUBJECT_NONE } else { subject };
+            let (subject, audit) = if self.is_former(spec) { (SUBJECT_NONE, SUBJECT_NONE) } else { (subject, audit) };
             let datapath = self.datapath()?;
             // An endpoint that is just being realised has no row yet; it gets one with this subject at the end.
             if let Some(row) = datapath.endpoints.get(&index)? {
-                datapath.endpoints.insert(&index, &Endpoint { subject, ..row })?;
+                datapath.endpoints.insert(&index, &Endpoint { subject, audit, ..row })?;
             }
             if let Some(endpoint) = self.endpoints.get_mut(&attachment) {
-                endpoint.subject = subject;
+                (endpoint.subject, endpoint.audit) = (subject, audit);
             }
         }
         Ok(())
@@ -127,12 +127,12 @@ impl Kernel {
         for (attachment, index) in former {
             let datapath = self.datapath()?;
             if let Some(row) = datapath.endpoints.get(&index)? {
-                datapath.endpoints.insert(&index, &Endpoint { subject: SUBJECT_NONE, ..row })?;
+                datapath.endpoints.insert(&index, &Endpoint { subject: SUBJECT_NONE, audit: SUBJECT_NONE, ..row })?;
                 datapath.bump_epoch()?;
             }
             tracing::info!(container = attachment.container_id, "a newer pod has the name of the endpoint's: closed");
             if let Some(endpoint) = self.endpoints.get_mut(&attachment) {
-                endpoint.subject = SUBJECT_NONE;
+                (endpoint.subject, endpoint.audit) = (SUBJECT_NONE, SUBJECT_NONE);
             }
         }
         Ok(())
@@ -155,10 +155,13 @@ impl Kernel {
     pub(super) fn read_back(&mut self) -> Result<Compiled, KernelError> {
         let endpoints: Vec<_> = self.endpoints.values().map(|endpoint| (pod_name(&endpoint.spec), endpoint.spec.host_index)).collect();
         let datapath = self.datapath()?;
-        let mut subjects: BTreeMap<ObjectName, u32> = BTreeMap::new();
+        let (mut subjects, mut audits) = (BTreeMap::<ObjectName, u32>::new(), BTreeMap::new());
         for (pod, index) in endpoints {
             let Some(row) = datapath.endpoints.get(&index)? else { continue };
             // Two endpoints of one pod that differ: the flip was cut short. No number is right for both, so they are flipped again.
+            if row.audit != SUBJECT_NONE {
+                audits.insert(pod.clone(), row.audit);
+            }
             subjects
                 .entry(pod)
                 .and_modify(|known| {
@@ -171,6 +174,7 @@ impl Kernel {
         Ok(Compiled {
             universe: BTreeSet::new(),
             subjects,
+            audits,
             addresses: datapath.addresses.rows()?,
             prefixes: datapath.prefixes.rows()?,
             policy: datapath.policy.rows()?,

@@ -23,7 +23,7 @@ impl Kernel {
         // The record before the rows: what a killed agent leaves behind is known to the next, which sweeps it or finishes it.
         self.records.write(&spec)?;
         let attachment = spec.attachment.clone();
-        self.endpoints.insert(attachment.clone(), Realised { spec: spec.clone(), subject: SUBJECT_NONE });
+        self.endpoints.insert(attachment.clone(), Realised { spec: spec.clone(), subject: SUBJECT_NONE, audit: SUBJECT_NONE });
         self.tell_addresses(&spec);
         let written = self.reconcile().and_then(|()| self.write_rows(&spec, &rows));
         if let Err(error) = written {

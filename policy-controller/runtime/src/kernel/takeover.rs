@@ -30,9 +30,10 @@ impl Kernel {
             self.records.remove(&spec.attachment)?;
         }
         for spec in alive {
-            let subject = self.datapath()?.endpoints.get(&spec.host_index)?.map_or(SUBJECT_NONE, |row| row.subject);
+            let row = self.datapath()?.endpoints.get(&spec.host_index)?;
+            let (subject, audit) = row.map_or((SUBJECT_NONE, SUBJECT_NONE), |row| (row.subject, row.audit));
             self.tell_addresses(&spec);
-            self.endpoints.insert(spec.attachment.clone(), Realised { spec, subject });
+            self.endpoints.insert(spec.attachment.clone(), Realised { spec, subject, audit });
         }
         if found.unreadable.is_empty() {
             self.state.problems.clear(Part::Records);

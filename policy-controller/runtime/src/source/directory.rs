@@ -103,7 +103,7 @@ fn take(state: &State, read: Result<Manifest, ManifestErrors>) {
 /// This node: there are no Node objects in a directory.
 fn own_node(state: &State) -> Result<Node, LinkError> {
     let addresses = if state.config.node_addresses.is_empty() { own_addresses()? } else { state.config.node_addresses.clone() };
-    Ok(Node { addresses, pod_ranges: state.config.ranges.clone() })
+    Ok(Node { addresses, pod_ranges: state.config.ranges.clone(), ..Node::default() })
 }
 
 /// The addresses of this network namespace's interfaces by which others reach it.

@@ -36,7 +36,7 @@ pub enum SourceError {
     },
     /// We may not do this.
     #[error(
-        "the agent may not {verb} {resource} (403: {message}); its service account needs get, list and watch of namespaces, pods, nodes and networkpolicies (the chart's ClusterRole)"
+        "the agent may not {verb} {resource} (403: {message}); its service account needs get, list and watch of what the chart's ClusterRole names"
     )]
     Forbidden {
         /// The verb.

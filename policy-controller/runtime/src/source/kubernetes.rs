@@ -10,6 +10,7 @@ use crate::reconcile::Backoff;
 use crate::state::State;
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ListParams};
@@ -17,8 +18,9 @@ use kube::config::KubeConfigOptions;
 use kube::core::ObjectList;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Config, Resource};
+use palisade_k8s::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
 use palisade_k8s::index::{Index, Indexed};
-use palisade_policy::model::ObjectName;
+use palisade_policy::model::{ObjectName, PolicyKind};
 use serde::de::DeserializeOwned;
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -34,6 +36,10 @@ const WATCH_SECONDS: u32 = 60;
 /// How long a connection may take, and an answer that is no watch.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_SILENCE: Duration = Duration::from_secs(90);
+/// How often a kind is looked for that the API server does not know.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// The code of the answer about a kind that the API server does not know.
+const NOT_FOUND: u16 = 404;
 
 /// Reads single objects afresh, in order with the watches.
 #[derive(Clone)]
@@ -53,6 +59,10 @@ impl Debug for Reader {
 trait Watched: Indexed + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {
     /// Its name in permissions and problems, in plural.
     const PLURAL: &'static str;
+    /// A label that all objects of interest have.
+    const LABEL: Option<&'static str> = None;
+    /// Whether the API server may not know the kind: its definition is installed, or not. Then there are none.
+    const INSTALLED_BY_USERS: bool = false;
 }
 
 impl Watched for Namespace {
@@ -64,8 +74,24 @@ impl Watched for Pod {
 impl Watched for Node {
     const PLURAL: &'static str = "nodes";
 }
+impl Watched for EndpointSlice {
+    const PLURAL: &'static str = "endpointslices";
+    const LABEL: Option<&'static str> = Some("kubernetes.io/service-name=kubernetes");
+}
 impl Watched for NetworkPolicy {
     const PLURAL: &'static str = "networkpolicies";
+}
+impl Watched for Identity {
+    const PLURAL: &'static str = "identities";
+    const INSTALLED_BY_USERS: bool = true;
+}
+impl Watched for IdentityPolicy {
+    const PLURAL: &'static str = "identitypolicies";
+    const INSTALLED_BY_USERS: bool = true;
+}
+impl Watched for ClusterNetworkPolicy {
+    const PLURAL: &'static str = "clusternetworkpolicies";
+    const INSTALLED_BY_USERS: bool = true;
 }
 
 /// Keeps the index as the API server says, for ever.
@@ -84,7 +110,11 @@ pub async fn watch(agent: Arc<Agent>, server: Option<String>) -> Infallible {
         never = reader.follow::<Namespace>(state) => never,
         never = reader.follow::<Pod>(state) => never,
         never = reader.follow::<Node>(state) => never,
+        never = reader.follow::<EndpointSlice>(state) => never,
         never = reader.follow::<NetworkPolicy>(state) => never,
+        never = reader.follow::<Identity>(state) => never,
+        never = reader.follow::<IdentityPolicy>(state) => never,
+        never = reader.follow::<ClusterNetworkPolicy>(state) => never,
     }
 }
 
@@ -101,7 +131,8 @@ impl Reader {
     async fn follow<K: Watched>(&self, state: &State) -> Infallible {
         let api = Api::<K>::all(self.client.clone());
         let asked = Asked { server: &self.server, verb: "watch", resource: K::PLURAL };
-        let mut events = pin!(watcher::watcher(api.clone(), watcher::Config::default().timeout(WATCH_SECONDS)));
+        let narrowed = watcher::Config { label_selector: K::LABEL.map(str::to_owned), ..watcher::Config::default() };
+        let mut events = pin!(watcher::watcher(api.clone(), narrowed.timeout(WATCH_SECONDS)));
         let mut backoff = Backoff::new();
         loop {
             let error = match events.try_next().await {
@@ -114,6 +145,11 @@ impl Reader {
                 Ok(None) => std::future::pending().await,
                 Err(error) => error,
             };
+            if K::INSTALLED_BY_USERS && is_not_found(&error) {
+                self.none_are_known::<K>(state);
+                self.wait_until_installed(&api).await;
+                continue;
+            }
             state.metrics.watch_restarted(K::PLURAL);
             let Some(fault) = SourceError::of_watch(&error, asked) else {
                 // Not at once: a server that says it again and again would be listed as often.
@@ -126,6 +162,7 @@ impl Reader {
                 tokio::time::sleep(backoff.pause()).await;
                 match api.list_metadata(&ListParams::default().limit(1)).await {
                     Ok(_) => break,
+                    Err(kube::Error::Api(status)) if K::INSTALLED_BY_USERS && status.code == NOT_FOUND => break,
                     Err(error) => {
                         let fault = SourceError::of(&error, Asked { verb: "list", ..asked });
                         state.problems.set(Part::Watch(K::PLURAL), fault.to_string());
@@ -133,6 +170,24 @@ impl Reader {
                 }
             }
             state.problems.clear(Part::Watch(K::PLURAL));
+        }
+    }
+
+    /// The API server does not know the kind (any more): there is no object of it.
+    fn none_are_known<K: Watched>(&self, state: &State) {
+        self.take::<K>(state, Event::Init);
+        self.take::<K>(state, Event::InitDone);
+        tracing::info!(kind = %K::KIND, "the API server does not know this kind; it is looked for again every {} s", LOOK_AGAIN.as_secs());
+    }
+
+    async fn wait_until_installed<K: Watched>(&self, api: &Api<K>) {
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            match api.list_metadata(&ListParams::default().limit(1)).await {
+                Err(kube::Error::Api(status)) if status.code == NOT_FOUND => {}
+                // Whatever else is wrong, the watch says.
+                _ => return,
+            }
         }
     }
 
@@ -190,10 +245,12 @@ impl Reader {
     async fn try_read_afresh(&self, state: &State, pod: &ObjectName) -> Result<(), SourceError> {
         let namespaced = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
         let named = |name: &str| ListParams::default().fields(&format!("metadata.name={name}"));
-        let (pods, namespaces, policies) = futures::try_join!(
+        let (pods, namespaces, policies, identity_policies, cluster_policies) = futures::try_join!(
             self.list(namespaced, named(&pod.name)),
             self.list(Api::<Namespace>::all(self.client.clone()), named(&pod.namespace)),
             self.list(Api::<NetworkPolicy>::namespaced(self.client.clone(), &pod.namespace), ListParams::default()),
+            self.list_if_installed(Api::<IdentityPolicy>::namespaced(self.client.clone(), &pod.namespace)),
+            self.list_if_installed(Api::<ClusterNetworkPolicy>::all(self.client.clone())),
         )?;
         let metadata = |namespace: Option<&str>, name: &str| ObjectMeta {
             namespace: namespace.map(str::to_owned),
@@ -208,18 +265,54 @@ impl Reader {
             metadata,
             ..Namespace::default()
         })?;
-        let known =
-            |index: &Index| index.policies_of(&pod.namespace).iter().map(|name| metadata(Some(&name.namespace), &name.name)).collect();
-        adopt(state, &mut order, &metadata(Some(&pod.namespace), ""), &policies, known, |metadata| NetworkPolicy {
-            metadata,
-            ..NetworkPolicy::default()
-        })
+        let of = |kind, namespace: Option<&str>| {
+            let namespace = namespace.map(str::to_owned);
+            move |index: &Index| -> Vec<ObjectMeta> {
+                let names = index.policies_of(kind, namespace.as_deref().unwrap_or_default());
+                names.iter().map(|name| metadata(namespace.as_deref(), &name.name)).collect()
+            }
+        };
+        let own = Some(pod.namespace.as_str());
+        if let Some(policies) = identity_policies {
+            let known = of(PolicyKind::IdentityPolicy, own);
+            let bare = |metadata| IdentityPolicy { metadata, ..IdentityPolicy::default() };
+            adopt(state, &mut order, &metadata(own, ""), &policies, known, bare)?;
+        }
+        if let Some(policies) = cluster_policies {
+            let known = of(PolicyKind::ClusterNetworkPolicy, None);
+            let bare = |metadata| ClusterNetworkPolicy { metadata, ..ClusterNetworkPolicy::default() };
+            adopt(state, &mut order, &metadata(None, ""), &policies, known, bare)?;
+        }
+        let known = of(PolicyKind::NetworkPolicy, own);
+        let bare = |metadata| NetworkPolicy { metadata, ..NetworkPolicy::default() };
+        adopt(state, &mut order, &metadata(own, ""), &policies, known, bare)
+    }
+
+    /// Lists all objects of a kind that the API server may not know.
+    async fn list_if_installed<K: Watched>(&self, api: Api<K>) -> Result<Option<ObjectList<K>>, SourceError> {
+        let asked = Asked { server: &self.server, verb: "list", resource: K::PLURAL };
+        match api.list(&ListParams::default()).await {
+            Ok(list) => Ok(Some(list)),
+            Err(kube::Error::Api(status)) if status.code == NOT_FOUND => Ok(None),
+            Err(error) => Err(SourceError::of(&error, asked)),
+        }
     }
 
     /// Lists without a resource version: answered from the present, not from a cache.
     async fn list<K: Watched>(&self, api: Api<K>, parameters: ListParams) -> Result<ObjectList<K>, SourceError> {
         let asked = Asked { server: &self.server, verb: "list", resource: K::PLURAL };
         api.list(&parameters).await.map_err(|error| SourceError::of(&error, asked))
+    }
+}
+
+/// Whether a watch ended because the API server does not know the kind.
+fn is_not_found(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code == NOT_FOUND,
+        _ => false,
     }
 }
 
@@ -316,6 +409,10 @@ mod tests {
             index.resync::<Namespace>([]);
             index.resync::<Pod>([]);
             index.resync::<Node>([]);
+            index.resync::<EndpointSlice>([]);
+            index.resync::<Identity>([]);
+            index.resync::<IdentityPolicy>([]);
+            index.resync::<ClusterNetworkPolicy>([]);
             index.resync::<NetworkPolicy>([])
         });
         state
@@ -339,12 +436,14 @@ mod tests {
     }
 
     fn adopt_policies(state: &State, order: &mut Order, list: &ObjectList<NetworkPolicy>) -> Result<(), SourceError> {
-        let known = |index: &Index| index.policies_of("shop").iter().map(|name| policy(&name.name, 0).metadata).collect();
+        let known = |index: &Index| {
+            index.policies_of(PolicyKind::NetworkPolicy, "shop").iter().map(|name| policy(&name.name, 0).metadata).collect()
+        };
         adopt(state, order, &policy("", 0).metadata, list, known, |metadata| NetworkPolicy { metadata, ..NetworkPolicy::default() })
     }
 
     fn names(state: &State) -> Vec<String> {
-        state.index().policies_of("shop").into_iter().map(|name| name.name).collect()
+        state.index().policies_of(PolicyKind::NetworkPolicy, "shop").into_iter().map(|name| name.name).collect()
     }
 
     #[test]

@@ -39,11 +39,11 @@ pub fn version(text: Option<&str>) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// What lists are narrowed to: the namespace for policies, the object for all others.
+/// What lists are narrowed to: the namespace for policies (none for those of the cluster), the object for all others.
 fn scope(kind: Kind, metadata: &ObjectMeta) -> String {
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
     match kind {
-        Kind::NetworkPolicy => namespace.to_owned(),
+        Kind::NetworkPolicy | Kind::IdentityPolicy | Kind::ClusterNetworkPolicy => namespace.to_owned(),
         _ => format!("{namespace}/{}", metadata.name.as_deref().unwrap_or_default()),
     }
 }

@@ -36,8 +36,12 @@ impl Kernel {
             Step::WriteAddress { address, identity } => {
                 self.rows.addresses.insert(*address, *identity);
             }
-            Step::Flip { pod, subject } => {
+            Step::Flip { pod, subject, audit } => {
                 self.endpoints.insert(pod.clone(), *subject);
+                self.rows.audits.remove(pod);
+                if *audit != SUBJECT_NONE {
+                    self.rows.audits.insert(pod.clone(), *audit);
+                }
             }
             Step::BumpEpoch => self.epoch += 1,
             Step::RemoveAddress(address) => assert!(self.rows.addresses.remove(address).is_some(), "no row for {address}"),

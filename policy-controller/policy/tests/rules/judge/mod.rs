@@ -44,11 +44,14 @@ pub fn named(side: verdict::Side, numbers: &Numbers, direction: Direction) -> or
     match (side.decision, numbers.reason(side.reason)) {
         (Decision::NotJudged, None) => oracle::Side::NotJudged,
         (Decision::Allow, None) => oracle::Side::NotIsolated,
-        (Decision::Allow, Some(Reason::Rule { policy, rule, direction: of })) if *of == direction => {
+        (Decision::Allow, Some(Reason::Rule { policy, rule, direction: of, .. })) if *of == direction => {
             oracle::Side::Allowed { policy: policy.clone(), rule: *rule }
         }
+        (Decision::Deny, Some(Reason::Rule { policy, rule, direction: of, .. })) if *of == direction => {
+            oracle::Side::Denied { policy: policy.clone(), rule: *rule }
+        }
         (Decision::DefaultDeny, Some(Reason::Default { policies, direction: of })) if *of == direction => {
-            oracle::Side::Denied(policies.clone())
+            oracle::Side::DefaultDenied(policies.clone())
         }
         other => panic!("a side that no compiler may make: {other:?}"),
     }

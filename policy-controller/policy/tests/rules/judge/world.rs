@@ -2,7 +2,9 @@
 
 use crate::judge::{compiled_verdict, expected_verdict};
 use palisade_identity::{LabelSelector, Labels, Operator, Protocol, Requirement};
-use palisade_policy::model::{Model, NamedPort, Node, ObjectName, Peer, Peers, Pod, Policy, Port, Ports, Rule};
+use palisade_policy::model::{
+    Action, Mode, Model, NamedPort, Node, ObjectName, Peer, Peers, Pod, PodSet, Policy, PolicyKind, PolicyName, Port, Ports, Rule, Tier,
+};
 use palisade_policy::oracle::{Flow, Verdict};
 use palisade_policy::{Numbers, compile};
 use std::collections::BTreeSet;
@@ -31,7 +33,7 @@ impl World {
     /// A pod `namespace/name` with addresses 10.1.0.`host` and fd00:1::`host` (in hexadecimal).
     pub fn pod(mut self, name: &str, labels: &str, host: u8) -> Self {
         let addresses = vec![IpAddr::from([10, 1, 0, host]), IpAddr::from([0xfd00, 1, 0, 0, 0, 0, 0, u16::from(host)])];
-        self.model.pods.insert(object(name), Pod { labels: parse_labels(labels), addresses, ports: Vec::new() });
+        self.model.pods.insert(object(name), Pod { labels: parse_labels(labels), addresses, ..Pod::default() });
         self
     }
 
@@ -45,7 +47,7 @@ impl World {
     /// A node with one address.
     pub fn node(mut self, name: &str, address: &str) -> Self {
         let addresses = vec![address.parse().expect("an address")];
-        self.model.nodes.insert(name.to_owned(), Node { addresses, pod_ranges: Vec::new() });
+        self.model.nodes.insert(name.to_owned(), Node { addresses, ..Node::default() });
         self
     }
 
@@ -59,9 +61,39 @@ impl World {
         self.policy(name, subject, None, Some(rules.into_iter().collect()))
     }
 
-    /// A policy.
+    /// A NetworkPolicy.
     pub fn policy(mut self, name: &str, subject: &str, ingress: Option<Vec<Rule>>, egress: Option<Vec<Rule>>) -> Self {
-        self.model.policies.insert(object(name), Policy { subject: select(subject), ingress, egress });
+        let subject = PodSet { pods: select(subject), ..PodSet::default() };
+        let policy = Policy { tier: Tier::Workload, mode: Mode::Enforce, subject, ingress, egress };
+        self.model.policies.insert(network_policy(name), policy);
+        self
+    }
+
+    /// A ClusterNetworkPolicy for the pods of namespaces with these labels.
+    pub fn cluster(mut self, name: &str, tier: Tier, namespaces: &str, ingress: Vec<Rule>, egress: Vec<Rule>) -> Self {
+        let subject = PodSet { namespaces: Some(select(namespaces)), ..PodSet::default() };
+        let rules = |rules: Vec<Rule>| Some(rules).filter(|rules| !rules.is_empty());
+        let policy = Policy { tier, mode: Mode::Enforce, subject, ingress: rules(ingress), egress: rules(egress) };
+        self.model.policies.insert(PolicyName::new(PolicyKind::ClusterNetworkPolicy, ObjectName::cluster(name)), policy);
+        self
+    }
+
+    /// An IdentityPolicy.
+    pub fn identity_policy(mut self, name: &str, subject: PodSet, ingress: Option<Vec<Rule>>, egress: Option<Vec<Rule>>) -> Self {
+        let policy = Policy { tier: Tier::Workload, mode: Mode::Enforce, subject, ingress, egress };
+        self.model.policies.insert(PolicyName::new(PolicyKind::IdentityPolicy, object(name)), policy);
+        self
+    }
+
+    /// An identity.
+    pub fn identity(mut self, name: &str, members: impl IntoIterator<Item = Peer>) -> Self {
+        self.model.identities.insert(name.to_owned(), members.into_iter().collect());
+        self
+    }
+
+    /// Puts a policy in audit mode.
+    pub fn audited(mut self, name: &PolicyName) -> Self {
+        self.model.policies.get_mut(name).expect("the policy is there").mode = Mode::Audit;
         self
     }
 
@@ -117,6 +149,11 @@ pub fn object(name: &str) -> ObjectName {
     ObjectName::new(namespace, name)
 }
 
+/// The NetworkPolicy `namespace/name`.
+pub fn network_policy(name: &str) -> PolicyName {
+    PolicyName::new(PolicyKind::NetworkPolicy, object(name))
+}
+
 /// `key=value,key=value` as a selector; empty matches everything.
 pub fn select(labels: &str) -> LabelSelector {
     let equal = |(key, value): (String, String)| Requirement { key, operator: Operator::In(BTreeSet::from([value])) };
@@ -130,12 +167,12 @@ pub fn expression(key: &str, operator: Operator) -> LabelSelector {
 
 /// Pods of the policy's own namespace.
 pub fn own(pods: &str) -> Peer {
-    Peer::Pods { namespaces: None, pods: select(pods) }
+    Peer::Pods(PodSet { pods: select(pods), ..PodSet::default() })
 }
 
 /// Pods of namespaces with these labels.
 pub fn pods(namespaces: &str, pods: &str) -> Peer {
-    Peer::Pods { namespaces: Some(select(namespaces)), pods: select(pods) }
+    Peer::Pods(PodSet { namespaces: Some(select(namespaces)), pods: select(pods), accounts: None })
 }
 
 /// A block without some others.
@@ -146,22 +183,27 @@ pub fn block(block: &str, except: &[&str]) -> Peer {
 
 /// A rule for every port.
 pub fn from<const N: usize>(peers: [Peer; N]) -> Rule {
-    Rule { peers: Peers::Of(peers.into()), ports: Ports::Any }
+    Rule::allow(Peers::Of(peers.into()), Ports::Any)
 }
 
 /// A rule for every peer.
 pub fn on<const N: usize>(ports: [Port; N]) -> Rule {
-    Rule { peers: Peers::Any, ports: Ports::Of(ports.into()) }
+    Rule::allow(Peers::Any, Ports::Of(ports.into()))
 }
 
 /// A rule.
 pub fn rule<const N: usize, const M: usize>(peers: [Peer; N], ports: [Port; M]) -> Rule {
-    Rule { peers: Peers::Of(peers.into()), ports: Ports::Of(ports.into()) }
+    Rule::allow(Peers::Of(peers.into()), Ports::Of(ports.into()))
 }
 
 /// The rule that says everything.
 pub fn everything() -> Rule {
-    Rule { peers: Peers::Any, ports: Ports::Any }
+    Rule::allow(Peers::Any, Ports::Any)
+}
+
+/// A rule that does something else than allow.
+pub fn doing(action: Action, rule: Rule) -> Rule {
+    Rule { action, ..rule }
 }
 
 /// One TCP port.

@@ -1,0 +1,169 @@
+use super::resource;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use serde::{Deserialize, Serialize};
+
+/// policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy, as far as policy depends on it. Its schema is upstream's.
+///
+/// Fields that this version does not know are left out when an object is read, so that what they stood in comes out empty:
+/// the conversion takes an empty peer or protocol for an unknown one.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterNetworkPolicy {
+    /// Group and version, as the object states them.
+    #[serde(default)]
+    pub api_version: String,
+    /// Its kind, as it states it.
+    #[serde(default)]
+    pub kind: String,
+    /// Standard metadata.
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+    /// What it says.
+    #[serde(default)]
+    pub spec: ClusterNetworkPolicySpec,
+}
+
+resource!(
+    ClusterNetworkPolicy,
+    ClusterNetworkPolicySpec,
+    "policy.networking.k8s.io",
+    "v1alpha2",
+    "clusternetworkpolicies",
+    ClusterResourceScope
+);
+
+/// What a ClusterNetworkPolicy says.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterNetworkPolicySpec {
+    /// `Admin` or `Baseline`.
+    #[serde(default)]
+    pub tier: String,
+    /// 0 to 1000; the lowest is asked first.
+    #[serde(default)]
+    pub priority: i32,
+    /// The pods whose policy this is.
+    #[serde(default)]
+    pub subject: ClusterSubject,
+    /// About flows towards the subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Vec<ClusterRule>>,
+    /// About flows away from the subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Vec<ClusterRule>>,
+}
+
+/// Exactly one of these.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterSubject {
+    /// All pods of the namespaces with these labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<LabelSelector>,
+    /// Pods by namespace and pod labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<NamespacedPod>,
+}
+
+/// Pods by namespace and pod labels; an empty selector matches all.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespacedPod {
+    /// The namespace's labels.
+    #[serde(default)]
+    pub namespace_selector: LabelSelector,
+    /// The pod's labels.
+    #[serde(default)]
+    pub pod_selector: LabelSelector,
+}
+
+/// A rule of either direction: `from` stands in rules of ingress, `to` in those of egress.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterRule {
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `Accept`, `Deny` or `Pass`.
+    #[serde(default)]
+    pub action: String,
+    /// Sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Vec<ClusterPeer>>,
+    /// Destinations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Vec<ClusterPeer>>,
+    /// Protocols and ports; absent: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocols: Option<Vec<ClusterProtocol>>,
+}
+
+/// Exactly one of these; `nodes`, `networks` and `domainNames` only in egress.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterPeer {
+    /// All pods of the namespaces with these labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<LabelSelector>,
+    /// Pods by namespace and pod labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<NamespacedPod>,
+    /// The addresses of nodes with these labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<LabelSelector>,
+    /// Blocks of addresses; they match pods too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<Vec<String>>,
+    /// Domain names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain_names: Option<Vec<String>>,
+}
+
+/// Exactly one of these.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterProtocol {
+    /// TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<DestinationPort>,
+    /// UDP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<DestinationPort>,
+    /// SCTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sctp: Option<DestinationPort>,
+    /// The port that the destination pod names so, whatever its protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination_named_port: Option<String>,
+}
+
+/// What must hold of a packet of the protocol.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DestinationPort {
+    /// Its destination port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination_port: Option<ClusterPort>,
+}
+
+/// Exactly one of these.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterPort {
+    /// One port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<i32>,
+    /// A range, both ends included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<ClusterPortRange>,
+}
+
+/// A range of ports, both ends included.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterPortRange {
+    /// The first.
+    pub start: i32,
+    /// The last.
+    pub end: i32,
+}

@@ -1,0 +1,182 @@
+//! ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2) to a policy of the model.
+
+use super::labels::selector;
+use super::network_policy::{MODE_ANNOTATION, cidr};
+use super::{mode, port_name, port_number, port_range};
+use crate::api::{ClusterNetworkPolicy, ClusterPeer, ClusterPort, ClusterProtocol, ClusterRule, ClusterSubject, NamespacedPod};
+use crate::field::FieldPath;
+use crate::problem::{FieldError, Problem, Refusal};
+use palisade_identity::{LabelSelector, Protocol};
+use palisade_policy::model::{Action, Mode, Peer, Peers, PodSet, Policy, Port, Ports, Rule, Tier};
+
+/// A policy.
+///
+/// # Errors
+/// Anything that the schema would refuse, or that this version does not know. In its place stands what the API wants for a
+/// field of a later version: a rule that accepts matches nothing; one that denies, passes, or does what is not known denies all.
+/// Where the subject cannot be read, the rules that deny hold for every pod, and the others for none. A tier or a priority that
+/// cannot be read is the first.
+pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal<Policy>> {
+    let (spec, field) = (&policy.spec, FieldPath::of("spec"));
+    let mut first = None;
+    let mut keep = |error: FieldError| {
+        first.get_or_insert(error);
+    };
+
+    let priority = u16::try_from(spec.priority).ok().filter(|priority| *priority <= 1000).unwrap_or_else(|| {
+        keep(FieldError::new(field.key("priority"), Problem::InvalidPriority(spec.priority)));
+        0
+    });
+    let tier = match spec.tier.as_str() {
+        "Admin" => Tier::Admin(priority),
+        "Baseline" => Tier::Baseline(priority),
+        other => {
+            keep(FieldError::new(field.key("tier"), Problem::UnknownTier(other.to_owned())));
+            Tier::Admin(priority)
+        }
+    };
+    let annotation = policy.metadata.annotations.iter().flatten().find(|(key, _)| *key == MODE_ANNOTATION);
+    let mode = mode(annotation.map(|(_, value)| value.as_str()), || FieldPath::of("metadata.annotations").key(MODE_ANNOTATION))
+        .unwrap_or_else(|error| {
+            keep(error);
+            Mode::Enforce
+        });
+    let subject = subject(&spec.subject, &field.key("subject"));
+    let readable = subject.is_ok();
+    let mut rules = |list: &Option<Vec<ClusterRule>>, name: &str, egress: bool| {
+        let field = field.key(name);
+        let list = list.as_ref().filter(|list| !list.is_empty())?;
+        let rules = list.iter().enumerate().map(|(index, it)| {
+            let (rule, error) = rule(it, egress, &field.index(index));
+            error.map(&mut keep);
+            rule
+        });
+        Some(rules.filter(|rule| readable || rule.action == Action::Deny).collect())
+    };
+    let ingress = rules(&spec.ingress, "ingress", false);
+    let egress = rules(&spec.egress, "egress", true);
+    let every_pod = PodSet { namespaces: Some(LabelSelector::everything()), ..PodSet::default() };
+    let subject = subject.unwrap_or_else(|error| {
+        first.get_or_insert(error);
+        every_pod
+    });
+    let converted = Policy { tier, mode, subject, ingress, egress };
+    match first {
+        None => Ok(converted),
+        Some(error) => Err(Refusal { error, closed: Box::new(converted) }),
+    }
+}
+
+fn subject(subject: &ClusterSubject, field: &FieldPath) -> Result<PodSet, FieldError> {
+    match (&subject.namespaces, &subject.pods) {
+        (Some(namespaces), None) => of_namespaces(namespaces, &field.key("namespaces")),
+        (None, Some(pods)) => of_pods(pods, &field.key("pods")),
+        _ => Err(FieldError::new(field.clone(), Problem::NotOnePeer("namespaces and pods"))),
+    }
+}
+
+fn of_namespaces(
+    namespaces: &k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
+    field: &FieldPath,
+) -> Result<PodSet, FieldError> {
+    Ok(PodSet { namespaces: Some(selector(namespaces, field)?), ..PodSet::default() })
+}
+
+fn of_pods(pods: &NamespacedPod, field: &FieldPath) -> Result<PodSet, FieldError> {
+    let namespaces = Some(selector(&pods.namespace_selector, &field.key("namespaceSelector"))?);
+    Ok(PodSet { namespaces, pods: selector(&pods.pod_selector, &field.key("podSelector"))?, accounts: None })
+}
+
+/// A rule, closed where it is not understood; then with the reason.
+fn rule(rule: &ClusterRule, egress: bool, field: &FieldPath) -> (Rule, Option<FieldError>) {
+    let name = rule.name.clone().filter(|name| !name.is_empty());
+    let action = match rule.action.as_str() {
+        "Accept" => Ok(Action::Allow),
+        "Deny" => Ok(Action::Deny),
+        "Pass" => Ok(Action::Pass),
+        other => Err(FieldError::new(field.key("action"), Problem::UnknownAction(other.to_owned(), "Accept, Deny and Pass"))),
+    };
+    let read = || {
+        let (listed, key) = if egress { (&rule.to, "to") } else { (&rule.from, "from") };
+        let field_of_peers = field.key(key);
+        let listed = listed.as_ref().filter(|list| !list.is_empty());
+        let listed = listed.ok_or_else(|| FieldError::new(field_of_peers.clone(), Problem::EmptyList))?;
+        let mut peers = Vec::new();
+        for (index, it) in listed.iter().enumerate() {
+            peers.extend(peer(it, egress, &field_of_peers.index(index))?);
+        }
+        let ports = match &rule.protocols {
+            None => Ports::Any,
+            Some(protocols) if protocols.is_empty() => return Err(FieldError::new(field.key("protocols"), Problem::EmptyList)),
+            Some(protocols) => {
+                let mut ports = Vec::new();
+                for (index, it) in protocols.iter().enumerate() {
+                    ports.extend(port(it, &field.key("protocols").index(index))?);
+                }
+                Ports::Of(ports)
+            }
+        };
+        Ok((Peers::Of(peers), ports))
+    };
+    match (action, read()) {
+        (Ok(action), Ok((peers, ports))) => (Rule { name, action, peers, ports }, None),
+        (Ok(Action::Allow), Err(error)) => {
+            (Rule { name, action: Action::Allow, peers: Peers::Of(Vec::new()), ports: Ports::Any }, Some(error))
+        }
+        (Ok(_), Err(error)) | (Err(error), _) => (Rule { name, action: Action::Deny, peers: Peers::Any, ports: Ports::Any }, Some(error)),
+    }
+}
+
+fn peer(peer: &ClusterPeer, egress: bool, field: &FieldPath) -> Result<Vec<Peer>, FieldError> {
+    let ClusterPeer { namespaces, pods, nodes, networks, domain_names } = peer;
+    if domain_names.is_some() {
+        return Err(FieldError::new(field.key("domainNames"), Problem::DomainNames));
+    }
+    if !egress && (nodes.is_some() || networks.is_some()) {
+        return Err(FieldError::new(field.clone(), Problem::NotOnePeer("namespaces and pods")));
+    }
+    match (namespaces, pods, nodes, networks) {
+        (Some(namespaces), None, None, None) => Ok(vec![Peer::Pods(of_namespaces(namespaces, &field.key("namespaces"))?)]),
+        (None, Some(pods), None, None) => Ok(vec![Peer::Pods(of_pods(pods, &field.key("pods"))?)]),
+        (None, None, Some(nodes), None) => Ok(vec![Peer::Nodes(selector(nodes, &field.key("nodes"))?)]),
+        (None, None, None, Some(networks)) if !networks.is_empty() => networks
+            .iter()
+            .enumerate()
+            .map(|(index, text)| {
+                let block = cidr(text, || field.key("networks").index(index))?;
+                Ok(Peer::Block { block, except: Vec::new() })
+            })
+            .collect(),
+        _ => Err(FieldError::new(field.clone(), Problem::NotOnePeer("namespaces, pods, nodes and networks"))),
+    }
+}
+
+fn port(protocol: &ClusterProtocol, field: &FieldPath) -> Result<Vec<Port>, FieldError> {
+    let ClusterProtocol { tcp, udp, sctp, destination_named_port } = protocol;
+    let by_number = |protocol, port: &Option<ClusterPort>, key: &str| {
+        let field = field.key(key).key("destinationPort");
+        // Of a later version: to match every port of the protocol by it could open more than was meant.
+        let port = port.as_ref().ok_or_else(|| FieldError::new(field.clone(), Problem::Missing))?;
+        match (port.number, &port.range) {
+            (Some(number), None) => {
+                let number = port_number(number, || field.key("number"))?;
+                Ok(vec![Port::Range(protocol, number, number)])
+            }
+            (None, Some(range)) => {
+                let (start, end) = (|| field.key("range").key("start"), || field.key("range").key("end"));
+                Ok(vec![port_range(protocol, range.start, range.end, start, end)?])
+            }
+            _ => Err(FieldError::new(field, Problem::NotOnePeer("number and range"))),
+        }
+    };
+    match (tcp, udp, sctp, destination_named_port) {
+        (Some(port), None, None, None) => by_number(Protocol::Tcp, &port.destination_port, "tcp"),
+        (None, Some(port), None, None) => by_number(Protocol::Udp, &port.destination_port, "udp"),
+        (None, None, Some(port), None) => by_number(Protocol::Sctp, &port.destination_port, "sctp"),
+        (None, None, None, Some(name)) => {
+            let name = port_name(name, || field.key("destinationNamedPort"))?;
+            Ok([Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| Port::Named(protocol, name.clone())).into())
+        }
+        _ => Err(FieldError::new(field.clone(), Problem::NotOnePeer("tcp, udp, sctp and destinationNamedPort"))),
+    }
+}

@@ -1,0 +1,127 @@
+//! ClusterNetworkPolicy v1alpha2: what it means, and what fails closed (semantics 33 to 37).
+
+use palisade_identity::{LabelSelector, Protocol};
+use palisade_k8s::api::ClusterNetworkPolicy;
+use palisade_k8s::convert;
+use palisade_policy::model::{Action, Mode, Peer, Peers, PodSet, Policy, Port, Ports, Rule, Tier};
+use serde_json::{Value, json};
+
+/// The policy that is held, and what is wrong with it.
+fn policy(spec: Value) -> (Policy, Option<String>) {
+    let object = json!({"metadata": {"name": "c"}, "spec": spec});
+    match convert::cluster_network_policy(&serde_json::from_value::<ClusterNetworkPolicy>(object).expect("a decodable policy")) {
+        Ok(policy) => (policy, None),
+        Err(refusal) => (*refusal.closed, Some(refusal.error.to_string())),
+    }
+}
+
+fn everything() -> LabelSelector {
+    LabelSelector::everything()
+}
+
+fn all_pods() -> PodSet {
+    PodSet { namespaces: Some(everything()), ..PodSet::default() }
+}
+
+/// The one egress rule of a policy, and what is wrong with it.
+fn egress(rule: Value) -> (Rule, Option<String>) {
+    let (policy, error) = policy(json!({"tier": "Admin", "priority": 5, "subject": {"namespaces": {}}, "egress": [rule]}));
+    (policy.egress.expect("a rule").remove(0), error)
+}
+
+#[test]
+fn tiers_priorities_actions_peers_and_protocols_are_read() {
+    let (converted, error) = policy(json!({
+        "tier": "Baseline", "priority": 1000,
+        "subject": {"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "a"}}}},
+        "ingress": [{"name": "one", "action": "Pass", "from": [{"namespaces": {}}]}],
+        "egress": [
+            {"action": "Accept", "to": [{"networks": ["10.0.0.0/8", "fd00::/8"]}, {"nodes": {}}], "protocols": [
+                {"tcp": {"destinationPort": {"number": 80}}}, {"udp": {"destinationPort": {"range": {"start": 1, "end": 9}}}},
+                {"sctp": {"destinationPort": {"number": 7}}}]},
+            {"action": "Deny", "to": [{"namespaces": {}}], "protocols": [{"destinationNamedPort": "web"}]},
+        ],
+    }));
+    assert_eq!((error, converted.tier, converted.mode), (None, Tier::Baseline(1000), Mode::Enforce));
+    assert_eq!(converted.subject.namespaces, Some(everything()));
+    let ingress = converted.ingress.expect("rules");
+    assert_eq!((ingress[0].name.as_deref(), ingress[0].action), (Some("one"), Action::Pass));
+    assert_eq!((&ingress[0].peers, &ingress[0].ports), (&Peers::Of(vec![Peer::Pods(all_pods())]), &Ports::Any));
+    let egress = converted.egress.expect("rules");
+    let block = |text: &str| Peer::Block { block: text.parse().unwrap(), except: Vec::new() };
+    assert_eq!(egress[0].peers, Peers::Of(vec![block("10.0.0.0/8"), block("fd00::/8"), Peer::Nodes(everything())]));
+    let ports = [Port::Range(Protocol::Tcp, 80, 80), Port::Range(Protocol::Udp, 1, 9), Port::Range(Protocol::Sctp, 7, 7)];
+    assert_eq!(egress[0].ports, Ports::Of(ports.into()));
+    let named = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| Port::Named(protocol, "web".into()));
+    assert_eq!(egress[1].ports, Ports::Of(named.into()));
+}
+
+#[test]
+fn a_policy_without_rules_for_a_direction_says_nothing_of_it() {
+    let (converted, error) = policy(json!({"tier": "Admin", "priority": 0, "subject": {"namespaces": {}}, "ingress": []}));
+    assert_eq!((error, converted.ingress, converted.egress), (None, None, None));
+}
+
+#[test]
+fn an_unknown_peer_or_protocol_fails_closed() {
+    let unknown_peer = json!({"futurePeer": {"x": 1}});
+    let known = json!({"namespaces": {}});
+    let unknown_protocol = json!({"quic": {}});
+    for (rule, field) in [
+        (json!({"to": [known, unknown_peer]}), "spec.egress[0].to[1]"),
+        (
+            json!({"to": [known], "protocols": [{"tcp": {"destinationPort": {"number": 80}}}, unknown_protocol]}),
+            "spec.egress[0].protocols[1]",
+        ),
+        (json!({"to": [known], "protocols": [{"tcp": {"futureMatch": 1}}]}), "spec.egress[0].protocols[0].tcp.destinationPort"),
+        (json!({"to": [known], "protocols": [{"tcp": {"destinationPort": {}}}]}), "spec.egress[0].protocols[0].tcp.destinationPort"),
+        (json!({"to": [{"networks": ["10.0.0.0/99"]}]}), "spec.egress[0].to[0].networks[0]"),
+        (json!({"to": [{"domainNames": ["example.org"]}]}), "spec.egress[0].to[0].domainNames"),
+        (json!({"to": []}), "spec.egress[0].to"),
+        (json!({}), "spec.egress[0].to"),
+    ] {
+        for action in ["Accept", "Deny", "Pass"] {
+            let mut rule = rule.clone();
+            rule["action"] = action.into();
+            let (closed, error) = egress(rule.clone());
+            assert!(error.as_ref().is_some_and(|error| error.starts_with(&format!("{field}: "))), "{rule}: {error:?}");
+            let expected = match action {
+                "Accept" => (Action::Allow, Peers::Of(vec![]), Ports::Any),
+                _ => (Action::Deny, Peers::Any, Ports::Any),
+            };
+            assert_eq!((closed.action, closed.peers, closed.ports), expected, "{rule}");
+        }
+    }
+    let (closed, error) = egress(json!({"action": "Log", "to": [known]}));
+    assert_eq!((closed.action, closed.peers), (Action::Deny, Peers::Any));
+    assert_eq!(error.unwrap(), "spec.egress[0].action: there is no action \"Log\": Accept, Deny and Pass are");
+}
+
+#[test]
+fn ingress_has_no_peers_by_address() {
+    for peer in [json!({"networks": ["10.0.0.0/8"]}), json!({"nodes": {}})] {
+        let rule = json!({"action": "Accept", "from": [peer]});
+        let (closed, error) = policy(json!({"tier": "Admin", "priority": 0, "subject": {"namespaces": {}}, "ingress": [rule]}));
+        assert!(error.unwrap().starts_with("spec.ingress[0].from[0]: "));
+        assert_eq!(closed.ingress.unwrap()[0].peers, Peers::Of(vec![]));
+    }
+}
+
+#[test]
+fn where_the_subject_cannot_be_read_what_denies_holds_for_every_pod_and_nothing_is_accepted() {
+    let rules = json!([{"action": "Accept", "from": [{"namespaces": {}}]}, {"action": "Deny", "from": [{"namespaces": {}}]}]);
+    for subject in [json!({}), json!({"futureSubject": 1}), json!({"namespaces": {"matchExpressions": [{"key": "a", "operator": "Gt"}]}})] {
+        let (closed, error) = policy(json!({"tier": "Admin", "priority": 0, "subject": subject, "ingress": rules}));
+        assert!(error.unwrap().starts_with("spec.subject"), "{subject}");
+        let actions: Vec<Action> = closed.ingress.unwrap().iter().map(|rule| rule.action).collect();
+        assert_eq!((closed.subject, actions), (all_pods(), vec![Action::Deny]), "{subject}");
+    }
+}
+
+#[test]
+fn an_unknown_tier_or_priority_is_reported_and_comes_first() {
+    let (closed, error) = policy(json!({"tier": "Middle", "priority": 7, "subject": {"namespaces": {}}}));
+    assert_eq!((closed.tier, error.unwrap().as_str()), (Tier::Admin(7), "spec.tier: there is no tier \"Middle\": Admin and Baseline are"));
+    let (closed, error) = policy(json!({"tier": "Admin", "priority": 1001, "subject": {"namespaces": {}}}));
+    assert_eq!((closed.tier, error.unwrap().as_str()), (Tier::Admin(0), "spec.priority: 1001 is no priority: priorities are 0 to 1000"));
+}

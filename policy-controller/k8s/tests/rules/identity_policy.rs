@@ -1,0 +1,114 @@
+//! Identity and IdentityPolicy: what they mean, and what is refused.
+
+use palisade_identity::{LabelSelector, Operator, Protocol, Requirement, ServiceAccount};
+use palisade_k8s::Refusal;
+use palisade_k8s::api::{Identity, IdentityPolicy};
+use palisade_k8s::convert;
+use palisade_policy::model::{Action, Entity, Mode, Peer, Peers, PodSet, Policy, Port, Ports};
+use serde_json::{Value, json};
+
+fn policy(spec: Value) -> Result<Policy, Refusal<Policy>> {
+    let object = json!({"metadata": {"namespace": "shop", "name": "p"}, "spec": spec});
+    convert::identity_policy(&serde_json::from_value::<IdentityPolicy>(object).expect("a decodable policy"))
+}
+
+fn members(spec: Value) -> Result<Vec<Peer>, String> {
+    let object = json!({"metadata": {"name": "i"}, "spec": spec});
+    convert::identity(&serde_json::from_value::<Identity>(object).expect("a decodable identity")).map_err(|error| error.to_string())
+}
+
+fn app(value: &str) -> LabelSelector {
+    LabelSelector { requirements: [Requirement { key: "app".into(), operator: Operator::In([value.into()].into()) }].into() }
+}
+
+fn account(namespace: &str, name: &str) -> ServiceAccount {
+    ServiceAccount { namespace: namespace.into(), name: name.into() }
+}
+
+#[test]
+fn a_policy_says_who_may_reach_whom_by_identity() {
+    let converted = policy(json!({
+        "subject": {"pods": {"matchLabels": {"app": "checkout"}}, "serviceAccounts": ["checkout"]},
+        "mode": "Audit",
+        "ingress": [],
+        "egress": [
+            {"action": "Allow", "name": "db", "peers": [{"identity": "payments-db"}], "ports": [{"port": 5432}]},
+            {"action": "Deny", "peers": [{"entity": "World"}, {"network": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}]},
+            {"action": "Allow", "ports": [{"protocol": "UDP", "port": 53, "endPort": 54}, {"name": "web"}, {"protocol": "SCTP"}]},
+        ],
+    }))
+    .expect("a good policy");
+    assert_eq!(converted.mode, Mode::Audit);
+    let subject = PodSet { namespaces: None, pods: app("checkout"), accounts: Some([account("shop", "checkout")].into()) };
+    assert_eq!((converted.subject, converted.ingress), (subject, Some(vec![])));
+    let rules = converted.egress.expect("rules");
+    assert_eq!((rules[0].name.as_deref(), rules[0].action), (Some("db"), Action::Allow));
+    assert_eq!(rules[0].peers, Peers::Of(vec![Peer::Identity("payments-db".into())]));
+    assert_eq!(rules[0].ports, Ports::Of(vec![Port::Range(Protocol::Tcp, 5432, 5432)]));
+    let block = Peer::Block { block: "10.0.0.0/8".parse().unwrap(), except: vec!["10.1.0.0/16".parse().unwrap()] };
+    assert_eq!((rules[1].action, &rules[1].ports), (Action::Deny, &Ports::Any));
+    assert_eq!(rules[1].peers, Peers::Of(vec![Peer::Entity(Entity::World), block]));
+    let ports = vec![Port::Range(Protocol::Udp, 53, 54), Port::Named(Protocol::Tcp, "web".into()), Port::All(Protocol::Sctp)];
+    assert_eq!((&rules[2].peers, &rules[2].ports), (&Peers::Any, &Ports::Of(ports)));
+}
+
+#[test]
+fn pods_without_namespaces_are_those_of_the_policy_and_of_an_identity_those_of_all() {
+    let everything = LabelSelector::everything;
+    let peer = |pods: Value| {
+        let rule = json!({"action": "Allow", "peers": [{"pods": pods}]});
+        let rules = policy(json!({"subject": {}, "ingress": [rule]})).expect("a good policy").ingress.expect("rules");
+        rules[0].peers.clone()
+    };
+    let set = |namespaces, pods, accounts| Peers::Of(vec![Peer::Pods(PodSet { namespaces, pods, accounts })]);
+    assert_eq!(peer(json!({"pods": {"matchLabels": {"app": "a"}}})), set(None, app("a"), None));
+    assert_eq!(peer(json!({"namespaces": {}})), set(Some(everything()), everything(), None));
+    let named = json!({"serviceAccounts": [{"namespace": "bank", "name": "teller"}]});
+    assert_eq!(peer(named), set(Some(everything()), everything(), Some([account("bank", "teller")].into())));
+    let pods = members(json!({"pods": [{"pods": {"matchLabels": {"app": "a"}}}]})).expect("a good identity");
+    assert_eq!(pods, [Peer::Pods(PodSet { namespaces: Some(everything()), pods: app("a"), accounts: None })]);
+}
+
+#[test]
+fn what_a_schema_would_refuse_is_refused_with_the_field_and_isolates() {
+    let rule = |rule: Value| json!({"subject": {"pods": {"matchLabels": {"app": "a"}}}, "egress": [rule]});
+    for (spec, message) in [
+        (rule(json!({"action": "Log"})), "spec.egress[0].action: there is no action \"Log\": Allow and Deny are"),
+        (rule(json!({"action": "Allow", "peers": []})), "spec.egress[0].peers: is an empty list"),
+        (
+            rule(json!({"action": "Allow", "peers": [{}]})),
+            "spec.egress[0].peers[0]: needs exactly one of identity, pods, network and entity",
+        ),
+        (rule(json!({"action": "Allow", "peers": [{"identity": "a", "entity": "Host"}]})), "spec.egress[0].peers[0]: needs exactly one"),
+        (rule(json!({"action": "Allow", "peers": [{"pods": {}}]})), "spec.egress[0].peers[0].pods: namespaces, pods or serviceAccounts"),
+        (rule(json!({"action": "Allow", "peers": [{"entity": "Moon"}]})), "spec.egress[0].peers[0].entity: there is no entity \"Moon\""),
+        (rule(json!({"action": "Allow", "peers": [{"network": {"cidr": "10.0.0.0/99"}}]})), "spec.egress[0].peers[0].network.cidr: "),
+        (
+            rule(json!({"action": "Allow", "peers": [{"network": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}}]})),
+            "spec.egress[0].peers[0].network.except[0]: 11.0.0.0/16 is not a part of 10.0.0.0/8",
+        ),
+        (rule(json!({"action": "Allow", "ports": []})), "spec.egress[0].ports: is an empty list"),
+        (rule(json!({"action": "Allow", "ports": [{"port": 90, "endPort": 80}]})), "spec.egress[0].ports[0].endPort: the range ends at 80"),
+        (rule(json!({"action": "Allow", "ports": [{"endPort": 80}]})), "spec.egress[0].ports[0].endPort: a range needs its first port"),
+        (rule(json!({"action": "Allow", "ports": [{"port": 80, "name": "web"}]})), "spec.egress[0].ports[0].name: a port has a number or"),
+        (rule(json!({"action": "Allow", "ports": [{"protocol": "ICMP"}]})), "spec.egress[0].ports[0].protocol: there is no protocol"),
+    ] {
+        let refusal = policy(spec.clone()).expect_err(&spec.to_string());
+        assert!(refusal.error.to_string().starts_with(message), "{spec}: {}", refusal.error);
+        assert_eq!((refusal.closed.subject.pods.clone(), refusal.closed.ingress.clone()), (app("a"), None), "{spec}");
+        assert_eq!(refusal.closed.egress, Some(vec![]), "{spec}");
+    }
+    let refusal = policy(json!({"subject": {}})).expect_err("no direction");
+    assert_eq!(refusal.error.to_string(), "spec: ingress or egress is needed; an empty list isolates");
+    let refusal = policy(json!({"subject": {"serviceAccounts": []}, "ingress": []})).expect_err("an empty list is not all");
+    assert_eq!(refusal.closed.subject, PodSet::default(), "nobody knows whom it selects: all pods of the namespace");
+}
+
+#[test]
+fn an_identity_to_which_nothing_belongs_is_refused() {
+    for spec in [json!({}), json!({"pods": []}), json!({"entities": []}), json!({"networks": []})] {
+        assert_eq!(members(spec).unwrap_err(), "spec: an identity needs pods, networks or entities");
+    }
+    let error = members(json!({"pods": [{"serviceAccounts": [{"namespace": "", "name": "x"}]}]})).unwrap_err();
+    assert_eq!(error, "spec.pods[0].serviceAccounts[0].namespace: is missing");
+}
