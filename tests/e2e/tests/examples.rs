@@ -1,4 +1,4 @@
-//! The example that users start with: what `palisade lab` says of it holds in a cluster, too.
+//! The examples that users start with: what `palisade lab` says of them holds in a cluster, too.
 
 use anyhow::{Context, Result, bail};
 use palisade_e2e::cluster::{Cluster, items};
@@ -8,8 +8,8 @@ use palisade_e2e::probe::{Probe, run_all};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-fn example() -> Result<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/shop");
+fn example(name: &str) -> Result<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name);
     path.canonicalize().with_context(|| format!("the example {}", path.display()))
 }
 
@@ -77,7 +77,16 @@ fn pods(applied: &Applied) -> Result<BTreeMap<String, Pod>> {
 
 #[test]
 fn the_example_shop_gives_the_truth_table_of_the_lab() -> Result<()> {
-    let directory = example()?;
+    gives_the_truth_table_of_the_lab("shop")
+}
+
+#[test]
+fn the_example_egress_by_identity_gives_the_truth_table_of_the_lab() -> Result<()> {
+    gives_the_truth_table_of_the_lab("egress-by-identity")
+}
+
+fn gives_the_truth_table_of_the_lab(example: &str) -> Result<()> {
+    let directory = self::example(example)?;
     let expectations = Expectations::read(&directory.join("expect/reach.yaml"))?;
     let applied = Applied::new(Cluster::connect(), &directory)?;
     let pods = pods(&applied)?;

@@ -1,0 +1,132 @@
+//! Policies by identity, and audit, as users meet them on a cluster.
+
+use anyhow::{Context, Result};
+use palisade_e2e::cluster::{Cluster, Namespace};
+use palisade_e2e::probe::Outcome::{Reached, Silent};
+use palisade_e2e::scene::Scene;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const VERSION: &str = "palisade.dev/v1alpha1";
+
+/// An Identity, deleted when the scenario ends.
+struct Identity<'a> {
+    cluster: &'a Cluster,
+    name: String,
+}
+
+impl<'a> Identity<'a> {
+    fn apply(cluster: &'a Cluster, name: &str, spec: &Value) -> Result<Self> {
+        cluster.apply(&[json!({ "apiVersion": VERSION, "kind": "Identity", "metadata": { "name": name }, "spec": spec })])?;
+        Ok(Self { cluster, name: name.to_owned() })
+    }
+}
+
+impl Drop for Identity<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.cluster.run(&["delete", "identity", &self.name, "--ignore-not-found"]) {
+            eprintln!("identity {} could not be deleted: {error:#}", self.name);
+        }
+    }
+}
+
+fn identity_policy(namespace: &Namespace, name: &str, spec: &Value) -> Result<()> {
+    let metadata = json!({ "name": name, "namespace": namespace.name });
+    namespace.cluster().apply(&[json!({ "apiVersion": VERSION, "kind": "IdentityPolicy", "metadata": metadata, "spec": spec })])
+}
+
+#[test]
+fn an_identity_gains_and_loses_pods_while_they_run_and_the_verdict_follows() -> Result<()> {
+    let scene = Scene::start("identity")?;
+    // Unlike that of any other run: identities live in no namespace.
+    let name = scene.servers_in.name.clone();
+    let allow = json!([{ "action": "Allow", "peers": [{ "identity": name }] }]);
+    identity_policy(&scene.clients_in, "only-known", &json!({ "subject": {}, "egress": allow }))?;
+    scene.expect("while there is no identity of the name", &Silent, &Silent);
+    let namespaces = json!({ "matchLabels": { "kubernetes.io/metadata.name": scene.servers_in.name } });
+    let spec = json!({ "pods": [{ "namespaces": namespaces, "pods": { "matchLabels": { "known": "yes" } } }] });
+    let identity = Identity::apply(scene.cluster(), &name, &spec)?;
+    scene.expect("while no server belongs to it", &Silent, &Silent);
+    scene.servers_in.run(&["label", "pods", "--all", "known=yes"])?;
+    scene.expect("once the servers belong to it", &Reached, &Reached);
+    scene.servers_in.run(&["label", "pods", "--all", "known-"])?;
+    scene.expect("once they belong to it no more", &Silent, &Silent);
+    let account = json!({ "namespace": scene.servers_in.name, "name": "default" });
+    let _by_account = Identity::apply(scene.cluster(), &name, &json!({ "pods": [{ "serviceAccounts": [account] }] }))?;
+    scene.expect("by their service account", &Reached, &Reached);
+    drop(identity);
+    scene.expect("once the identity is gone", &Silent, &Silent);
+    Ok(())
+}
+
+#[test]
+fn a_rule_that_denies_beats_what_a_network_policy_allows() -> Result<()> {
+    let scene = Scene::start("deny")?;
+    scene.policy("open", &json!({ "podSelector": {}, "ingress": [{}] }))?;
+    let deny = json!([{ "name": "no-udp", "action": "Deny", "ports": [{ "protocol": "UDP" }] }]);
+    identity_policy(&scene.servers_in, "no-udp", &json!({ "subject": {}, "ingress": deny }))?;
+    scene.expect("with UDP denied", &Reached, &Silent);
+    scene.servers_in.run(&["delete", "identitypolicy", "no-udp"])?;
+    scene.expect("without the rule", &Reached, &Reached);
+    Ok(())
+}
+
+#[test]
+fn a_policy_in_audit_mode_changes_nothing_until_it_is_enforced() -> Result<()> {
+    let scene = Scene::start("audit")?;
+    identity_policy(&scene.servers_in, "closed", &json!({ "subject": {}, "mode": "Audit", "ingress": [] }))?;
+    scene.expect("in audit mode", &Reached, &Reached);
+    scene.servers_in.run(&["patch", "idpol", "closed", "--type=merge", "--patch", r#"{"spec":{"mode":"Enforce"}}"#])?;
+    scene.expect("enforced", &Silent, &Silent);
+    scene.servers_in.run(&["delete", "idpol", "closed"])?;
+    scene.policy("annotated", &json!({ "podSelector": {}, "policyTypes": ["Ingress"] }))?;
+    scene.expect("a NetworkPolicy that is enforced", &Silent, &Silent);
+    scene.servers_in.run(&["annotate", "networkpolicy", "annotated", "palisade.dev/mode=Audit"])?;
+    scene.expect("a NetworkPolicy in audit mode", &Reached, &Reached);
+    Ok(())
+}
+
+#[test]
+fn the_api_server_refuses_what_makes_no_sense_and_says_why() -> Result<()> {
+    let cluster = Cluster::connect();
+    let policy = |rule: Value| json!({ "kind": "IdentityPolicy", "spec": { "subject": {}, "egress": [rule] } });
+    let identity = |spec: Value| json!({ "kind": "Identity", "spec": spec });
+    let allow = |rest: Value| {
+        let mut rule = rest;
+        rule["action"] = json!("Allow");
+        policy(rule)
+    };
+    for (mut object, why) in [
+        (allow(json!({ "ports": [{ "port": 90, "endPort": 80 }] })), "the range ends before its first port"),
+        (allow(json!({ "ports": [{ "endPort": 80 }] })), "a range needs its first port"),
+        (allow(json!({ "ports": [{ "port": 70000 }] })), "65535"),
+        (allow(json!({ "ports": [] })), "should have at least 1 items"),
+        (allow(json!({ "peers": [] })), "should have at least 1 items"),
+        (allow(json!({ "peers": [{}] })), "exactly one of identity, pods, network and entity"),
+        (allow(json!({ "peers": [{ "identity": "a", "entity": "World" }] })), "exactly one of identity, pods, network and entity"),
+        (allow(json!({ "peers": [{ "pods": {} }] })), "namespaces, pods or serviceAccounts is needed"),
+        (allow(json!({ "peers": [{ "entity": "Moon" }] })), "Unsupported value"),
+        (allow(json!({ "peers": [{ "network": { "cidr": "10.0.0.0/40" } }] })), "cidr is no CIDR block"),
+        (
+            allow(json!({ "peers": [{ "network": { "cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"] } }] })),
+            "each except must be a block inside of cidr",
+        ),
+        (
+            allow(json!({ "peers": [{ "pods": { "pods": { "matchExpressions": [{ "key": "a", "operator": "In" }] } } }] })),
+            "In and NotIn need values",
+        ),
+        (policy(json!({ "action": "Log" })), "Unsupported value"),
+        (json!({ "kind": "IdentityPolicy", "spec": { "subject": {} } }), "a policy needs ingress or egress"),
+        (identity(json!({})), "an identity needs pods, networks or entities"),
+        (identity(json!({ "pods": [] })), "should have at least 1 items"),
+        (identity(json!({ "entities": ["Moon"] })), "Unsupported value"),
+    ] {
+        object["apiVersion"] = json!(VERSION);
+        object["metadata"] = json!({ "name": "refused" });
+        let arguments = ["create", "--dry-run=server", "--filename", "-"];
+        let output = cluster.output(&arguments, &object.to_string(), Duration::from_secs(30))?;
+        let said = String::from_utf8(output.stderr).context("text")?;
+        assert!(!output.status.success() && said.contains(why), "{object}\n{said}");
+    }
+    Ok(())
+}
