@@ -30,6 +30,18 @@ pub enum Command {
         #[command(subcommand)]
         command: EndpointCommand,
     },
+    /// The policies that the agent of this node knows, and what it makes of them
+    Policy {
+        /// What of them.
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
+    /// The identities that it knows, and what they match
+    Identity {
+        /// What of them.
+        #[command(subcommand)]
+        command: IdentityCommand,
+    },
     /// What the policies say of one flow, at both ends, with the rule
     Explain(ExplainArguments),
     /// The first process inside a lab; started by `palisade lab`.
@@ -159,20 +171,50 @@ pub enum EndpointCommand {
     List(Asking),
 }
 
+/// What can be asked of policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// List them: tier, mode, rules, pods selected, and whether this node's kernel enforces them
+    List(Asking),
+    /// One of them, with the pods that it selects
+    Get(AskingFor),
+}
+
+/// What can be asked of identities.
+#[derive(Debug, Subcommand)]
+pub enum IdentityCommand {
+    /// List them: how much each matches, and the policies that name it
+    List(Asking),
+    /// One of them, with what it matches
+    Get(AskingFor),
+}
+
+/// Which object is asked for, and of which agent.
+#[derive(Debug, Args)]
+pub struct AskingFor {
+    /// `namespace/name`; the name alone for what lives in no namespace
+    #[arg(value_name = "NAME")]
+    pub object: String,
+    /// Which agent, and how the answer looks.
+    #[command(flatten)]
+    pub asking: Asking,
+}
+
 /// Arguments of `palisade explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArguments {
     /// Who opens the flow: `namespace/pod`, `node` or an address (in a lab also `outside`)
+    #[arg(long, value_name = "NS/POD")]
     pub from: String,
     /// Towards whom: the same forms
+    #[arg(long, value_name = "NS/POD|ADDRESS")]
     pub to: String,
-    /// Port at the destination; not for ICMP
-    #[arg(long, short, value_parser = port, required_unless_present = "protocol", required_if_eq_any([("protocol", "TCP"), ("protocol", "UDP"), ("protocol", "SCTP")]))]
-    pub port: Option<u16>,
-    // No default value: what `port` requires looks only at what was written.
-    /// TCP, UDP, SCTP or ICMP; TCP where none is given
-    #[arg(long, value_parser = ["TCP", "UDP", "SCTP", "ICMP"], ignore_case = true)]
-    protocol: Option<String>,
+    /// Port at the destination and protocol, e.g. `80`, `53/UDP`, or `ICMP`
+    #[arg(long, short, value_name = "PORT[/PROTOCOL]", value_parser = flow_port)]
+    pub port: FlowPort,
+    /// Answer from the manifests in DIR, with no agent and no privileges
+    #[arg(long, short, value_name = "DIR", conflicts_with_all = ["lab", "run_dir"])]
+    pub file: Option<PathBuf>,
     /// Only this family; else each that both ends have
     #[arg(long, value_parser = family)]
     pub family: Option<Family>,
@@ -181,15 +223,33 @@ pub struct ExplainArguments {
     pub asking: Asking,
 }
 
-impl ExplainArguments {
-    /// The protocol, in capitals.
-    pub fn protocol(&self) -> String {
-        self.protocol.as_deref().unwrap_or("TCP").to_uppercase()
+/// A port and protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowPort {
+    /// 0 for ICMP.
+    pub port: u16,
+    /// In capitals.
+    pub protocol: String,
+}
+
+impl std::fmt::Display for FlowPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.protocol)?;
+        if self.port == 0 { Ok(()) } else { write!(f, " {}", self.port) }
     }
 }
 
-fn port(text: &str) -> Result<u16, String> {
-    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| "a port is a number from 1 to 65535".into())
+fn flow_port(text: &str) -> Result<FlowPort, String> {
+    let (port, protocol) = text.split_once('/').unwrap_or((text, "TCP"));
+    let protocol = protocol.to_uppercase();
+    if port.eq_ignore_ascii_case("ICMP") && !text.contains('/') {
+        return Ok(FlowPort { port: 0, protocol: "ICMP".into() });
+    }
+    if !["TCP", "UDP", "SCTP"].contains(&protocol.as_str()) {
+        return Err(format!("{protocol} has no ports here: write a port with /TCP, /UDP or /SCTP, or ICMP alone"));
+    }
+    let port = port.parse().ok().filter(|port| *port != 0).ok_or("a port is a number from 1 to 65535")?;
+    Ok(FlowPort { port, protocol })
 }
 
 fn family(text: &str) -> Result<Family, String> {
@@ -225,15 +285,20 @@ mod tests {
     }
 
     #[test]
-    fn explain_wants_a_port_unless_icmp() {
-        assert!(parsed("palisade explain a/b c/d").is_err());
-        assert!(parsed("palisade explain a/b c/d --port 80").is_ok());
-        assert!(parsed("palisade explain a/b c/d --protocol icmp").is_ok());
-        assert!(parsed("palisade explain a/b c/d --protocol udp").is_err());
-        for wrong in ["pg", "0", "70000"] {
-            let error = parsed(&format!("palisade explain a/b c/d --port {wrong}")).unwrap_err().to_string();
+    fn explain_wants_both_ends_and_a_port_or_icmp() {
+        assert!(parsed("palisade explain --from a/b --to c/d").is_err());
+        assert!(parsed("palisade explain --to c/d --port 80").is_err());
+        for (written, shown) in [("80", "TCP 80"), ("53/udp", "UDP 53"), ("7/SCTP", "SCTP 7"), ("icmp", "ICMP")] {
+            assert_eq!(flow_port(written).unwrap().to_string(), shown);
+        }
+        for wrong in ["pg", "0", "70000", "/UDP", "x/TCP"] {
+            let error = parsed(&format!("palisade explain --from a/b --to c/d --port {wrong}")).unwrap_err().to_string();
             assert!(error.contains("a port is a number from 1 to 65535"), "{error}");
         }
+        for wrong in ["80/ICMP", "80/quic", "icmp/80"] {
+            assert!(flow_port(wrong).is_err(), "{wrong}");
+        }
+        assert!(parsed("palisade explain --from a/b --to c/d --port 80 --file x --lab").is_err(), "a directory or a lab");
     }
 
     #[test]

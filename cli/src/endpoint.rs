@@ -1,7 +1,7 @@
 //! `palisade endpoint`.
 
 use crate::agent;
-use crate::arguments::{Asking, Output};
+use crate::arguments::Asking;
 use crate::error::CliError;
 use crate::print;
 use crate::table::{Paint, Table};
@@ -14,11 +14,7 @@ pub fn list(arguments: &Asking) -> Result<(), CliError> {
         other => return Err(agent::unexpected(&other)),
     };
     endpoints.sort_by(|a, b| key(a).cmp(&key(b)));
-    match arguments.output {
-        Output::Json => print::json(&endpoints)?,
-        Output::Table => print::text(&rendered(&endpoints, Paint::for_stdout()))?,
-    }
-    Ok(())
+    print::answer(arguments.output, &endpoints, |paint| rendered(&endpoints, paint))
 }
 
 fn key(endpoint: &EndpointStatus) -> (&str, &str, &palisade_protocol::Attachment) {

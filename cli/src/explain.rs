@@ -1,12 +1,17 @@
 //! `palisade explain`.
 
 use crate::agent;
-use crate::arguments::{ExplainArguments, Output};
+use crate::arguments::ExplainArguments;
 use crate::error::CliError;
+use crate::files::Files;
 use crate::lab::outside;
 use crate::print;
 use crate::table::{Cell, Paint, Table, Tone};
-use palisade_protocol::{Call, Client, ClientError, ErrorKind, Explained, Family, FlowEnd, FlowQuery, Reply, SideVerdict, VerdictName};
+use palisade_protocol::{
+    Call, Client, ClientError, ErrorKind, Explained, Family, FlowEnd, FlowQuery, Reply, RuleAction, RuleFate, RuleSaid, SideVerdict,
+    VerdictName,
+};
+use std::cell::RefCell;
 use std::net::IpAddr;
 
 /// One answer, as `--output json` prints it.
@@ -21,42 +26,65 @@ struct Answer {
 
 /// Asks what the compiled policies say of a flow, for each family that both ends have.
 pub fn run(arguments: &ExplainArguments) -> Result<(), CliError> {
+    let answers = match &arguments.file {
+        Some(directory) => {
+            let files = Files::read(directory)?;
+            let ask = |query: &FlowQuery| files.ask(query).map_err(ClientError::Refused);
+            answers(arguments, ask, || Ok(files.pods()))?
+        }
+        None => {
+            let client = RefCell::new(agent::connect(&arguments.asking.agent)?);
+            let ask = |query: &FlowQuery| client.borrow_mut().call(Call::Explain(query.clone())).and_then(explained);
+            answers(arguments, ask, || pods(&mut client.borrow_mut()))?
+        }
+    };
+    print::answer(arguments.asking.output, &answers, |paint| rendered(arguments, &answers, paint))
+}
+
+fn explained(reply: Reply) -> Result<Explained, ClientError> {
+    match reply {
+        Reply::Explained(explained) => Ok(explained),
+        other => Err(ClientError::Malformed(format!("an answer of another kind: {other:?}"))),
+    }
+}
+
+/// Asks `ask` for each family; `pods` names those that there are, for an end that is none of them.
+fn answers(
+    arguments: &ExplainArguments,
+    ask: impl Fn(&FlowQuery) -> Result<Explained, ClientError>,
+    pods: impl Fn() -> Result<String, CliError>,
+) -> Result<Vec<Answer>, CliError> {
     let in_lab = arguments.asking.agent.lab.is_some();
-    let families = families(arguments, in_lab)?;
-    let mut client = agent::connect(&arguments.asking.agent)?;
     let mut answers = Vec::new();
     let mut problem = None;
-    for family in families {
+    for family in families(arguments, in_lab)? {
         let query = FlowQuery {
             from: end(&arguments.from, family, in_lab)?,
             to: end(&arguments.to, family, in_lab)?,
-            protocol: arguments.protocol(),
-            port: arguments.port.unwrap_or(0),
+            protocol: arguments.port.protocol.clone(),
+            port: arguments.port.port,
             family,
+            rules: true,
         };
-        match client.call(Call::Explain(query.clone())) {
-            Ok(Reply::Explained(explained)) => {
+        match ask(&query) {
+            Ok(explained) => {
+                let query = FlowQuery { rules: false, ..query };
                 let passes = passes(&explained.egress) && passes(&explained.ingress);
                 answers.push(Answer { query, passes, explained });
             }
-            Ok(other) => return Err(agent::unexpected(&other)),
             // An end without an address of one family is no failure as long as the other family answers.
             Err(ClientError::Refused(failure)) => problem = Some(failure),
             Err(other) => return Err(other.into()),
         }
     }
-    if let (true, Some(failure)) = (answers.is_empty(), problem) {
-        return Err(match failure.kind {
-            ErrorKind::NotFound => CliError::Input(format!("{}; pods of this node: {}", failure.message, pods(&mut client)?)),
+    match problem {
+        Some(failure) if answers.is_empty() => Err(match failure.kind {
+            ErrorKind::NotFound => CliError::Input(format!("{}; the pods here: {}", failure.message, pods()?)),
             ErrorKind::Invalid => CliError::Input(failure.message),
             _ => CliError::Failed(failure.message),
-        });
+        }),
+        _ => Ok(answers),
     }
-    match arguments.asking.output {
-        Output::Json => print::json(&answers)?,
-        Output::Table => print::text(&rendered(arguments, &answers, Paint::for_stdout()))?,
-    }
-    Ok(())
 }
 
 /// The pods that the agent has wired, as a list of names.
@@ -124,10 +152,8 @@ pub fn verdict_text(verdict: VerdictName) -> &'static str {
 
 fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> String {
     let mut table = Table::new(["FAMILY", "FLOW", "SIDE", "VERDICT", "REASON"]);
-    let port = arguments.port.map(|port| format!(" {port}")).unwrap_or_default();
-    let flow = format!("{} -> {} {}{port}", arguments.from, arguments.to, arguments.protocol());
+    let flow = format!("{} -> {} {}", arguments.from, arguments.to, arguments.port);
     for answer in answers {
-        let family = if answer.query.family == Family::Ipv4 { "ipv4" } else { "ipv6" };
         for (side, said) in [("egress", &answer.explained.egress), ("ingress", &answer.explained.ingress)] {
             let tone = if passes(said) { Tone::Good } else { Tone::Bad };
             let reason = match (said.verdict, said.reason.is_empty()) {
@@ -135,8 +161,58 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
                 (VerdictName::Allow, true) => "no policy isolates this side",
                 _ => &said.reason,
             };
+            let family = family_name(answer.query.family);
             table.row([family.into(), flow.as_str().into(), side.into(), Cell::toned(verdict_text(said.verdict), tone), reason.into()]);
         }
     }
-    table.render(paint)
+    let mut text = table.render(paint);
+    let considered: Vec<_> = answers.iter().map(|answer| (&answer.explained.egress_rules, &answer.explained.ingress_rules)).collect();
+    // Most rules fare the same in both families.
+    let same = considered.windows(2).all(|pair| pair[0] == pair[1]);
+    for (answer, (egress, ingress)) in answers.iter().zip(considered).take(if same { 1 } else { answers.len() }) {
+        if egress.is_empty() && ingress.is_empty() {
+            continue;
+        }
+        let family = if same { String::new() } else { format!(" ({})", family_name(answer.query.family)) };
+        text.push_str(&paint.text(Tone::Heading, &format!("\nConsidered in this order{family}\n")));
+        let mut table = Table::new(["SIDE", "TIER", "POLICY", "RULE", "ACTION", "WHAT CAME OF IT"]);
+        for (side, rule) in egress.iter().map(|rule| ("egress", rule)).chain(ingress.iter().map(|rule| ("ingress", rule))) {
+            let number = rule.name.as_ref().map_or_else(|| rule.rule.to_string(), |name| format!("{} {name:?}", rule.rule));
+            let (action, fate, tone) = said(rule);
+            table.row([
+                side.into(),
+                rule.tier.as_str().into(),
+                rule.policy.as_str().into(),
+                number.as_str().into(),
+                action.into(),
+                Cell::toned(fate, tone),
+            ]);
+        }
+        text.push_str(&table.render(paint));
+    }
+    text
+}
+
+fn said(rule: &RuleSaid) -> (&'static str, &'static str, Tone) {
+    let action = match rule.action {
+        RuleAction::Allow => "allow",
+        RuleAction::Deny => "deny",
+        RuleAction::Pass => "pass",
+    };
+    let (fate, tone) = match rule.fate {
+        RuleFate::Decides if rule.action == RuleAction::Allow => ("decides", Tone::Good),
+        RuleFate::Decides => ("decides", Tone::Bad),
+        RuleFate::Passes => ("matches: the next tier decides", Tone::Heading),
+        RuleFate::PeerDiffers => ("other peers", Tone::Faint),
+        RuleFate::PortDiffers => ("other ports", Tone::Faint),
+        RuleFate::NotAsked => ("not asked", Tone::Faint),
+    };
+    (action, fate, tone)
+}
+
+const fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ipv4",
+        Family::Ipv6 => "ipv6",
+    }
 }

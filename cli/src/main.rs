@@ -6,13 +6,16 @@ mod arguments;
 mod endpoint;
 mod error;
 mod explain;
+mod files;
+mod identity;
 mod lab;
 mod observe;
+mod policy;
 mod print;
 mod status;
 mod table;
 
-use arguments::{Arguments, Command, EndpointCommand};
+use arguments::{Arguments, Command, EndpointCommand, IdentityCommand, PolicyCommand};
 use clap::Parser;
 use std::process::ExitCode;
 
@@ -26,6 +29,10 @@ fn main() -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Observe(arguments) => observe::run(&arguments),
         Command::Endpoint { command: EndpointCommand::List(arguments) } => endpoint::list(&arguments),
+        Command::Policy { command: PolicyCommand::List(arguments) } => policy::list(&arguments),
+        Command::Policy { command: PolicyCommand::Get(arguments) } => policy::get(&arguments),
+        Command::Identity { command: IdentityCommand::List(arguments) } => identity::list(&arguments),
+        Command::Identity { command: IdentityCommand::Get(arguments) } => identity::get(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::LabInit { options } => lab::init(&options),
     };

@@ -1,7 +1,7 @@
 //! `palisade status`.
 
 use crate::agent;
-use crate::arguments::{Asking, Output};
+use crate::arguments::Asking;
 use crate::error::CliError;
 use crate::print;
 use crate::table::{Cell, Paint, Table, Tone};
@@ -14,11 +14,7 @@ pub fn run(arguments: &Asking) -> Result<(), CliError> {
         Reply::Status(status) => status,
         other => return Err(agent::unexpected(&other)),
     };
-    match arguments.output {
-        Output::Json => print::json(&status)?,
-        Output::Table => print::text(&rendered(&status, Paint::for_stdout()))?,
-    }
-    Ok(())
+    print::answer(arguments.output, &status, |paint| rendered(&status, paint))
 }
 
 fn rendered(status: &Status, paint: Paint) -> String {

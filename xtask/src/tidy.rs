@@ -60,6 +60,7 @@ pub fn run(root: &Path) -> Result<ExitCode> {
         check_file(file, &text, &mut faults);
     }
     faults.extend(unreached(root, &files));
+    faults.extend(unknown_tests(root, &files)?);
     if faults.is_empty() {
         println!("tidy: {} files, all rules hold", files.len());
         return Ok(ExitCode::SUCCESS);
@@ -132,6 +133,20 @@ fn edges(root: &Path) -> Result<Vec<String>> {
         }
     }
     Ok(faults)
+}
+
+/// Where each rule of policy is said to be tested.
+const SEMANTICS: &str = "docs/design/semantics.md";
+
+/// Tests that the table of rules names and that do not exist.
+fn unknown_tests(root: &Path, files: &[String]) -> Result<Vec<String>> {
+    let table = std::fs::read_to_string(root.join(SEMANTICS)).with_context(|| format!("reading {SEMANTICS}"))?;
+    let sources: String =
+        files.iter().filter(|file| file.ends_with(".rs")).filter_map(|file| std::fs::read_to_string(root.join(file)).ok()).collect();
+    let rows = table.lines().filter_map(|line| line.split('|').nth(3));
+    let named = rows.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let unknown = named.filter(|name| !sources.contains(&format!("fn {name}(")));
+    Ok(unknown.map(|name| format!("{SEMANTICS}: there is no test {name}")).collect())
 }
 
 fn check_name(file: &str, faults: &mut Vec<String>) {

@@ -204,7 +204,7 @@ pub(crate) mod tests {
         };
         let probe = Probe { from: party(from), to: party(to), family, protocol: Protocol::Tcp, port: 80 };
         let seen = if reason.is_some() { Err("no answer".to_owned()) } else { Ok(()) };
-        ProbeResult::new(probe, seen, Explained { egress: allow, ingress })
+        ProbeResult::new(probe, seen, Explained::new(allow, ingress))
     }
 
     fn member(text: &str, services: &[Service]) -> Member {
@@ -238,7 +238,7 @@ pub(crate) mod tests {
     fn packets_and_policy_disagree_in_both_directions() {
         let denied = result("a/x", "b/y", Family::Ipv4, Some("r"));
         assert_eq!(denied.disagreement, None);
-        let explained = |result: &ProbeResult| Explained { egress: result.egress.clone(), ingress: result.ingress.clone() };
+        let explained = |result: &ProbeResult| Explained::new(result.egress.clone(), result.ingress.clone());
         let leak = ProbeResult::new(denied.probe.clone(), Ok(()), explained(&denied));
         assert_eq!(leak.disagreement.as_deref(), Some("reached, although policy denies it"));
         let allowed = result("a/x", "b/y", Family::Ipv4, None);

@@ -350,7 +350,14 @@ fn query(probe: &Probe) -> FlowQuery {
         Party::Node => FlowEnd::Node,
         Party::Outside => FlowEnd::Address(outside::address(probe.family)),
     };
-    FlowQuery { from: end(&probe.from), to: end(&probe.to), protocol: probe.protocol.to_string(), port: probe.port, family: probe.family }
+    FlowQuery {
+        from: end(&probe.from),
+        to: end(&probe.to),
+        protocol: probe.protocol.to_string(),
+        port: probe.port,
+        family: probe.family,
+        rules: false,
+    }
 }
 
 async fn explain(queries: Vec<FlowQuery>) -> Result<Vec<Explained>, CliError> {

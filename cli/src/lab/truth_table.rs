@@ -199,7 +199,7 @@ Refused
     fn a_disagreement_is_marked_in_its_cell_and_listed() {
         let mut report = shop();
         let denied = report.probes.iter_mut().find(|result| !result.reached).unwrap();
-        let explained = Explained { egress: denied.egress.clone(), ingress: denied.ingress.clone() };
+        let explained = Explained::new(denied.egress.clone(), denied.ingress.clone());
         *denied = ProbeResult::new(denied.probe.clone(), Ok(()), explained);
         let text = rendered(&report, Paint::none());
         assert!(text.contains("guest/visitor  ipv4 only !\n"), "{text}");

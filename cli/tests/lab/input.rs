@@ -64,7 +64,13 @@ fn a_cni_binary_that_is_not_there_is_named() {
 
 #[test]
 fn a_command_line_that_is_wrong_ends_with_2() {
-    for arguments in [&["lab"][..], &["lab", "exec", "a/b"], &["frobnicate"], &["explain", "a/b", "c/d"], &["status", "--output", "xml"]] {
+    for arguments in [
+        &["lab"][..],
+        &["lab", "exec", "a/b"],
+        &["frobnicate"],
+        &["explain", "--from", "a/b", "--to", "c/d"],
+        &["status", "--output", "xml"],
+    ] {
         run(palisade(arguments)).expect_code(2);
     }
 }
@@ -76,9 +82,45 @@ fn a_verdict_that_does_not_exist_is_refused_before_anybody_is_asked() {
 }
 
 #[test]
+fn explain_answers_from_files_with_no_agent_and_no_privileges() {
+    let example = crate::runner::shop().with_file_name("egress-by-identity");
+    // Somebody who is not root.
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    for file in ["namespaces.yaml", "identities.yaml", "pods.yaml", "policy.yaml"] {
+        std::fs::copy(example.join(file), directory.path().join(file)).unwrap();
+    }
+    let binary = directory.path().join("palisade");
+    std::fs::copy(PALISADE, &binary).unwrap();
+    let explain = |to: &str, port: &str, output: &str| {
+        let mut command = std::process::Command::new(&binary);
+        command.args(["explain", "--from", "store/checkout", "--to", to, "--port", port, "--output", output, "--file"]);
+        command.arg(directory.path()).current_dir("/");
+        if nix::unistd::geteuid().is_root() {
+            command.uid(65534).gid(65534);
+        }
+        run(command)
+    };
+    let reached = explain("payments/db", "5432", "json").expect_code(0).json();
+    assert_eq!(reached.as_array().unwrap().len(), 2, "both families");
+    assert_eq!((&reached[0]["passes"], &reached[0]["egressRules"][0]["fate"]), (&true.into(), &"decides".into()), "{reached}");
+    assert_eq!(reached[0]["egressRules"][0]["policy"], "IdentityPolicy store/checkout");
+    let refused = explain("payments/backup", "5432", "json").expect_code(0).json();
+    assert_eq!((&refused[0]["passes"], &refused[0]["egress"]["verdict"]), (&false.into(), &"default-deny".into()), "{refused}");
+    let fates: Vec<_> = refused[0]["egressRules"].as_array().unwrap().iter().map(|rule| rule["fate"].as_str().unwrap()).collect();
+    assert_eq!(fates, ["peer-differs", "peer-differs"]);
+    let port = explain("payments/db", "80", "table").expect_code(0).output;
+    assert!(port.contains("Considered in this order\n") && port.contains("other ports"), "{port}");
+    let outside = explain("203.0.113.1", "443", "json").expect_code(0).json();
+    assert_eq!((outside.as_array().unwrap().len(), &outside[0]["passes"]), (1, &false.into()), "{outside}");
+    let unknown = explain("payments/nobody", "5432", "table").expect_code(2);
+    assert!(unknown.errors.contains("payments/nobody") && unknown.errors.contains("the pods here: names/resolver"), "{}", unknown.errors);
+}
+
+#[test]
 fn an_agent_that_is_not_there_is_one_sentence() {
     let directory = tempfile::tempdir().unwrap();
-    for command in [&["status"][..], &["observe"], &["endpoint", "list"], &["explain", "a/b", "c/d", "--port", "80"]] {
+    for command in [&["status"][..], &["observe"], &["endpoint", "list"], &["explain", "--from", "a/b", "--to", "c/d", "--port", "80"]] {
         let mut command = palisade(command);
         command.arg("--run-dir").arg(directory.path());
         let ended = run(command).expect_code(3);

@@ -228,8 +228,9 @@ fn a_running_lab_answers_and_runs_commands_in_its_pods() {
     let table = run(palisade(["endpoint", "list", &lab])).expect_code(0).output;
     assert!(table.lines().any(|line| line.contains("backend/api") && line.contains("backend/allow-frontend")), "{table}");
 
-    let explain =
-        |from: &str, to: &str, port: &str| run(palisade(["explain", &lab, from, to, "--port", port, "-o", "json"])).expect_code(0).json();
+    let explain = |from: &str, to: &str, port: &str| {
+        run(palisade(["explain", &lab, "--from", from, "--to", to, "--port", port, "-o", "json"])).expect_code(0).json()
+    };
     let refused = explain("guest/visitor", "backend/api", "80");
     assert_eq!(refused.as_array().unwrap().len(), 2, "both families");
     assert!(
@@ -238,9 +239,9 @@ fn a_running_lab_answers_and_runs_commands_in_its_pods() {
     );
     assert_eq!(explain("frontend/web-0", "backend/api", "80")[1]["passes"], true);
     assert_eq!(explain("outside", "guest/visitor", "80")[0]["passes"], true);
-    let unknown = run(palisade(["explain", &lab, "guest/nobody", "backend/api", "--port", "80"]));
+    let unknown = run(palisade(["explain", &lab, "--from", "guest/nobody", "--to", "backend/api", "--port", "80"]));
     assert!(unknown.code == Some(2) && unknown.errors.contains("guest/nobody"), "{}", unknown.errors);
-    assert!(unknown.errors.contains("pods of this node: ") && unknown.errors.contains("guest/visitor"), "{}", unknown.errors);
+    assert!(unknown.errors.contains("the pods here: ") && unknown.errors.contains("guest/visitor"), "{}", unknown.errors);
 
     // By the process that the user started, too; and an observer sees the end of the lab as what it is.
     let mut observe = palisade(["observe", &format!("--lab={}", running.pid())]);

@@ -31,9 +31,11 @@ fn the_example_egress_by_identity_is_as_expected_and_names_the_policy() {
     let directory = shop().with_file_name("egress-by-identity");
     let expect = directory.join("expect/reach.yaml");
     let ended = lab(&directory, &["--expect", expect.to_str().unwrap()]).expect_code(0);
-    for part in
-        ["default deny of egress by IdentityPolicy store/checkout", "store/checkout -> payments/backup, payments/copy: TCP 5432", "all as expected"]
-    {
+    for part in [
+        "default deny of egress by IdentityPolicy store/checkout",
+        "store/checkout -> payments/backup, payments/copy: TCP 5432",
+        "all as expected",
+    ] {
         assert!(ended.output.contains(part), "{part:?} is missing in\n{}", ended.output);
     }
 }

@@ -46,6 +46,18 @@ pub enum Call {
     Status,
     /// The endpoints of this node: answered by [`Reply::Endpoints`].
     Endpoints,
+    /// The policies that the agent knows, as it sees them: answered by [`Reply::Policies`].
+    Policies {
+        /// Only those of this name (`namespace/name`, or the name alone), with their pods.
+        #[serde(default)]
+        object: Option<String>,
+    },
+    /// The identities that the agent knows, as it sees them: answered by [`Reply::Identities`].
+    Identities {
+        /// Only the one of this name, with what it matches.
+        #[serde(default)]
+        object: Option<String>,
+    },
     /// What the compiled policies say of one flow: answered by [`Reply::Explained`].
     Explain(FlowQuery),
     /// Live verdicts: answered by [`Reply::Event`] lines.
@@ -67,6 +79,10 @@ pub enum Reply {
     Status(Status),
     /// Answer to [`Call::Endpoints`].
     Endpoints(Vec<EndpointStatus>),
+    /// Answer to [`Call::Policies`].
+    Policies(Vec<PolicyStatus>),
+    /// Answer to [`Call::Identities`].
+    Identities(Vec<IdentityStatus>),
     /// Answer to [`Call::Explain`].
     Explained(Explained),
     /// One verdict, for [`Call::Observe`].
@@ -234,6 +250,58 @@ pub struct EndpointStatus {
     pub egress_isolated_by: Vec<String>,
 }
 
+/// A policy, as the agent of this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// `NetworkPolicy`, `IdentityPolicy` or `ClusterNetworkPolicy`.
+    pub kind: String,
+    /// `namespace/name`, or the name alone.
+    pub object: String,
+    /// `Admin` or `Baseline` and the priority, or `Workload`.
+    pub tier: String,
+    /// `Enforce` or `Audit`.
+    pub mode: String,
+    /// Number of its ingress rules; absent where it says nothing of ingress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_rules: Option<usize>,
+    /// Number of its egress rules; absent where it says nothing of egress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_rules: Option<usize>,
+    /// Pods of the cluster that it selects.
+    pub pods: usize,
+    /// Those of them that are on this node.
+    pub pods_here: usize,
+    /// Whether this version of it is what the kernel of this node enforces.
+    pub enforced: bool,
+    /// Why it could not be used as it was written, and what is done about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// The names of the pods that it selects, where one policy was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selected: Vec<String>,
+}
+
+/// An identity, as the agent of this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IdentityStatus {
+    /// Its name.
+    pub name: String,
+    /// Pods that it matches.
+    pub pods: usize,
+    /// Addresses of pods, nodes and the API server that it matches.
+    pub addresses: usize,
+    /// The policies that name it.
+    pub policies: Vec<String>,
+    /// Why it could not be used as it was written, and what is done about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// What it matches, where one identity was asked for: pods by name, other addresses as they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub matched: Vec<String>,
+}
+
 /// A flow to be explained.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -248,6 +316,9 @@ pub struct FlowQuery {
     pub port: u16,
     /// Address family: `ipv4` or `ipv6`; picks the pod's address.
     pub family: Family,
+    /// Whether the rules that were considered are wanted too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rules: bool,
 }
 
 /// An end of a flow.
@@ -274,11 +345,72 @@ pub enum Family {
 
 /// What the compiled policies say of a flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Explained {
     /// The opener's side.
     pub egress: SideVerdict,
     /// The responder's side.
     pub ingress: SideVerdict,
+    /// The rules that the opener's side considered, in the order in which they are asked.
+    #[serde(default)]
+    pub egress_rules: Vec<RuleSaid>,
+    /// The rules that the responder's side considered.
+    #[serde(default)]
+    pub ingress_rules: Vec<RuleSaid>,
+}
+
+impl Explained {
+    /// What both sides say, without the rules that they considered.
+    pub const fn new(egress: SideVerdict, ingress: SideVerdict) -> Self {
+        Self { egress, ingress, egress_rules: Vec::new(), ingress_rules: Vec::new() }
+    }
+}
+
+/// A rule that one side considered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleSaid {
+    /// `Admin` or `Baseline` and the priority, or `Workload`.
+    pub tier: String,
+    /// Kind and name of its policy.
+    pub policy: String,
+    /// Its index in the policy's list.
+    pub rule: usize,
+    /// Its name, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What it does with a flow that matches.
+    pub action: RuleAction,
+    /// What came of it.
+    pub fate: RuleFate,
+}
+
+/// What a rule does with a flow that matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleAction {
+    /// The flow passes.
+    Allow,
+    /// The flow is refused.
+    Deny,
+    /// The next tier decides.
+    Pass,
+}
+
+/// What came of a rule that was considered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleFate {
+    /// It matches and decides.
+    Decides,
+    /// It matches, and leaves the flow to the next tier.
+    Passes,
+    /// The other end is none of its peers.
+    PeerDiffers,
+    /// Protocol and port do not match.
+    PortDiffers,
+    /// Something before it decided, or passed.
+    NotAsked,
 }
 
 /// What one side says.

@@ -151,11 +151,11 @@ impl SubjectRows<'_> {
         policy.insert(PolicyKey::new(subject, self.direction, IDENTITY_ANY), any);
         for (class, mut rules) in self.candidates() {
             let (signature, identity) = &self.classes.list[class];
-            rules.extend(&for_all);
+            rules.extend(faulty!(&for_all[..], RulesForEverybodyForgotten => &for_all[..0]));
             let rules: Vec<usize> = rules.into_iter().collect();
-            let named = self.named(&rules, signature);
+            let named = faulty!(self.named(&rules, signature), PeersNamesForgotten => Vec::new());
             let row = self.row(Matched { rules, named }, numbers);
-            if row != any {
+            if faulty!(row != any, DenialsForEverybodyEnough => row.verdict == RowVerdict::Allow as u8 || row.ports != PORTS_NONE) {
                 policy.insert(PolicyKey::new(subject, self.direction, *identity), row);
             }
         }
@@ -174,7 +174,7 @@ impl SubjectRows<'_> {
                 let except: Vec<_> = peer.except.iter().filter_map(|block| self.universe.index(&Selector::Block(*block))).collect();
                 for &class in &self.classes.members[selector as usize] {
                     let (signature, _) = &self.classes.list[class];
-                    if !except.iter().any(|index| signature.binary_search(index).is_ok()) {
+                    if faulty!(!except.iter().any(|index| signature.binary_search(index).is_ok()), ExceptIgnoredInRows => true) {
                         candidates.entry(class).or_default().insert(position);
                     }
                 }
@@ -222,7 +222,7 @@ impl SubjectRows<'_> {
         // The last tier first: each is laid over what comes after it.
         settled = self.layer(of_tier(|tier| matches!(tier, Tier::Baseline(_))), &matched.named, numbers).over(settled);
         let mut workload = self.layer(of_tier(|tier| tier == Tier::Workload), &matched.named, numbers);
-        if workload.otherwise.is_none() && !self.rules.isolated_by.is_empty() {
+        if workload.otherwise.is_none() && faulty!(!self.rules.isolated_by.is_empty(), DefaultDenyForgotten => false) {
             let reason = Reason::Default { policies: self.rules.isolated_by.clone(), direction: self.direction };
             workload.otherwise = Some(Said::Decides(entry(RowVerdict::DefaultDeny, numbers.reasons.intern(reason))));
         }
@@ -241,7 +241,7 @@ impl SubjectRows<'_> {
         let mut layer = Layer::default();
         for rule in rules {
             let said = match rule.action {
-                Action::Pass => Said::Passes,
+                Action::Pass => faulty!(Said::Passes, PassAllows => Said::Decides(entry(RowVerdict::Allow, REASON_NONE))),
                 action => {
                     let EffectiveRule { policy, tier, rule, name, .. } = rule.clone();
                     let reason = numbers.reasons.intern(Reason::Rule { policy, tier, rule, name, direction: self.direction });
@@ -251,7 +251,7 @@ impl SubjectRows<'_> {
             let Some(ports) = &rule.ports else {
                 // Every port that no rule before this one has taken: later rules have nothing left to say.
                 layer.otherwise = Some(said);
-                break;
+                faulty!(break, LaterRulesOverrule => continue);
             };
             for port in ports {
                 match port {

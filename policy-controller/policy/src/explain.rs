@@ -1,9 +1,10 @@
 //! What the compiled rows say of one flow, with names.
 
 use crate::compile::Compiled;
+use crate::consider::{Considered, Seen, consider};
 use crate::model::{Model, ObjectName};
 use crate::numbers::Numbers;
-use palisade_datapath_core::abi::{SUBJECT_NONE, V4, V6};
+use palisade_datapath_core::abi::{Direction, SUBJECT_NONE, V4, V6};
 use palisade_datapath_core::verdict::{Decision, Flow, Side, Verdict, verdict};
 use std::net::IpAddr;
 
@@ -32,6 +33,8 @@ pub struct Question {
     pub port: u16,
     /// IPv6 rather than IPv4: picks the addresses of pods and nodes.
     pub ipv6: bool,
+    /// Whether the rules that were considered are wanted: they cost a walk over the whole model.
+    pub rules: bool,
 }
 
 /// What both sides say.
@@ -57,6 +60,8 @@ pub struct SideAnswer {
     pub decision: Decision,
     /// The rule or the policies that isolate; empty where no policy made the decision.
     pub reason: String,
+    /// The rules that were considered, in the order in which they are asked; none where this side is not judged, or nobody asked.
+    pub rules: Vec<Considered>,
 }
 
 /// Why a question has no answer.
@@ -87,16 +92,23 @@ pub fn evaluate(compiled: &Compiled, numbers: &Numbers, model: &Model, question:
     let own_node = matches!(question.from, End::Node(_));
     // A pod reaches itself always, and the node its own pods.
     let judged = opener != responder && !own_node;
-    let subject = |end, address| if judged { subject(compiled, model, end, address) } else { SUBJECT_NONE };
-    let egress = (subject(&question.from, opener), SUBJECT_NONE);
-    let ingress = (SUBJECT_NONE, subject(&question.to, responder));
-    let answer = |side: Side| SideAnswer {
+    let subject = |end, address| if judged { subject(compiled, model, end, address) } else { None };
+    let (from, to) = (subject(&question.from, opener), subject(&question.to, responder));
+    let answer = |side: Side, subject: Option<(&ObjectName, u32)>, direction, peer| SideAnswer {
         decision: side.decision,
         reason: numbers.reason(side.reason).map(ToString::to_string).unwrap_or_default(),
+        rules: subject
+            .filter(|_| question.rules)
+            .and_then(|(name, _)| Some((name, model.pods.get(name)?)))
+            .map_or_else(Vec::new, |(name, pod)| {
+                consider(model, name, pod, Seen { direction, peer, protocol: question.protocol, port: question.port })
+            }),
     };
     // Each side for itself, so that a denial by the opener does not hide what the responder says.
-    let ask = |(egress_subject, ingress_subject)| judge(compiled, opener, responder, question, egress_subject, ingress_subject);
-    Ok(Answer { egress: answer(ask(egress).egress), ingress: answer(ask(ingress).ingress) })
+    let number = |subject: Option<(&ObjectName, u32)>| subject.map_or(SUBJECT_NONE, |(_, number)| number);
+    let egress = judge(compiled, opener, responder, question, number(from), SUBJECT_NONE).egress;
+    let ingress = judge(compiled, opener, responder, question, SUBJECT_NONE, number(to)).ingress;
+    Ok(Answer { egress: answer(egress, from, Direction::Egress, responder), ingress: answer(ingress, to, Direction::Ingress, opener) })
 }
 
 fn judge(
@@ -139,13 +151,13 @@ fn resolve(end: &End, model: &Model, ipv6: bool) -> Result<IpAddr, ExplainError>
     addresses.into_iter().find(|address| address.is_ipv6() == ipv6).ok_or(ExplainError::NoAddress { end: name, family })
 }
 
-/// The subject number of an end, where it is a pod of this node. Where several pods claim an address, the first in
+/// An end that is a pod of this node, with its subject number. Where several pods claim an address, the first in
 /// order of names is meant.
-fn subject(compiled: &Compiled, model: &Model, end: &End, address: IpAddr) -> u32 {
+fn subject<'a>(compiled: &Compiled, model: &'a Model, end: &'a End, address: IpAddr) -> Option<(&'a ObjectName, u32)> {
     let pod = match end {
         End::Pod(name) => Some(name),
         End::Address(_) => model.pods.iter().find(|(_, pod)| pod.addresses.contains(&address)).map(|(name, _)| name),
         End::Node(_) => None,
     };
-    pod.and_then(|name| compiled.subjects.get(name)).copied().unwrap_or(SUBJECT_NONE)
+    pod.and_then(|name| Some((name, *compiled.subjects.get(name)?)))
 }

@@ -44,11 +44,16 @@ impl Layer {
                     for (first, last, entry) in below.ports.within(protocol, first, last) {
                         ports.add(protocol, first, last, entry);
                     }
-                    ports.add(protocol, first, last, below.otherwise);
+                    ports.add(
+                        protocol,
+                        first,
+                        last,
+                        faulty!(below.otherwise, PassedPortsFallThrough => PortEntry { verdict: 1, ..below.otherwise }),
+                    );
                 }
             }
         }
-        if let Some(Said::Decides(otherwise)) = self.otherwise {
+        if let Some(Said::Decides(otherwise)) = faulty!(self.otherwise, TiersDecideNothing => None) {
             return Settled { ports, otherwise };
         }
         for (protocol, first, last, entry) in below.ports.ranges() {

@@ -4,7 +4,16 @@
 //! it came to be.
 #![forbid(unsafe_code)]
 
+/// What the compiler does here, and what it would do with a deliberate fault. Only `tests/faults` builds the sources with the
+/// faults in them, to show that the comparison with the oracle catches each.
+macro_rules! faulty {
+    ($sound:expr, $fault:ident => $faulty:expr) => {
+        $sound
+    };
+}
+
 pub mod compile;
+pub mod consider;
 mod entries;
 pub mod explain;
 pub mod generate;
@@ -18,9 +27,11 @@ pub mod plan;
 pub mod ports;
 pub mod reason;
 pub mod rules;
+pub mod selected;
 mod universe;
 
 pub use compile::{Compiled, compile};
+pub use consider::{Considered, Fate};
 pub use explain::{Answer, End, ExplainError, Question, SideAnswer, evaluate};
 pub use numbers::{Numbers, Used};
 pub use plan::{Plan, Step, plan};

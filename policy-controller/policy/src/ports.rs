@@ -84,7 +84,9 @@ impl Flattener<PortEntry> {
         let mut ranges: Vec<PortRange> = Vec::new();
         for (protocol, first, last, entry) in self.ranges() {
             let continues = |before: &&mut PortRange| {
-                before.protocol == protocol && before.entry() == entry && u32::from(before.last) + 1 == u32::from(first)
+                before.protocol == protocol
+                    && before.entry() == entry
+                    && faulty!(u32::from(before.last) + 1 == u32::from(first), GapsClosed => true)
             };
             match ranges.last_mut().filter(continues) {
                 Some(before) => before.last = last,
@@ -98,7 +100,7 @@ impl Flattener<PortEntry> {
 /// The fewest prefixes that cover `first..=last` and nothing else: (first port, prefix length 0 to 16).
 pub fn prefixes(first: u16, last: u16) -> Vec<(u16, u8)> {
     let mut prefixes = Vec::new();
-    let (mut start, end) = (u32::from(first), u32::from(last) + 1);
+    let (mut start, end) = (u32::from(first), u32::from(last) + faulty!(1, LastPortForgotten => u32::from(last == first)));
     while start < end {
         // The largest block that begins here: limited by alignment and by what is left.
         let aligned = if start == 0 { 16 } else { start.trailing_zeros() };

@@ -1,6 +1,8 @@
 //! The effective rules of one pod: what all the policies that select it say together.
 
-use crate::model::{Action, Entity, Mode, Model, ObjectName, Peer, Peers, Pod, PodSet, Policy, PolicyName, Port, Ports, Rule, Tier};
+use crate::model::{
+    Action, Entity, Mode, Model, ObjectName, Peer, Peers, Pod, PodSet, Policy, PolicyKind, PolicyName, Port, Ports, Rule, Tier,
+};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::Direction;
 use palisade_identity::{LabelSelector, Labels, NamespaceMatch, NodeMatch, Protocol, Selector};
@@ -106,6 +108,14 @@ impl<'m> PoliciesByNamespace<'m> {
         sorted
     }
 
+    /// What one rule about egress would say alone, for whoever wants to know whom its peers match.
+    pub(crate) fn rule_set_of(model: &Model, rule: &Rule) -> RuleSet {
+        let mut set = RuleSet::default();
+        let nobody = PolicyName::new(PolicyKind::IdentityPolicy, ObjectName::cluster(""));
+        set.egress.add(model, &nobody, Tier::Workload, std::slice::from_ref(rule), |port| vec![egress_port(port)]);
+        set
+    }
+
     /// What all the enforced policies that select a pod say together.
     pub fn rule_set(&self, name: &ObjectName, pod: &Pod) -> RuleSet {
         self.together(name, pod, false)
@@ -125,9 +135,9 @@ impl<'m> PoliciesByNamespace<'m> {
 
     fn together(&self, name: &ObjectName, pod: &Pod, with_audit: bool) -> RuleSet {
         let mut set = RuleSet { audit: with_audit, ..RuleSet::default() };
-        let mut policies: Vec<_> = self.selecting(name, pod).filter(|(_, policy)| with_audit || policy.mode == Mode::Enforce).collect();
-        policies.sort_by_key(|(name, policy)| (policy.tier, *name));
-        for (policy_name, policy) in policies {
+        let in_force = |policy: &Policy| faulty!(with_audit || policy.mode == Mode::Enforce, AuditEnforced => true);
+        // In order of their names, those of the namespace and those of the cluster each for themselves: they share no tier.
+        for (policy_name, policy) in self.selecting(name, pod).filter(|(_, policy)| in_force(policy)) {
             if let Some(rules) = &policy.ingress {
                 set.ingress.add(self.model, policy_name, policy.tier, rules, |port| ingress_ports(port, pod));
             }
@@ -136,14 +146,17 @@ impl<'m> PoliciesByNamespace<'m> {
             }
         }
         for direction in [&mut set.ingress, &mut set.egress] {
-            // Stable: within each half the order stays.
-            direction.rules.sort_by_key(|rule| (rule.tier, rule.tier == Tier::Workload && rule.action != Action::Deny));
+            // Stable: among equals the order of names and indices stays.
+            direction.rules.sort_by_key(|rule| {
+                let tier = faulty!(rule.tier, PrioritiesIgnored => if let Tier::Admin(_) = rule.tier { Tier::Admin(0) } else { rule.tier });
+                (tier, faulty!(rule.tier == Tier::Workload && rule.action != Action::Deny, DenyInItsPlace => false))
+            });
         }
         set
     }
 }
 
-fn selects(subject: &PodSet, policy: &PolicyName, name: &ObjectName, labels: Option<&Labels>, pod: &Pod) -> bool {
+pub(crate) fn selects(subject: &PodSet, policy: &PolicyName, name: &ObjectName, labels: Option<&Labels>, pod: &Pod) -> bool {
     let namespace = match &subject.namespaces {
         None => policy.object.namespace == name.namespace,
         Some(selector) => labels.is_some_and(|labels| selector.matches(labels)),
@@ -152,7 +165,9 @@ fn selects(subject: &PodSet, policy: &PolicyName, name: &ObjectName, labels: Opt
         .accounts
         .as_ref()
         .is_none_or(|accounts| accounts.iter().any(|account| account.namespace == name.namespace && account.name == pod.service_account));
-    namespace && account && subject.pods.matches(&pod.labels)
+    faulty!(namespace, SubjectNamespaceIgnored => true)
+        && faulty!(account, SubjectAccountIgnored => true)
+        && faulty!(subject.pods.matches(&pod.labels), SubjectLabelsIgnored => true)
 }
 
 impl DirectionRules {
@@ -188,7 +203,7 @@ fn effective_peers(model: &Model, peers: &[Peer], action: Action, own_namespace:
             Peer::Identity(name) => match model.identities.get(name) {
                 Some(members) => effective.extend(members.iter().filter_map(|member| effective_peer(model, member, own_namespace))),
                 None if action == Action::Allow => {}
-                None => return None,
+                None => return faulty!(None, MissingIdentityDeniesNobody => Some(effective)),
             },
             other => effective.extend(effective_peer(model, other, own_namespace)),
         }
@@ -201,16 +216,22 @@ fn effective_peer(model: &Model, peer: &Peer, own_namespace: &str) -> Option<Eff
         Peer::Pods(PodSet { namespaces, pods, accounts }) => {
             let namespaces = match namespaces {
                 Some(selector) => NamespaceMatch::Labels(selector.clone()),
-                None => NamespaceMatch::Name(own_namespace.to_owned()),
+                None => faulty!(
+                    NamespaceMatch::Name(own_namespace.to_owned()),
+                    OwnNamespaceIsEvery => NamespaceMatch::Labels(LabelSelector::everything())
+                ),
             };
             Selector::Pods { namespaces, pods: pods.clone(), accounts: accounts.clone() }
         }
         Peer::Block { block, except } => {
-            let except = except.iter().map(IpNet::trunc).collect();
+            let except = faulty!(except.iter().map(IpNet::trunc).collect(), ExceptDropped => BTreeSet::new());
             return Some(EffectivePeer { selector: Selector::Block(block.trunc()), except });
         }
         Peer::Nodes(labels) => Selector::Nodes(NodeMatch::Labels(labels.clone())),
-        Peer::Entity(Entity::Host) => Selector::Nodes(NodeMatch::Name(model.host.clone())),
+        Peer::Entity(Entity::Host) => faulty!(
+            Selector::Nodes(NodeMatch::Name(model.host.clone())),
+            HostIsEveryNode => Selector::Nodes(NodeMatch::Labels(LabelSelector::everything()))
+        ),
         Peer::Entity(Entity::Nodes) => Selector::Nodes(NodeMatch::Labels(LabelSelector::everything())),
         Peer::Entity(Entity::World) => Selector::World,
         Peer::Entity(Entity::ApiServer) => Selector::ApiServer,
@@ -228,7 +249,7 @@ fn ingress_ports(port: &Port, subject: &Pod) -> Vec<EffectivePort> {
         Port::Named(protocol, name) => subject
             .ports
             .iter()
-            .filter(|named| named.protocol == *protocol && named.name == *name)
+            .filter(|named| faulty!(named.protocol == *protocol, NamedPortOfAnyProtocol => true) && named.name == *name)
             .map(|named| EffectivePort::Range(*protocol, named.port, named.port))
             .collect(),
     }
@@ -237,7 +258,7 @@ fn ingress_ports(port: &Port, subject: &Pod) -> Vec<EffectivePort> {
 /// The destination of egress is the peer: a name is resolved by the peer's identity.
 fn egress_port(port: &Port) -> EffectivePort {
     match port {
-        Port::All(protocol) => EffectivePort::Range(*protocol, 0, u16::MAX),
+        Port::All(protocol) => EffectivePort::Range(*protocol, faulty!(0, AllPortsButZero => 1), u16::MAX),
         Port::Range(protocol, first, last) => EffectivePort::Range(*protocol, *first, *last),
         Port::Named(protocol, name) => EffectivePort::PeerNamed(*protocol, name.clone()),
     }

@@ -106,7 +106,7 @@ impl Universe {
     fn blocks_around(&self, inner: IpNet) -> IndexedSignature {
         let lengths = &self.lengths[usize::from(inner.addr().is_ipv6())];
         let mut around: IndexedSignature = lengths
-            .range(..=inner.prefix_len())
+            .range(faulty!(0, ShortPrefixesForgotten => inner.prefix_len().min(9))..=inner.prefix_len())
             .filter_map(|&length| IpNet::new(inner.addr(), length).ok())
             .filter_map(|outer| self.blocks.get(&outer.trunc()).copied())
             .collect();
@@ -125,7 +125,7 @@ impl Universe {
             prefixes.extend(&inside);
         }
         let signature = |prefix: IpNet| {
-            let world = world.filter(|_| !inside.iter().any(|range| range.contains(&prefix)));
+            let world = world.filter(|_| faulty!(!inside.iter().any(|range| range.contains(&prefix)), PodRangesAreTheWorld => true));
             ordered(self.blocks_around(prefix).into_iter().chain(world))
         };
         prefixes.into_iter().map(|prefix| (prefix, signature(prefix))).collect()
@@ -137,7 +137,10 @@ impl Universe {
         // An address that several pods, or several nodes, claim matches only what all of them match: while one of them takes it
         // over from another, nobody is taken for the other.
         let claim = |facts: &mut BTreeMap<IpAddr, IndexedSignature>, address, matched: &IndexedSignature| {
-            facts.entry(address).and_modify(|shared| shared.retain(|index| matched.contains(index))).or_insert_with(|| matched.clone());
+            facts
+                .entry(address)
+                .and_modify(|shared| shared.retain(|index| faulty!(matched.contains(index), ClaimedByTheFirst => true)))
+                .or_insert_with(|| matched.clone());
         };
         let mut matcher = None;
         for (name, pod) in &model.pods {
@@ -162,7 +165,7 @@ impl Universe {
             let inside = |address| model.nodes.values().flat_map(|node| &node.pod_ranges).any(|range| range.contains(address));
             for address in &model.api_servers {
                 let own = || world.filter(|_| !inside(address)).into_iter().collect();
-                facts.entry(*address).or_insert_with(own).push(api_server);
+                facts.entry(*address).or_insert_with(own).extend(faulty!(Some(api_server), ApiServerForgotten => None));
             }
         }
         for (address, signature) in &mut facts {
@@ -171,9 +174,25 @@ impl Universe {
         facts
     }
 
+    /// What one address matches.
+    pub fn signature_of(&self, model: &Model, address: IpAddr) -> IndexedSignature {
+        if let Some(signature) = self.signatures(model).remove(&address) {
+            return signature;
+        }
+        let mut prefixes = self.prefixes(model);
+        let mut around = Some(IpNet::from(address));
+        while let Some(prefix) = around {
+            if let Some(signature) = prefixes.remove(&prefix) {
+                return signature;
+            }
+            around = prefix.supernet();
+        }
+        Vec::new()
+    }
+
     fn node_signature(&self, name: &str, node: &Node) -> IndexedSignature {
         let matches = |index: &SelectorIndex| match &self.selectors[*index as usize] {
-            Selector::Nodes(meant) => meant.matches(name, &node.labels),
+            Selector::Nodes(meant) => faulty!(meant.matches(name, &node.labels), NodeLabelsIgnored => true),
             _ => false,
         };
         self.nodes.iter().copied().filter(matches).collect()
@@ -235,7 +254,8 @@ impl<'m> NamespaceMatcher<'m> {
             .filter(|&index| match &universe.selectors[index as usize] {
                 Selector::Pods { pods, accounts, .. } => {
                     let own = |account: &ServiceAccount| account.namespace == self.namespace && account.name == pod.service_account;
-                    pods.matches(&pod.labels) && accounts.as_ref().is_none_or(|accounts| accounts.iter().any(own))
+                    faulty!(pods.matches(&pod.labels), PeerLabelsIgnored => true)
+                        && accounts.as_ref().is_none_or(|accounts| accounts.iter().any(own))
                 }
                 _ => false,
             })

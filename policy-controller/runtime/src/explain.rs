@@ -3,24 +3,34 @@
 use crate::state::State;
 use palisade_datapath_core::verdict::Decision;
 use palisade_identity::Protocol;
-use palisade_policy::model::ObjectName;
-use palisade_policy::{Answer, End, Question, SideAnswer, evaluate};
-use palisade_protocol::{ErrorKind, Explained, Failure, Family, FlowEnd, FlowQuery, SideVerdict, VerdictName};
+use palisade_policy::model::{Action, Model, ObjectName, Tier};
+use palisade_policy::{Answer, Compiled, Considered, End, Fate, Numbers, Question, SideAnswer, evaluate};
+use palisade_protocol::{
+    ErrorKind, Explained, Failure, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, SideVerdict, VerdictName,
+};
 
 /// What the rows in the kernel say of a flow.
 ///
 /// # Errors
-/// [`ErrorKind::Invalid`] for a question that makes no sense, [`ErrorKind::NotFound`] for ends that are not known,
-/// [`ErrorKind::TryAgain`] before anything is in the kernel.
+/// As [`explained`]; [`ErrorKind::TryAgain`] before anything is in the kernel.
 pub fn explain(state: &State, query: &FlowQuery) -> Result<Explained, Failure> {
     let published = state.published();
     if !published.reconciled {
         return Err(Failure { kind: ErrorKind::TryAgain, message: format!("the agent is not ready: {}", state.not_ready().join("; ")) });
     }
-    let question = question(query, &state.config.node)?;
-    let Answer { egress, ingress } = evaluate(&published.compiled, &published.numbers, &published.model, &question)
-        .map_err(|error| Failure { kind: ErrorKind::NotFound, message: error.to_string() })?;
-    Ok(Explained { egress: side(egress), ingress: side(ingress) })
+    explained(&published.compiled, &published.numbers, &published.model, query)
+}
+
+/// What compiled rows say of a flow, wherever they were compiled.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] for a question that makes no sense, [`ErrorKind::NotFound`] for ends that are not known.
+pub fn explained(compiled: &Compiled, numbers: &Numbers, model: &Model, query: &FlowQuery) -> Result<Explained, Failure> {
+    let question = question(query, &model.host)?;
+    let Answer { egress, ingress } =
+        evaluate(compiled, numbers, model, &question).map_err(|error| Failure { kind: ErrorKind::NotFound, message: error.to_string() })?;
+    let rules = |side: &SideAnswer| side.rules.iter().map(rule).collect();
+    Ok(Explained { egress_rules: rules(&egress), ingress_rules: rules(&ingress), egress: side(egress), ingress: side(ingress) })
 }
 
 fn question(query: &FlowQuery, node: &str) -> Result<Question, Failure> {
@@ -33,7 +43,7 @@ fn question(query: &FlowQuery, node: &str) -> Result<Question, Failure> {
         "ICMP" => 1,
         other => return Err(invalid(format!("{other:?} is no protocol: TCP, UDP, SCTP and ICMP are"))),
     };
-    Ok(Question { from: end(&query.from, node)?, to: end(&query.to, node)?, protocol, port: query.port, ipv6 })
+    Ok(Question { from: end(&query.from, node)?, to: end(&query.to, node)?, protocol, port: query.port, ipv6, rules: query.rules })
 }
 
 fn end(end: &FlowEnd, node: &str) -> Result<End, Failure> {
@@ -61,6 +71,37 @@ fn side(side: SideAnswer) -> SideVerdict {
         _ => side.reason,
     };
     SideVerdict { verdict, reason }
+}
+
+/// A tier as users read it.
+pub fn tier_name(tier: Tier) -> String {
+    match tier {
+        Tier::Admin(priority) => format!("Admin {priority}"),
+        Tier::Workload => "Workload".to_owned(),
+        Tier::Baseline(priority) => format!("Baseline {priority}"),
+    }
+}
+
+fn rule(considered: &Considered) -> RuleSaid {
+    let Considered { tier, policy, rule, name, action, fate } = considered.clone();
+    RuleSaid {
+        tier: tier_name(tier),
+        policy: policy.to_string(),
+        rule,
+        name,
+        action: match action {
+            Action::Allow => RuleAction::Allow,
+            Action::Deny => RuleAction::Deny,
+            Action::Pass => RuleAction::Pass,
+        },
+        fate: match fate {
+            Fate::Decides => RuleFate::Decides,
+            Fate::Passes => RuleFate::Passes,
+            Fate::PeerDiffers => RuleFate::PeerDiffers,
+            Fate::PortDiffers => RuleFate::PortDiffers,
+            Fate::NotAsked => RuleFate::NotAsked,
+        },
+    }
 }
 
 fn invalid(message: String) -> Failure {

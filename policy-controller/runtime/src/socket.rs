@@ -2,7 +2,7 @@
 
 use crate::agent::Agent;
 use crate::error::AgentError;
-use crate::{explain, realise, status};
+use crate::{explain, policies, realise, status};
 use palisade_protocol::{Call, ErrorKind, Failure, PROTOCOL_VERSION, Reply, Request};
 use serde::Deserialize;
 use std::convert::Infallible;
@@ -146,6 +146,8 @@ async fn answer(agent: &Arc<Agent>, call: Call) -> Result<Reply, Failure> {
         Call::Check(attachment) => realise::check(agent, attachment).await.map(|()| Reply::Done),
         Call::Status => Ok(Reply::Status(status::status(&agent.state, &agent.kernel).await)),
         Call::Endpoints => Ok(Reply::Endpoints(status::endpoints(&agent.state))),
+        Call::Policies { object } => Ok(Reply::Policies(policies::policies(&agent.state, object.as_deref()))),
+        Call::Identities { object } => Ok(Reply::Identities(policies::identities(&agent.state, object.as_deref()))),
         Call::Explain(query) => explain::explain(&agent.state, &query).map(Reply::Explained),
         // Taken by the caller: its answer is a stream.
         Call::Observe { .. } => Err(Failure { kind: ErrorKind::Internal, message: "observe is answered by a stream".to_owned() }),

@@ -4,6 +4,7 @@
 #[path = "../stage/mod.rs"]
 mod stage;
 
+mod atomic;
 mod audit;
 mod error;
 mod fragment;

@@ -5,7 +5,7 @@
 use crate::judge::{compiled_verdict, expected_verdict, from_environment};
 use palisade_policy::generate::{self, Random};
 use palisade_policy::oracle::Side;
-use palisade_policy::{End, Numbers, Question, compile, evaluate};
+use palisade_policy::{End, Fate, Numbers, Question, compile, evaluate};
 
 const FLOWS: u64 = 100;
 
@@ -32,6 +32,7 @@ fn the_compiled_rows_say_what_the_rules_say() {
                 protocol: flow.protocol,
                 port: flow.port,
                 ipv6: flow.opener.is_ipv6(),
+                rules: true,
             };
             let explained = evaluate(&compiled, &numbers, &model, &question).expect("both ends are addresses");
             if flow.opener == flow.responder {
@@ -43,6 +44,14 @@ fn the_compiled_rows_say_what_the_rules_say() {
             let found = compiled_verdict(&compiled, &numbers, &model, &flow);
             assert_eq!(found, expected, "seed {seed}: {flow:?}\nlocal: {local:?}\n{model:#?}");
             assert_eq!(explained.passes(), expected.passes(), "seed {seed}: {flow:?}");
+            for (answer, side) in [(&explained.egress, &expected.egress), (&explained.ingress, &expected.ingress)] {
+                let deciding = answer.rules.iter().find(|rule| rule.fate == Fate::Decides).map(|rule| (&rule.policy, rule.rule));
+                let expected = match side {
+                    Side::Allowed { policy, rule } | Side::Denied { policy, rule } => Some((policy, *rule)),
+                    _ => None,
+                };
+                assert_eq!(deciding, expected, "seed {seed}: {flow:?}: the rule that decides among those considered\n{model:#?}");
+            }
             pairs += 1;
             for side in [&expected.egress, &expected.ingress] {
                 match side {

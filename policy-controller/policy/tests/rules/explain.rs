@@ -1,9 +1,9 @@
 //! One flow, explained.
 
-use crate::judge::world::{World, from, object, own, pods};
+use crate::judge::world::{World, doing, everything, from, object, own, pods, rule, tcp};
 use palisade_datapath_core::verdict::Decision;
-use palisade_policy::model::ObjectName;
-use palisade_policy::{Answer, End, ExplainError, Numbers, Question, compile, evaluate};
+use palisade_policy::model::{Action, ObjectName, Tier};
+use palisade_policy::{Answer, End, ExplainError, Fate, Numbers, Question, compile, evaluate};
 use std::collections::BTreeSet;
 
 fn world() -> World {
@@ -25,7 +25,7 @@ fn ask(from: End, to: End, ipv6: bool) -> Result<Answer, ExplainError> {
     let local: BTreeSet<ObjectName> = ["shop/db", "bank/web"].map(object).into();
     let mut numbers = Numbers::default();
     let compiled = compile(&model, &local, &mut numbers);
-    evaluate(&compiled, &numbers, &model, &Question { from, to, protocol: 6, port: 80, ipv6 })
+    evaluate(&compiled, &numbers, &model, &Question { from, to, protocol: 6, port: 80, ipv6, rules: false })
 }
 
 fn pod(name: &str) -> End {
@@ -60,6 +60,41 @@ fn a_pod_that_is_not_isolated_is_allowed_for_no_reason() {
     let answer = ask(pod("shop/db"), End::Address("203.0.113.9".parse().unwrap()), false).unwrap();
     assert_eq!((answer.egress.decision, answer.egress.reason.as_str()), (Decision::Allow, ""));
     assert_eq!(answer.ingress.decision, Decision::NotJudged);
+}
+
+#[test]
+fn the_rules_that_were_considered_are_listed_with_what_came_of_each() {
+    let world = World::new()
+        .pod("shop/web", "app=web", 1)
+        .pod("bank/client", "", 2)
+        .cluster(
+            "admin",
+            Tier::Admin(3),
+            "team=shop",
+            vec![doing(Action::Pass, rule([pods("team=bank", "")], [tcp(80)])), everything()],
+            vec![],
+        )
+        .cluster("base", Tier::Baseline(0), "", vec![everything()], vec![])
+        .ingress("shop/a", "", [from([own("")]), rule([pods("team=bank", "")], [tcp(81)]), rule([pods("team=bank", "")], [tcp(80)])])
+        .ingress("shop/b", "", [everything()]);
+    let local = world.model.pods.keys().cloned().collect();
+    let mut numbers = Numbers::default();
+    let compiled = compile(&world.model, &local, &mut numbers);
+    let question = Question { from: pod("bank/client"), to: pod("shop/web"), protocol: 6, port: 80, ipv6: false, rules: true };
+    let answer = evaluate(&compiled, &numbers, &world.model, &question).unwrap();
+    let fates: Vec<(String, usize, Fate)> =
+        answer.ingress.rules.iter().map(|rule| (rule.policy.object.to_string(), rule.rule, rule.fate)).collect();
+    let expected = [
+        ("admin", 0, Fate::Passes),
+        ("admin", 1, Fate::NotAsked),
+        ("shop/a", 0, Fate::PeerDiffers),
+        ("shop/a", 1, Fate::PortDiffers),
+        ("shop/a", 2, Fate::Decides),
+        ("shop/b", 0, Fate::NotAsked),
+        ("base", 0, Fate::NotAsked),
+    ];
+    assert_eq!(fates, expected.map(|(policy, rule, fate)| (policy.to_owned(), rule, fate)));
+    assert_eq!(answer.egress.rules, []);
 }
 
 // Lines 25 and 26.

@@ -5,6 +5,7 @@ use palisade_datapath_core::abi::Direction;
 use palisade_identity::ServiceAccount;
 use palisade_policy::model::{Action, Entity, Peer, PodSet, PolicyKind, PolicyName, Rule};
 use palisade_policy::oracle::{Side, audited_side};
+use palisade_policy::selected::{matched, naming, selected};
 use palisade_policy::{Numbers, compile};
 use std::collections::BTreeSet;
 
@@ -47,6 +48,18 @@ fn egress_by_identity_wants_label_account_and_namespace_together() {
     world.denies("shop/checkout", "203.0.113.1", "TCP/5432");
     world.denies("bank/db", "shop/checkout", "TCP/80");
     world.allows("bank/copy", "bank/db", "TCP/5432");
+}
+
+#[test]
+fn whom_a_policy_selects_and_an_identity_matches_is_known() {
+    let world = world();
+    let policy = PolicyName::new(PolicyKind::IdentityPolicy, object("shop/checkout"));
+    assert_eq!(selected(&world.model, &policy), [&object("shop/checkout")]);
+    let found = matched(&world.model, "payments-db");
+    assert_eq!(found.pods, [object("bank/db")].into());
+    assert_eq!(found.addresses, world.model.pods[&object("bank/db")].addresses.iter().copied().collect());
+    assert_eq!(naming(&world.model, "payments-db"), [&policy]);
+    assert_eq!((matched(&world.model, "none").pods.len(), naming(&world.model, "none").len()), (0, 0));
 }
 
 #[test]

@@ -1,0 +1,117 @@
+//! The rules that one pod's policies ask about a flow, in their order, and what comes of each.
+
+use crate::model::{Action, Model, ObjectName, Pod, PolicyName, Tier};
+use crate::rules::{EffectivePort, EffectiveRule, PoliciesByNamespace};
+use crate::universe::Universe;
+use palisade_datapath_core::abi::Direction;
+use palisade_identity::Selector;
+use std::net::IpAddr;
+
+/// A rule that was considered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Considered {
+    /// When its policy is asked.
+    pub tier: Tier,
+    /// The policy that it stands in.
+    pub policy: PolicyName,
+    /// Its index there.
+    pub rule: usize,
+    /// Its name there, where it has one.
+    pub name: Option<String>,
+    /// What it does with a flow that matches.
+    pub action: Action,
+    /// What came of it.
+    pub fate: Fate,
+}
+
+/// What came of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fate {
+    /// It matches and decides.
+    Decides,
+    /// It matches, and leaves the flow to the next tier.
+    Passes,
+    /// The other end is none of its peers.
+    PeerDiffers,
+    /// The peer matches; protocol and port do not.
+    PortDiffers,
+    /// It was not asked: an earlier rule decided or passed, or a policy that isolates the pod decides before its tier.
+    NotAsked,
+}
+
+/// A part of a flow, as one side sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    pub direction: Direction,
+    pub peer: IpAddr,
+    pub protocol: u8,
+    pub port: u16,
+}
+
+/// The rules of the enforced policies of a pod, in the order in which they are asked.
+pub(crate) fn consider(model: &Model, name: &ObjectName, pod: &Pod, seen: Seen) -> Vec<Considered> {
+    let set = PoliciesByNamespace::new(model).rule_set(name, pod);
+    let rules = set.direction(seen.direction);
+    let universe = Universe::new([&set], model);
+    let signature: Vec<&Selector> =
+        universe.signature_of(model, seen.peer).into_iter().map(|index| &universe.selectors()[index as usize]).collect();
+    let (mut decided, mut passed) = (false, None);
+    let fate = |rule: &EffectiveRule| {
+        let isolated_before = stage(rule.tier) == Stage::Baseline && !rules.isolated_by.is_empty();
+        if decided || isolated_before || passed == Some(stage(rule.tier)) {
+            return Fate::NotAsked;
+        }
+        if !peer_matches(rule, &signature) {
+            return Fate::PeerDiffers;
+        }
+        if !port_matches(rule, &signature, seen) {
+            return Fate::PortDiffers;
+        }
+        if rule.action == Action::Pass {
+            passed = Some(stage(rule.tier));
+            return Fate::Passes;
+        }
+        decided = true;
+        Fate::Decides
+    };
+    let fates: Vec<Fate> = rules.rules.iter().map(fate).collect();
+    let considered = |(rule, fate): (&EffectiveRule, Fate)| {
+        let EffectiveRule { tier, policy, rule, name, action, .. } = rule.clone();
+        Considered { tier, policy, rule, name, action, fate }
+    };
+    rules.rules.iter().zip(fates).map(considered).collect()
+}
+
+/// A tier without its priorities.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Admin,
+    Workload,
+    Baseline,
+}
+
+const fn stage(tier: Tier) -> Stage {
+    match tier {
+        Tier::Admin(_) => Stage::Admin,
+        Tier::Workload => Stage::Workload,
+        Tier::Baseline(_) => Stage::Baseline,
+    }
+}
+
+fn peer_matches(rule: &EffectiveRule, signature: &[&Selector]) -> bool {
+    let Some(peers) = &rule.peers else { return true };
+    peers
+        .iter()
+        .any(|peer| signature.contains(&&peer.selector) && !peer.except.iter().any(|block| signature.contains(&&Selector::Block(*block))))
+}
+
+fn port_matches(rule: &EffectiveRule, signature: &[&Selector], seen: Seen) -> bool {
+    let Some(ports) = &rule.ports else { return true };
+    ports.iter().any(|port| match port {
+        EffectivePort::Range(protocol, first, last) => protocol.number() == seen.protocol && (*first..=*last).contains(&seen.port),
+        EffectivePort::PeerNamed(protocol, name) => {
+            let named = Selector::NamedPort { name: name.clone(), protocol: *protocol, port: seen.port };
+            protocol.number() == seen.protocol && signature.contains(&&named)
+        }
+    })
+}

@@ -1,0 +1,105 @@
+//! That the comparison with the oracle can fail: the compiler's sources once more, with deliberate faults in them, of
+//! which each is caught.
+//!
+//! The sources lie at the root of this crate as they lie at that of theirs; `faulty!` takes the faulty side here.
+#![allow(
+    clippy::enum_variant_names,
+    dead_code,
+    unused_imports,
+    missing_docs,
+    reason = "sources of another crate, of which this one uses a part"
+)]
+
+mod fault;
+
+macro_rules! faulty {
+    ($sound:expr, $fault:ident => $faulty:expr) => {
+        if crate::fault::is(crate::fault::Fault::$fault) { $faulty } else { $sound }
+    };
+}
+
+#[path = "../../src/compile.rs"]
+mod compile;
+#[path = "../../src/consider.rs"]
+mod consider;
+#[path = "../../src/entries.rs"]
+mod entries;
+#[path = "../../src/explain.rs"]
+mod explain;
+#[path = "../../src/generate.rs"]
+mod generate;
+#[path = "../../src/layer.rs"]
+mod layer;
+#[path = "../../src/model.rs"]
+mod model;
+#[path = "../../src/narrower.rs"]
+mod narrower;
+#[path = "../../src/numbers.rs"]
+mod numbers;
+#[path = "../../src/oracle.rs"]
+mod oracle;
+#[path = "../../src/order.rs"]
+mod order;
+#[path = "../../src/plan.rs"]
+mod plan;
+#[path = "../../src/ports.rs"]
+mod ports;
+#[path = "../../src/reason.rs"]
+mod reason;
+#[path = "../../src/rules.rs"]
+mod rules;
+#[path = "../../src/selected.rs"]
+mod selected;
+#[path = "../../src/universe.rs"]
+mod universe;
+
+use compile::compile;
+use explain::{End, Question, evaluate};
+use fault::Fault;
+use generate::Random;
+use numbers::Numbers;
+use palisade_datapath_core::verdict::Decision;
+
+/// A fault that so many models do not show is not caught.
+const MODELS: u64 = 4_000;
+const FLOWS: u64 = 60;
+
+/// The first model with a flow of which rows and oracle do not say the same.
+fn caught(models: u64) -> Option<u64> {
+    (1..=models).find(|&seed| {
+        let mut random = Random::new(seed);
+        let model = generate::model(&mut random);
+        let local = model.pods.keys().cloned().collect();
+        let mut numbers = Numbers::default();
+        let compiled = compile(&model, &local, &mut numbers);
+        (0..FLOWS).any(|_| {
+            let flow = generate::flow(&mut random, &model);
+            let (from, to) = (End::Address(flow.opener), End::Address(flow.responder));
+            let question = Question { from, to, protocol: flow.protocol, port: flow.port, ipv6: flow.opener.is_ipv6(), rules: false };
+            let answer = evaluate(&compiled, &numbers, &model, &question).expect("both ends are addresses");
+            let expected = oracle::verdict(&model, &flow);
+            let passes = |decision: Decision| decision.passes();
+            (passes(answer.egress.decision), passes(answer.ingress.decision)) != (expected.egress.passes(), expected.ingress.passes())
+        })
+    })
+}
+
+#[test]
+fn the_sound_compiler_is_never_caught() {
+    assert_eq!(caught(300), None);
+}
+
+#[test]
+fn each_of_the_deliberate_faults_is_caught() {
+    let mut missed = Vec::new();
+    for fault in Fault::ALL {
+        fault::set(Some(*fault));
+        match caught(MODELS) {
+            Some(seed) => println!("{fault:?}: caught by model {seed}"),
+            None => missed.push(*fault),
+        }
+        fault::set(None);
+    }
+    assert!(Fault::ALL.len() >= 20, "{} faults", Fault::ALL.len());
+    assert_eq!(missed, [], "not caught within {MODELS} models of {FLOWS} flows");
+}
