@@ -228,6 +228,20 @@ fn a_running_lab_answers_and_runs_commands_in_its_pods() {
     let table = run(palisade(["endpoint", "list", &lab])).expect_code(0).output;
     assert!(table.lines().any(|line| line.contains("backend/api") && line.contains("backend/allow-frontend")), "{table}");
 
+    let policies = run(palisade(["policy", "list", &lab, "-o", "json"])).expect_code(0).json();
+    let policy = &policies[0];
+    assert_eq!((policies.as_array().unwrap().len(), &policy["object"]), (1, &"backend/allow-frontend".into()), "{policies}");
+    assert_eq!(
+        (&policy["enforced"], &policy["pods"], &policy["podsHere"], &policy["ingressRules"]),
+        (&true.into(), &1.into(), &1.into(), &1.into())
+    );
+    let one = run(palisade(["policy", "get", &lab, "backend/allow-frontend"])).expect_code(0).output;
+    assert!(one.contains("NetworkPolicy backend/allow-frontend selects backend/api\n"), "{one}");
+    let none = run(palisade(["policy", "get", &lab, "backend/other"])).expect_code(2);
+    assert!(none.errors.contains("no policy backend/other"), "{}", none.errors);
+    run(palisade(["identity", "get", &lab, "payments-db"])).expect_code(2);
+    assert_eq!(run(palisade(["identity", "list", &lab, "-o", "json"])).expect_code(0).output, "[]\n");
+
     let explain = |from: &str, to: &str, port: &str| {
         run(palisade(["explain", &lab, "--from", from, "--to", to, "--port", port, "-o", "json"])).expect_code(0).json()
     };

@@ -163,7 +163,7 @@ impl Metrics {
         self.endpoints.set(counts.endpoints as i64);
         self.identities.set(counts.identities as i64);
         self.subjects.set(counts.subjects as i64);
-        self.refused.set(state.index().refused().len() as i64);
+        self.refused.set(crate::status::refused(state, &published).len() as i64);
         self.ready.set(state.not_ready().is_empty().into());
         self.epoch.set(published.epoch.into());
         let mut text = String::new();

@@ -2,19 +2,19 @@
 
 use crate::explain::tier_name;
 use crate::state::State;
-use palisade_k8s::index::{Kind, Refused};
+use crate::status::refused;
 use palisade_policy::model::{Mode, PolicyName};
 use palisade_policy::selected::{matched, naming, selected};
-use palisade_protocol::{IdentityStatus, PolicyStatus};
+use palisade_protocol::{IdentityStatus, PolicyStatus, Refused};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The kind of an identity, as its refusal names it.
+const IDENTITY: &str = "Identity";
 
 /// The policies that are known, or those of one name.
 pub fn policies(state: &State, object: Option<&str>) -> Vec<PolicyStatus> {
-    let (model, refused) = {
-        let index = state.index();
-        (index.model(), index.refused())
-    };
-    let published = state.published();
+    let (model, published) = (state.index().model(), state.published());
+    let refused = refused(state, &published);
     let status = |name: &PolicyName| {
         let policy = model.policies.get(name)?;
         let pods = selected(&model, name);
@@ -33,7 +33,7 @@ pub fn policies(state: &State, object: Option<&str>) -> Vec<PolicyStatus> {
             pods: pods.len(),
             pods_here: here,
             enforced: published.reconciled && published.model.policies.get(name) == Some(policy),
-            refused: reason(&refused, name.kind.into(), &name.object.to_string()),
+            refused: reason(&refused, &name.kind.to_string(), &name.object.to_string()),
             selected: if object.is_some() { pods.iter().map(ToString::to_string).collect() } else { Vec::new() },
         })
     };
@@ -43,11 +43,9 @@ pub fn policies(state: &State, object: Option<&str>) -> Vec<PolicyStatus> {
 
 /// The identities that are known, or the one of a name; those that were refused and have no version to use among them.
 pub fn identities(state: &State, object: Option<&str>) -> Vec<IdentityStatus> {
-    let (model, refused) = {
-        let index = state.index();
-        (index.model(), index.refused())
-    };
-    let refused_names = refused.iter().filter(|refused| refused.kind == Kind::Identity).map(|refused| refused.object.as_str());
+    let model = state.index().model();
+    let refused = refused(state, &state.published());
+    let refused_names = refused.iter().filter(|refused| refused.kind == IDENTITY).map(|refused| refused.object.as_str());
     let names: BTreeSet<&str> = model.identities.keys().map(String::as_str).chain(refused_names).collect();
     let owners: BTreeMap<_, _> =
         model.pods.iter().flat_map(|(name, pod)| pod.addresses.iter().map(move |address| (*address, name))).collect();
@@ -60,14 +58,13 @@ pub fn identities(state: &State, object: Option<&str>) -> Vec<IdentityStatus> {
             pods: matched.pods.len(),
             addresses: matched.addresses.len(),
             policies: naming(&model, name).into_iter().map(ToString::to_string).collect(),
-            refused: reason(&refused, Kind::Identity, name),
+            refused: reason(&refused, IDENTITY, name),
             matched: if object.is_some() { shown.collect() } else { Vec::new() },
         }
     };
     names.into_iter().filter(|name| object.is_none_or(|object| *name == object)).map(status).collect()
 }
 
-fn reason(refused: &[Refused], kind: Kind, object: &str) -> Option<String> {
-    let refused = refused.iter().find(|refused| refused.kind == kind && refused.object == object)?;
-    Some(format!("{} ({})", refused.error, refused.instead))
+fn reason(refused: &[Refused], kind: &str, object: &str) -> Option<String> {
+    refused.iter().find(|refused| refused.kind == kind && refused.object == object).map(|refused| refused.reason.clone())
 }

@@ -146,6 +146,7 @@ fn failure(error: &KernelError) -> Failure {
         KernelError::Closed(_)
         | KernelError::NotSynced(_)
         | KernelError::PodGone(_)
+        | KernelError::TooLarge { .. }
         | KernelError::Loader(LoaderError::TableFull { .. }) => ErrorKind::TryAgain,
         KernelError::Loader(_) | KernelError::Run(_) | KernelError::Link(_) => ErrorKind::Internal,
         KernelError::Invalid(_) => ErrorKind::Invalid,

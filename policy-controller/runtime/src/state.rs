@@ -7,7 +7,7 @@ use crate::problem::{Part, Problems};
 use ipnet::IpNet;
 use palisade_k8s::index::Index;
 use palisade_loader::{AttachKind, PinDir};
-use palisade_policy::model::Model;
+use palisade_policy::model::{Model, PolicyName};
 use palisade_policy::{Compiled, Numbers};
 use palisade_protocol::{Attachment, EndpointSpec, NodeConfig};
 use std::collections::BTreeMap;
@@ -49,6 +49,8 @@ pub struct Published {
     pub numbers: Arc<Numbers>,
     /// The endpoints of this node.
     pub endpoints: BTreeMap<Attachment, Realised>,
+    /// Policies whose present version does not fit into the maps, with the reason and what is in force instead.
+    pub held: BTreeMap<PolicyName, String>,
     /// Whose an address is, as events show it.
     pub names: Arc<BTreeMap<IpAddr, String>>,
     /// Number of rows of each map that the agent writes, and how many it has room for.

@@ -29,17 +29,23 @@ pub async fn status(state: &State, kernel: &KernelHandle) -> Status {
                 bytes: counter.bytes,
             })
             .collect(),
-        refused: state
-            .index()
-            .refused()
-            .into_iter()
-            .map(|refused| Refused {
-                kind: refused.kind.to_string(),
-                object: refused.object,
-                reason: format!("{} ({})", refused.error, refused.instead),
-            })
-            .collect(),
+        refused: refused(state, &published),
     }
+}
+
+/// The objects that are not in force as they are written: what cannot be used, and what does not fit.
+pub fn refused(state: &State, published: &Published) -> Vec<Refused> {
+    let unusable = state.index().refused().into_iter().map(|refused| Refused {
+        kind: refused.kind.to_string(),
+        object: refused.object,
+        reason: format!("{} ({})", refused.error, refused.instead),
+    });
+    let held = published.held.iter().map(|(name, reason)| Refused {
+        kind: name.kind.to_string(),
+        object: name.object.to_string(),
+        reason: reason.clone(),
+    });
+    unusable.chain(held).collect()
 }
 
 /// Numbers of things that the agent holds.

@@ -237,7 +237,7 @@ fn without_a_bpf_file_system_the_agent_says_so_and_refuses_pods() {
 }
 
 #[test]
-fn a_change_that_does_not_fit_is_refused_whole_and_the_last_good_state_stays() {
+fn a_policy_that_does_not_fit_is_refused_whole_and_others_go_on_changing() {
     node(&[("shop.yaml", SHOP), ("policy.yaml", POLICY)], |node| {
         let mut config = node.config();
         config.sizes.ports = 4;
@@ -247,16 +247,38 @@ fn a_change_that_does_not_fit_is_refused_whole_and_the_last_good_state_stays() {
         let _web = node.listen(WEB, at);
         let many: String = (0..8).map(|index| format!("{{port: {}}},", 1000 + 2 * index)).collect();
         node.write("policy.yaml", &POLICY.replace("{port: 80}", &format!("{many}{{port: 81}}")));
-        let status = node.wait("the problem is shown", |status| !status.ready);
-        assert!(status.problems.join("\n").contains("PORTS is full"), "{status:?}");
+        let status = node.wait("it is shown", |status| !status.refused.is_empty());
+        assert!(status.ready, "{status:?}");
+        let reason = &status.refused[0].reason;
+        assert!(reason.contains("PORTS has room for 4 rows") && reason.contains("last good version"), "{status:?}");
+        assert_eq!(status.refused[0].object, "shop/from-shop");
         assert!(node.reaches(FRIEND, at) && !node.reaches(STRANGER, at));
         assert_eq!(node.explain("shop/client", "shop/web", 80, Family::Ipv4).ingress.verdict, VerdictName::Allow);
-        // A pod that would be new gets no network meanwhile.
-        node.remove(FRIEND.0, FRIEND.1);
-        assert_eq!(node.add_in_vain(FRIEND.0, FRIEND.1)["code"], 11);
+        // Other policies go on changing.
+        let closing = |pods: &str| {
+            format!(
+                "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: closing, namespace: shop}}, \
+                 spec: {{podSelector: {pods}, policyTypes: [Egress]}}}}"
+            )
+        };
+        node.write("closing.yaml", &closing("{}"));
+        let status = node.wait("the other policy is known", |status| status.counts.policies == 2);
+        assert_eq!(status.refused.len(), 1, "{status:?}");
+        assert!(!node.reaches(FRIEND, at), "the other policy is in force");
+        node.write("closing.yaml", &closing("{matchLabels: {app: none}}"));
+        // A policy that is new and too large allows nothing to the pods that it selects.
+        let large: String = (0..8).map(|index| format!("{{port: {}}},", 2000 + 2 * index)).collect();
+        let large = POLICY.replace("from-shop", "large").replace("app: web", "app: client").replace("{port: 80}", &large);
+        node.write("large.yaml", &large);
+        let status = node.wait("the new one is refused too", |status| status.refused.len() == 2);
+        assert!(
+            status.refused.iter().any(|refused| refused.object == "shop/large" && refused.reason.contains("allows nothing")),
+            "{status:?}"
+        );
+        assert_eq!(node.explain("shop/web", "shop/client", 2000, Family::Ipv4).ingress.verdict, VerdictName::DefaultDeny);
+        node.write("large.yaml", &closing("{matchLabels: {app: none}}").replace("closing", "other"));
         node.write("policy.yaml", POLICY);
-        node.wait("ready again", |status| status.ready);
-        node.add(FRIEND.0, FRIEND.1);
+        node.wait("nothing is refused any more", |status| status.refused.is_empty() && status.ready);
         assert!(node.reaches(FRIEND, at) && !node.reaches(STRANGER, at));
         unwire(node);
     });

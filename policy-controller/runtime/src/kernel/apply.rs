@@ -1,6 +1,6 @@
 //! A change of the model, put into the kernel.
 
-use super::{Good, Kernel, KernelError, chain, pod_name};
+use super::{Good, Kernel, KernelError, chain, fit, pod_name};
 use palisade_datapath_core::abi::{Endpoint, SUBJECT_NONE};
 use palisade_policy::model::{Model, ObjectName};
 use palisade_policy::{Compiled, Plan, Step, plan};
@@ -30,9 +30,23 @@ impl Kernel {
         let local = self.local();
         let began = Instant::now();
         self.close_former()?;
-        match self.apply(&model, &local) {
-            Ok(rows_changed) => {
+        let applied = match self.apply(&model, &local) {
+            Err(error @ KernelError::TooLarge { .. }) => match self.fitting(&model, &local) {
+                Some((fitting, held)) => {
+                    let fitting = Arc::new(fitting);
+                    self.apply(&fitting, &local).map(|rows| (rows, fitting, held))
+                }
+                None => Err(error),
+            },
+            applied => applied.map(|rows| (rows, model, BTreeMap::new())),
+        };
+        match applied {
+            Ok((rows_changed, model, held)) => {
                 self.good = Some(Good { model, local });
+                for (policy, reason) in held.iter().filter(|(policy, reason)| self.held.get(*policy) != Some(*reason)) {
+                    tracing::warn!(%policy, reason, "the policy does not fit");
+                }
+                self.held = held;
                 self.state.metrics.reconciled(began.elapsed(), rows_changed);
                 if rows_changed > 0 {
                     tracing::debug!(rows_changed, duration = ?began.elapsed(), "the model is in the kernel");
@@ -61,6 +75,10 @@ impl Kernel {
         if let Err(error) = self.numbering.save() {
             self.applied = Some(old);
             return Err(error.into());
+        }
+        if let Err(error) = fit::check(self.datapath()?, &old, &steps) {
+            self.applied = Some(old);
+            return Err(error);
         }
         for step in &steps {
             self.make(step)?;

@@ -5,6 +5,7 @@
 
 mod apply;
 mod endpoint;
+mod fit;
 mod numbering;
 mod takeover;
 
@@ -16,7 +17,7 @@ use palisade_cni::link::LinkError;
 use palisade_datapath_core::abi::{Counter, Outcome, map};
 use palisade_loader::{Datapath, EventRing, LoaderError, PinDir};
 use palisade_policy::Compiled;
-use palisade_policy::model::{Model, ObjectName};
+use palisade_policy::model::{Model, ObjectName, PolicyName};
 use palisade_protocol::Attachment;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,6 +35,19 @@ pub enum KernelError {
     /// A BPF operation failed.
     #[error("{}", chain(.0))]
     Loader(#[from] LoaderError),
+    /// A map has no room for what a change needs while it is made. Nothing was written.
+    #[error(
+        "{map} has room for {limit} rows and the change needs {rows}, {} too many; use fewer or broader policies, or run fewer pods on this node",
+        .rows - *.limit as usize
+    )]
+    TooLarge {
+        /// Name of the map.
+        map: &'static str,
+        /// Rows that it would have to hold at once.
+        rows: usize,
+        /// Rows that it has room for.
+        limit: u32,
+    },
     /// A file in the run directory could not be read or written.
     #[error("cannot write to the run directory: {0}")]
     Run(#[from] std::io::Error),
@@ -106,6 +120,8 @@ pub struct Kernel {
     incomplete: bool,
     /// What was compiled into them.
     good: Option<Good>,
+    /// Policies whose present version does not fit, with the reason and what is in force instead.
+    held: BTreeMap<PolicyName, String>,
     /// Held as long as anybody may write: an operation outlives the task that asked for it.
     _lock: RunLock,
 }
@@ -141,6 +157,7 @@ impl Kernel {
             applied: None,
             incomplete: false,
             good: None,
+            held: BTreeMap::new(),
             _lock: lock,
         })
     }
@@ -224,6 +241,7 @@ impl Kernel {
             compiled,
             numbers: self.numbering.shared(),
             endpoints: self.endpoints.clone(),
+            held: self.held.clone(),
             names,
         });
         Ok(())
