@@ -103,15 +103,10 @@ pub fn model(random: &mut Random) -> Model {
     for index in 0..1 + random.below(2) as u8 {
         let addresses = vec![IpAddr::from([192, 168, 0, 1 + index]), IpAddr::from([0xfd00, 0xa, 0, 0, 0, 0, 0, 1 + u16::from(index)])];
         // The pods' addresses below lie in the first node's ranges; not every node tells its ranges.
-        let ranges = [format!("10.{}.0.0/24", 1 + index), format!("fd00:{:x}::/64", 1 + index)];
-        let pod_ranges = ranges.iter().filter(|_| random.chance(70)).filter_map(|range| range.parse().ok()).collect();
+        let pod_ranges = node_ranges(random, 1 + index);
         model.nodes.insert(format!("node-{index}"), Node { labels: labels(random), addresses, pod_ranges });
     }
-    model.api_servers = ["192.168.0.1", "203.0.113.1", "10.1.0.2", "2001:db8::1"]
-        .iter()
-        .filter(|_| random.chance(40))
-        .filter_map(|address| address.parse().ok())
-        .collect();
+    model.api_servers = api_servers(random);
     for name in &IDENTITIES[..2] {
         model.identities.insert((*name).to_owned(), members(random));
     }
@@ -120,6 +115,16 @@ pub fn model(random: &mut Random) -> Model {
         model.policies.insert(name, policy);
     }
     model
+}
+
+fn node_ranges(random: &mut Random, number: u8) -> Vec<IpNet> {
+    let ranges = [format!("10.{number}.0.0/24"), format!("fd00:{number:x}::/64")];
+    ranges.iter().filter(|_| random.chance(70)).filter_map(|range| range.parse().ok()).collect()
+}
+
+fn api_servers(random: &mut Random) -> BTreeSet<IpAddr> {
+    let addresses = ["192.168.0.1", "203.0.113.1", "10.1.0.2", "2001:db8::1"];
+    addresses.iter().filter(|_| random.chance(40)).filter_map(|address| address.parse().ok()).collect()
 }
 
 /// Pods of `model` that are said to run on this node: most of them.
@@ -157,7 +162,7 @@ pub fn change(random: &mut Random, model: &mut Model) {
 fn edit(random: &mut Random, model: &mut Model) {
     let pods: Vec<ObjectName> = model.pods.keys().cloned().collect();
     let policies: Vec<PolicyName> = model.policies.keys().cloned().collect();
-    match random.below(12) {
+    match random.below(13) {
         0 if !pods.is_empty() => {
             if let Some(pod) = model.pods.get_mut(random.pick(&pods)) {
                 pod.labels = labels(random);
@@ -208,6 +213,15 @@ fn edit(random: &mut Random, model: &mut Model) {
             } else {
                 model.identities.insert(name, members(random))
             };
+        }
+        11 => {
+            // A node says more or less of itself, or the API server moves.
+            let names: Vec<String> = model.nodes.keys().cloned().collect();
+            if let Some(node) = model.nodes.get_mut(random.pick(&names)) {
+                node.labels = labels(random);
+                node.pod_ranges = node_ranges(random, 1);
+            }
+            model.api_servers = api_servers(random);
         }
         10 if !pods.is_empty() => {
             if let Some(pod) = model.pods.get_mut(random.pick(&pods)) {
