@@ -37,8 +37,8 @@ impl Files {
             Node { addresses: vec![NODE_V4.into(), NODE_V6.into()], pod_ranges: ranges.into_iter().flatten().collect(), ..Node::default() };
         index.set_nodes([(NODE.to_owned(), node)].into());
         let wired = manifest.declared_pods().into_iter().filter(|pod| !pod.host_network);
-        for (number, pod) in (1_u16..).zip(wired) {
-            let v4 = Ipv4Addr::from(u32::from(PODS_V4) + u32::from(number));
+        for (number, pod) in (1_u32..u32::from(u16::MAX)).zip(wired) {
+            let v4 = Ipv4Addr::from(u32::from(PODS_V4) + number);
             let v6 = Ipv6Addr::from(u128::from(PODS_V6) + u128::from(number));
             index.set_local_addresses(&pod.name, None, vec![IpAddr::V4(v4), IpAddr::V6(v6)]);
         }

@@ -195,7 +195,23 @@ pub struct Rule {
     pub ports: Ports,
 }
 
+impl Policy {
+    /// What stands for the policy where it cannot be put into force: it allows nothing, and denies all that it could have denied.
+    pub fn closed(&self) -> Self {
+        let rules = |rules: &Option<Vec<Rule>>| {
+            let rules = rules.as_ref()?;
+            Some(if rules.iter().any(|rule| rule.action != Action::Allow) { vec![Rule::deny_all()] } else { Vec::new() })
+        };
+        Self { ingress: rules(&self.ingress), egress: rules(&self.egress), ..self.clone() }
+    }
+}
+
 impl Rule {
+    /// The rule that denies everything.
+    pub const fn deny_all() -> Self {
+        Self { name: None, action: Action::Deny, peers: Peers::Any, ports: Ports::Any }
+    }
+
     /// A rule without a name that allows.
     pub const fn allow(peers: Peers, ports: Ports) -> Self {
         Self { name: None, action: Action::Allow, peers, ports }

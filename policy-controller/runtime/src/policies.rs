@@ -32,7 +32,7 @@ pub fn policies(state: &State, object: Option<&str>) -> Vec<PolicyStatus> {
             egress_rules: policy.egress.as_ref().map(Vec::len),
             pods: pods.len(),
             pods_here: here,
-            enforced: published.reconciled && published.model.policies.get(name) == Some(policy),
+            enforced: published.reconciled && (published.held.contains_key(name) || published.model.policies.get(name) == Some(policy)),
             refused: reason(&refused, &name.kind.to_string(), &name.object.to_string()),
             selected: if object.is_some() { pods.iter().map(ToString::to_string).collect() } else { Vec::new() },
         })

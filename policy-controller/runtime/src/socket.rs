@@ -2,6 +2,7 @@
 
 use crate::agent::Agent;
 use crate::error::AgentError;
+use crate::state::State;
 use crate::{explain, policies, realise, status};
 use palisade_protocol::{Call, ErrorKind, Failure, PROTOCOL_VERSION, Reply, Request};
 use serde::Deserialize;
@@ -146,8 +147,8 @@ async fn answer(agent: &Arc<Agent>, call: Call) -> Result<Reply, Failure> {
         Call::Check(attachment) => realise::check(agent, attachment).await.map(|()| Reply::Done),
         Call::Status => Ok(Reply::Status(status::status(&agent.state, &agent.kernel).await)),
         Call::Endpoints => Ok(Reply::Endpoints(status::endpoints(&agent.state))),
-        Call::Policies { object } => Ok(Reply::Policies(policies::policies(&agent.state, object.as_deref()))),
-        Call::Identities { object } => Ok(Reply::Identities(policies::identities(&agent.state, object.as_deref()))),
+        Call::Policies { object } => aside(agent, move |state| Reply::Policies(policies::policies(state, object.as_deref()))).await,
+        Call::Identities { object } => aside(agent, move |state| Reply::Identities(policies::identities(state, object.as_deref()))).await,
         Call::Explain(query) => explain::explain(&agent.state, &query).map(Reply::Explained),
         // Taken by the caller: its answer is a stream.
         Call::Observe { .. } => Err(Failure { kind: ErrorKind::Internal, message: "observe is answered by a stream".to_owned() }),
@@ -178,6 +179,13 @@ async fn observe(agent: &Agent, allowed: bool, mut read: BufReader<OwnedReadHalf
             },
         }
     }
+}
+
+/// Answers on a thread of its own: what walks over the whole model must not keep others waiting.
+async fn aside(agent: &Agent, answer: impl FnOnce(&State) -> Reply + Send + 'static) -> Result<Reply, Failure> {
+    let state = Arc::clone(&agent.state);
+    let answered = tokio::task::spawn_blocking(move || answer(&state)).await;
+    answered.map_err(|error| Failure { kind: ErrorKind::Internal, message: error.to_string() })
 }
 
 #[cfg(test)]

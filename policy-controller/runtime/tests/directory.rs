@@ -109,6 +109,39 @@ fn a_broken_file_keeps_the_last_good_state_and_is_named_in_the_status() {
 }
 
 #[test]
+fn a_policy_in_audit_mode_is_told_of_for_pods_that_come_after_it_and_after_a_restart() {
+    let audited =
+        POLICY.replace("{name: from-shop, namespace: shop}", "{name: from-shop, namespace: shop, annotations: {palisade.dev/mode: Audit}}");
+    assert_ne!(audited, POLICY);
+    node(&[("shop.yaml", SHOP), ("policy.yaml", &audited)], |node| {
+        node.start();
+        let at = wire(node)[0];
+        let _web = node.listen(WEB, at);
+        for restarted in [false, true] {
+            if restarted {
+                node.stop();
+                node.start();
+            }
+            let mut observer = node.client();
+            observer.stream(Call::Observe { allowed: false }).unwrap();
+            assert!(matches!(observer.next_reply().unwrap(), Some(Reply::Done)));
+            assert!(node.reaches(STRANGER, at), "it decides nothing");
+            let event = loop {
+                match observer.next_reply().unwrap() {
+                    Some(Reply::Event(event)) if event.action == "audited" => break event,
+                    Some(_) => {}
+                    None => panic!("the agent hung up"),
+                }
+            };
+            let would = event.audit.expect("what it would have decided").ingress;
+            assert_eq!(would.verdict, VerdictName::DefaultDeny);
+            assert!(would.reason.contains("shop/from-shop"), "{would:?}");
+        }
+        unwire(node);
+    });
+}
+
+#[test]
 fn a_restart_with_an_unchanged_model_changes_no_row() {
     node(&[("shop.yaml", SHOP), ("policy.yaml", POLICY)], |node| {
         node.start();

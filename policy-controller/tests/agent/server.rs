@@ -88,6 +88,9 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
             return watch(shared, stream, path == "/api/v1/pods");
         }
         Answer::Installed if path.ends_with("/clusternetworkpolicies") => (200, cluster_policies()),
+        Answer::Objects | Answer::Installed | Answer::Newer if path == "/apis" => {
+            (200, json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [] }))
+        }
         Answer::Objects | Answer::Installed | Answer::Newer
             if path.starts_with("/apis/palisade.dev/") || path.starts_with("/apis/policy.networking.k8s.io/") =>
         {

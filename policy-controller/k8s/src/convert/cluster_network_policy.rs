@@ -1,21 +1,21 @@
 //! ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2) to a policy of the model.
 
 use super::labels::selector;
-use super::network_policy::{MODE_ANNOTATION, cidr};
-use super::{mode, port_name, port_number, port_range};
+use super::network_policy::{cidr, mode_of};
+use super::{port_name, port_number, port_range};
 use crate::api::{ClusterNetworkPolicy, ClusterPeer, ClusterPort, ClusterProtocol, ClusterRule, ClusterSubject, NamespacedPod};
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem, Refusal};
 use palisade_identity::{LabelSelector, Protocol};
-use palisade_policy::model::{Action, Mode, Peer, Peers, PodSet, Policy, Port, Ports, Rule, Tier};
+use palisade_policy::model::{Action, Peer, Peers, PodSet, Policy, Port, Ports, Rule, Tier};
 
 /// A policy.
 ///
 /// # Errors
 /// Anything that the schema would refuse, or that this version does not know. In its place stands what the API wants for a
 /// field of a later version: a rule that accepts matches nothing; one that denies, passes, or does what is not known denies all.
-/// Where the subject cannot be read, the rules that deny hold for every pod, and the others for none. A tier or a priority that
-/// cannot be read is the first.
+/// Where tier, priority, mode or subject cannot be read, no rule accepts, and one that passes denies all; for every pod where it is the
+/// subject, and before all others where it is tier or priority.
 pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal<Policy>> {
     let (spec, field) = (&policy.spec, FieldPath::of("spec"));
     let mut first = None;
@@ -23,45 +23,44 @@ pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, R
         first.get_or_insert(error);
     };
 
-    let priority = u16::try_from(spec.priority).ok().filter(|priority| *priority <= 1000).unwrap_or_else(|| {
-        keep(FieldError::new(field.key("priority"), Problem::InvalidPriority(spec.priority)));
-        0
-    });
+    let priority = u16::try_from(spec.priority).ok().filter(|priority| *priority <= 1000);
+    let priority = priority.ok_or_else(|| FieldError::new(field.key("priority"), Problem::InvalidPriority(spec.priority)));
     let tier = match spec.tier.as_str() {
-        "Admin" => Tier::Admin(priority),
-        "Baseline" => Tier::Baseline(priority),
-        other => {
-            keep(FieldError::new(field.key("tier"), Problem::UnknownTier(other.to_owned())));
-            Tier::Admin(priority)
-        }
+        "Admin" => Ok(Tier::Admin as fn(u16) -> Tier),
+        "Baseline" => Ok(Tier::Baseline as fn(u16) -> Tier),
+        other => Err(FieldError::new(field.key("tier"), Problem::UnknownTier(other.to_owned()))),
     };
-    let annotation = policy.metadata.annotations.iter().flatten().find(|(key, _)| *key == MODE_ANNOTATION);
-    let mode = mode(annotation.map(|(_, value)| value.as_str()), || FieldPath::of("metadata.annotations").key(MODE_ANNOTATION))
-        .unwrap_or_else(|error| {
-            keep(error);
-            Mode::Enforce
-        });
+    let mode = mode_of(&policy.metadata);
     let subject = subject(&spec.subject, &field.key("subject"));
-    let readable = subject.is_ok();
+    // Who does not know when, for whom or whether rules hold lets none of them open anything.
+    let readable = priority.is_ok() && tier.is_ok() && mode.is_ok() && subject.is_ok();
     let mut rules = |list: &Option<Vec<ClusterRule>>, name: &str, egress: bool| {
         let field = field.key(name);
         let list = list.as_ref().filter(|list| !list.is_empty())?;
-        let rules = list.iter().enumerate().map(|(index, it)| {
+        let mut rules = Vec::new();
+        for (index, it) in list.iter().enumerate() {
             let (rule, error) = rule(it, egress, &field.index(index));
             error.map(&mut keep);
-            rule
-        });
-        Some(rules.filter(|rule| readable || rule.action == Action::Deny).collect())
+            match rule.action {
+                Action::Allow if !readable => {}
+                Action::Pass if !readable => rules.push(Rule { name: rule.name, ..Rule::deny_all() }),
+                _ => rules.push(rule),
+            }
+        }
+        Some(rules)
     };
     let ingress = rules(&spec.ingress, "ingress", false);
     let egress = rules(&spec.egress, "egress", true);
     let every_pod = PodSet { namespaces: Some(LabelSelector::everything()), ..PodSet::default() };
-    let subject = subject.unwrap_or_else(|error| {
-        first.get_or_insert(error);
-        every_pod
-    });
-    let converted = Policy { tier, mode, subject, ingress, egress };
-    match first {
+    let converted = Policy {
+        tier: tier.clone().unwrap_or(Tier::Admin)(priority.clone().unwrap_or_default()),
+        mode: mode.clone().unwrap_or_default(),
+        subject: subject.clone().unwrap_or(every_pod),
+        ingress,
+        egress,
+    };
+    let of_policy = [priority.err(), tier.err(), mode.err(), subject.err()].into_iter().flatten().next();
+    match of_policy.or(first) {
         None => Ok(converted),
         Some(error) => Err(Refusal { error, closed: Box::new(converted) }),
     }

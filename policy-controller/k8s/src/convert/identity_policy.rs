@@ -8,27 +8,37 @@ use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem, Refusal};
 use palisade_policy::model::{Action, Mode, Peer, Peers, PodSet, Policy, Port, Ports, Rule, Tier};
 
+/// The action of a rule that allows.
+const ALLOW: &str = "Allow";
+
 /// A policy.
 ///
 /// # Errors
-/// Anything that the schema would refuse, or that this version does not know. In its place stands a policy without rules: the
-/// pods that it selects are isolated in the directions that are there, all pods of the namespace where that cannot be read.
+/// Anything that the schema would refuse, or that this version does not know. In its place stands a policy that
+/// allows nothing: the pods that it selects are isolated in the directions that are there, and everything is denied to them in those in which a rule
+/// denies; to all pods of the namespace where the subject cannot be read. It stays in audit mode where that can be read.
 pub fn identity_policy(policy: &IdentityPolicy) -> Result<Policy, Refusal<Policy>> {
     let (spec, field) = (&policy.spec, FieldPath::of("spec"));
     let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
+    // What denies, or does what is not known, could have denied anything.
+    let closed = |rules: &Option<Vec<IdentityRule>>| {
+        let rules = rules.as_ref()?;
+        Some(if rules.iter().any(|rule| rule.action != ALLOW) { vec![Rule::deny_all()] } else { Vec::new() })
+    };
+    let mode = mode(spec.mode.as_deref(), || field.key("mode"));
     let isolating = |subject| Policy {
         tier: Tier::Workload,
-        mode: Mode::Enforce,
+        mode: mode.clone().unwrap_or_default(),
         subject,
-        ingress: spec.ingress.is_some().then(Vec::new),
-        egress: spec.egress.is_some().then(Vec::new),
+        ingress: closed(&spec.ingress),
+        egress: closed(&spec.egress),
     };
     let subject = match subject(&spec.subject, namespace, &field.key("subject")) {
         Ok(subject) => subject,
         Err(error) => return Err(Refusal { error, closed: Box::new(isolating(PodSet::default())) }),
     };
     let read = || {
-        let mode = mode(spec.mode.as_deref(), || field.key("mode"))?;
+        let mode = mode.clone()?;
         if spec.ingress.is_none() && spec.egress.is_none() {
             return Err(FieldError::new(field.clone(), Problem::NoDirection));
         }
@@ -63,7 +73,7 @@ fn rules(list: &[IdentityRule], field: &FieldPath) -> Result<Vec<Rule>, FieldErr
 
 fn rule(rule: &IdentityRule, field: &FieldPath) -> Result<Rule, FieldError> {
     let action = match rule.action.as_str() {
-        "Allow" => Action::Allow,
+        ALLOW => Action::Allow,
         "Deny" => Action::Deny,
         other => return Err(FieldError::new(field.key("action"), Problem::UnknownAction(other.to_owned(), "Allow and Deny"))),
     };

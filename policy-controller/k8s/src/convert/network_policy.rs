@@ -6,6 +6,7 @@ use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem, Refusal};
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use palisade_identity::LabelSelector;
 use palisade_policy::model::{Mode, Peer, Peers, PodSet, Policy, Port, Ports, Rule, Tier};
@@ -31,7 +32,11 @@ pub fn network_policy(policy: &NetworkPolicy) -> Result<Policy, Refusal<Policy>>
     let spec = policy.spec.as_ref().unwrap_or(&default);
     let field = FieldPath::of("spec");
     let both = Types { ingress: true, egress: true };
-    let refuse = |error, subject, types| Err(Refusal { error, closed: Box::new(isolating(subject, types)) });
+    let mode = mode_of(&policy.metadata);
+    let refuse = |error, subject, types| {
+        let mode = mode_of(&policy.metadata).unwrap_or_default();
+        Err(Refusal { error, closed: Box::new(Policy { mode, ..isolating(subject, types) }) })
+    };
 
     let subject = match spec.pod_selector.as_ref().map(|pods| selector(pods, &field.key("podSelector"))).transpose() {
         Ok(subject) => subject.unwrap_or_default(),
@@ -41,9 +46,7 @@ pub fn network_policy(policy: &NetworkPolicy) -> Result<Policy, Refusal<Policy>>
         Ok(types) => types,
         Err(error) => return refuse(error, subject, both),
     };
-    let annotation = policy.metadata.annotations.iter().flatten().find(|(key, _)| *key == MODE_ANNOTATION);
-    let annotated = || FieldPath::of("metadata.annotations").key(MODE_ANNOTATION);
-    let mode = match mode(annotation.map(|(_, value)| value.as_str()), annotated) {
+    let mode = match mode {
         Ok(mode) => mode,
         Err(error) => return refuse(error, subject, types),
     };
@@ -57,6 +60,12 @@ pub fn network_policy(policy: &NetworkPolicy) -> Result<Policy, Refusal<Policy>>
         }),
         (Err(error), _) | (_, Err(error)) => refuse(error, subject, types),
     }
+}
+
+/// What the annotation says.
+pub(super) fn mode_of(metadata: &ObjectMeta) -> Result<Mode, FieldError> {
+    let annotation = metadata.annotations.iter().flatten().find(|(key, _)| *key == MODE_ANNOTATION);
+    mode(annotation.map(|(_, value)| value.as_str()), || FieldPath::of("metadata.annotations").key(MODE_ANNOTATION))
 }
 
 /// A policy that isolates `subject` and allows nothing.

@@ -14,7 +14,7 @@ use crate::convert::{self, Participation};
 use crate::problem::{FieldError, Refusal};
 use k8s_openapi::api::core::v1::Pod as ApiPod;
 use palisade_identity::Labels;
-use palisade_policy::model::{Model, Node, ObjectName, Peer, Policy, PolicyKind, PolicyName};
+use palisade_policy::model::{Mode, Model, Node, ObjectName, Peer, Policy, PolicyKind, PolicyName};
 use pods::{LocalAddresses, PodRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -182,6 +182,20 @@ impl Index {
         }
         // A kind that is synced for the first time counts as a change even when it is empty.
         self.synced.insert(K::KIND) | !unseen.is_empty()
+    }
+
+    /// Whether any object of a kind is known.
+    pub fn holds(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Namespace => !self.namespaces.is_empty(),
+            Kind::Pod => !self.pods.is_empty(),
+            Kind::Node => !self.nodes.is_empty(),
+            Kind::EndpointSlice => !self.api_servers.is_empty(),
+            Kind::Identity => !self.identities.is_empty(),
+            Kind::NetworkPolicy | Kind::IdentityPolicy | Kind::ClusterNetworkPolicy => {
+                self.policies.keys().any(|name| Kind::from(name.kind) == kind)
+            }
+        }
     }
 
     /// Tells which node this is, by its name.
@@ -355,6 +369,7 @@ impl Index {
                 let rule_by_rule = name.kind == PolicyKind::ClusterNetworkPolicy;
                 let covered = |good: &Policy| {
                     !rule_by_rule
+                        && (good.mode == Mode::Enforce || closed.mode == Mode::Audit)
                         && good.subject == closed.subject
                         && (good.ingress.is_some() || closed.ingress.is_none())
                         && (good.egress.is_some() || closed.egress.is_none())

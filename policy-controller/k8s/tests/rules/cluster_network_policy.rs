@@ -119,6 +119,23 @@ fn where_the_subject_cannot_be_read_what_denies_holds_for_every_pod_and_nothing_
 }
 
 #[test]
+fn where_tier_priority_or_mode_cannot_be_read_nothing_is_accepted_and_what_passes_denies() {
+    let rule = |action: &str| json!({"action": action, "from": [{"namespaces": {}}]});
+    let rules = json!([rule("Accept"), rule("Pass"), rule("Deny")]);
+    let spec = |tier: &str, priority: i32| json!({"tier": tier, "priority": priority, "subject": {"namespaces": {}}, "ingress": rules});
+    let annotated = |mode: &str, spec: Value| {
+        let metadata = json!({"name": "c", "annotations": {"palisade.dev/mode": mode}});
+        let object = json!({"metadata": metadata, "spec": spec});
+        *convert::cluster_network_policy(&serde_json::from_value(object).expect("a decodable policy")).expect_err("refused").closed
+    };
+    for closed in [policy(spec("Middle", 1)).0, policy(spec("Admin", 9999)).0, annotated("audit", spec("Admin", 1))] {
+        let rules = closed.ingress.expect("rules");
+        assert_eq!(rules.iter().map(|rule| rule.action).collect::<Vec<_>>(), [Action::Deny, Action::Deny]);
+        assert_eq!((&rules[0].peers, &rules[0].ports), (&Peers::Any, &Ports::Any), "the one that passed");
+    }
+}
+
+#[test]
 fn an_unknown_tier_or_priority_is_reported_and_comes_first() {
     let (closed, error) = policy(json!({"tier": "Middle", "priority": 7, "subject": {"namespaces": {}}}));
     assert_eq!((closed.tier, error.unwrap().as_str()), (Tier::Admin(7), "spec.tier: there is no tier \"Middle\": Admin and Baseline are"));

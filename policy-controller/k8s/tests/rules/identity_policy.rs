@@ -4,7 +4,7 @@ use palisade_identity::{LabelSelector, Operator, Protocol, Requirement, ServiceA
 use palisade_k8s::Refusal;
 use palisade_k8s::api::{Identity, IdentityPolicy};
 use palisade_k8s::convert;
-use palisade_policy::model::{Action, Entity, Mode, Peer, Peers, PodSet, Policy, Port, Ports};
+use palisade_policy::model::{Action, Entity, Mode, Peer, Peers, PodSet, Policy, Port, Ports, Rule};
 use serde_json::{Value, json};
 
 fn policy(spec: Value) -> Result<Policy, Refusal<Policy>> {
@@ -96,12 +96,23 @@ fn what_a_schema_would_refuse_is_refused_with_the_field_and_isolates() {
         let refusal = policy(spec.clone()).expect_err(&spec.to_string());
         assert!(refusal.error.to_string().starts_with(message), "{spec}: {}", refusal.error);
         assert_eq!((refusal.closed.subject.pods.clone(), refusal.closed.ingress.clone()), (app("a"), None), "{spec}");
-        assert_eq!(refusal.closed.egress, Some(vec![]), "{spec}");
+        let allows = spec["egress"][0]["action"] == "Allow";
+        // What does something that is not known could have denied.
+        assert_eq!(refusal.closed.egress, Some(if allows { vec![] } else { vec![Rule::deny_all()] }), "{spec}");
     }
     let refusal = policy(json!({"subject": {}})).expect_err("no direction");
     assert_eq!(refusal.error.to_string(), "spec: ingress or egress is needed; an empty list isolates");
     let refusal = policy(json!({"subject": {"serviceAccounts": []}, "ingress": []})).expect_err("an empty list is not all");
     assert_eq!(refusal.closed.subject, PodSet::default(), "nobody knows whom it selects: all pods of the namespace");
+}
+
+#[test]
+fn a_refused_policy_that_denies_denies_everything_and_one_in_audit_mode_stays_in_it() {
+    let rules = json!([{"action": "Deny", "peers": [{"identity": "bad"}]}, {"action": "Allow", "ports": [{"name": "HTTP"}]}]);
+    let closed = |mode: &str| *policy(json!({"subject": {}, "mode": mode, "ingress": rules})).expect_err("a port name in capitals").closed;
+    assert_eq!((closed("Enforce").mode, closed("Enforce").ingress), (Mode::Enforce, Some(vec![Rule::deny_all()])));
+    assert_eq!(closed("Audit").mode, Mode::Audit);
+    assert_eq!(closed("audit").mode, Mode::Enforce, "a mode that does not exist");
 }
 
 #[test]

@@ -282,6 +282,26 @@ fn the_last_good_version_is_not_kept_where_it_would_leave_pods_open() {
 }
 
 #[test]
+fn a_last_good_version_in_audit_mode_does_not_stand_for_one_that_is_to_be_enforced() {
+    let mut index = Index::new();
+    let annotated = |mode: &str| {
+        let mut policy = policy("p", "x", 80);
+        policy.metadata.annotations = Some([("palisade.dev/mode".to_owned(), mode.to_owned())].into());
+        policy
+    };
+    index.upsert(&annotated("Audit"));
+    index.upsert(&annotated("enforce"));
+    let stands = isolated(&index);
+    assert_eq!((stands.mode, stands.ingress), (model::Mode::Enforce, Some(vec![])));
+    // The other way round it may: it isolates more.
+    index.upsert(&annotated("Enforce"));
+    let mut refused = annotated("Audit");
+    refused.spec.as_mut().expect("a spec").policy_types = Some(vec!["Both".to_owned()]);
+    index.upsert(&refused);
+    assert_eq!(isolated(&index).mode, model::Mode::Audit, "in both directions, of which the good one knew one");
+}
+
+#[test]
 fn a_resync_of_one_kind_of_policy_leaves_the_others() {
     let mut index = Index::new();
     index.upsert(&policy("p", "x", 80));

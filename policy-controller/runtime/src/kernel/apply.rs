@@ -31,7 +31,7 @@ impl Kernel {
         let began = Instant::now();
         self.close_former()?;
         let applied = match self.apply(&model, &local) {
-            Err(error @ KernelError::TooLarge { .. }) => match self.fitting(&model, &local) {
+            Err(error @ KernelError::TooLarge { .. }) => match self.fitting(&model, &local, &error) {
                 Some((fitting, held)) => {
                     let fitting = Arc::new(fitting);
                     self.apply(&fitting, &local).map(|rows| (rows, fitting, held))
@@ -43,8 +43,8 @@ impl Kernel {
         match applied {
             Ok((rows_changed, model, held)) => {
                 self.good = Some(Good { model, local });
-                for (policy, reason) in held.iter().filter(|(policy, reason)| self.held.get(*policy) != Some(*reason)) {
-                    tracing::warn!(%policy, reason, "the policy does not fit");
+                for (policy, held) in held.iter().filter(|(policy, held)| self.held.get(*policy) != Some(*held)) {
+                    tracing::warn!(%policy, reason = held.reason, "the policy does not fit");
                 }
                 self.held = held;
                 self.state.metrics.reconciled(began.elapsed(), rows_changed);
@@ -71,14 +71,14 @@ impl Kernel {
             None => Arc::new(self.read_back()?),
         };
         let Plan { steps, next } = plan(&old, model, local, &mut self.numbering.numbers);
+        if let Err(error) = fit::check(self.datapath()?, &old, &steps) {
+            self.applied = Some(old);
+            return Err(error);
+        }
         // Before the first row: a restarted agent must know every number that it may meet.
         if let Err(error) = self.numbering.save() {
             self.applied = Some(old);
             return Err(error.into());
-        }
-        if let Err(error) = fit::check(self.datapath()?, &old, &steps) {
-            self.applied = Some(old);
-            return Err(error);
         }
         for step in &steps {
             self.make(step)?;
@@ -176,10 +176,10 @@ impl Kernel {
         let (mut subjects, mut audits) = (BTreeMap::<ObjectName, u32>::new(), BTreeMap::new());
         for (pod, index) in endpoints {
             let Some(row) = datapath.endpoints.get(&index)? else { continue };
-            // Two endpoints of one pod that differ: the flip was cut short. No number is right for both, so they are flipped again.
             if row.audit != SUBJECT_NONE {
                 audits.insert(pod.clone(), row.audit);
             }
+            // Two endpoints of one pod that differ: the flip was cut short. No number is right for both, so they are flipped again.
             subjects
                 .entry(pod)
                 .and_modify(|known| {

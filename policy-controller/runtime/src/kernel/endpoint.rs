@@ -191,22 +191,28 @@ impl Kernel {
 
     /// Writes where the endpoint is reached, then its own row, which opens it; then flows are judged again.
     fn write_rows(&mut self, spec: &EndpointSpec, rows: &Rows) -> Result<(), KernelError> {
-        let subject = self.subject(spec)?;
+        let (subject, audit) = (self.subject(spec)?, self.audit(spec));
         let datapath = self.datapath()?;
         for address in &spec.addresses {
             datapath.local.insert(address, &rows.local)?;
         }
-        datapath.endpoints.insert(&spec.host_index, &Endpoint { subject, ..rows.endpoint })?;
+        datapath.endpoints.insert(&spec.host_index, &Endpoint { subject, audit, ..rows.endpoint })?;
         datapath.bump_epoch()?;
         if let Some(endpoint) = self.endpoints.get_mut(&spec.attachment) {
-            endpoint.subject = subject;
+            (endpoint.subject, endpoint.audit) = (subject, audit);
         }
         Ok(())
     }
 
+    /// What policies in audit mode would make of an endpoint's pod.
+    fn audit(&self, spec: &EndpointSpec) -> u32 {
+        let audits = self.applied.as_ref().map(|applied| &applied.audits);
+        audits.and_then(|audits| audits.get(&pod_name(spec))).copied().unwrap_or(SUBJECT_NONE)
+    }
+
     /// What of an endpoint the kernel does not hold as it should, in words.
     fn differences(&mut self, spec: &EndpointSpec, rows: &Rows) -> Result<Vec<String>, KernelError> {
-        let subject = self.subject(spec)?;
+        let (subject, audit) = (self.subject(spec)?, self.audit(spec));
         let identities: Vec<_> = {
             let applied = self.applied.as_ref();
             spec.addresses.iter().map(|address| (*address, applied.and_then(|applied| applied.addresses.get(address)).copied())).collect()
@@ -218,7 +224,7 @@ impl Kernel {
                 differences.push(what);
             }
         };
-        let wanted = Endpoint { subject, ..rows.endpoint };
+        let wanted = Endpoint { subject, audit, ..rows.endpoint };
         compare("the endpoint's row".to_owned(), datapath.endpoints.get(&spec.host_index)? == Some(wanted));
         for (address, identity) in identities {
             compare(format!("the local row of {address}"), datapath.local.get(&address)? == Some(rows.local));

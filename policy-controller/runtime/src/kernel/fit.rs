@@ -1,14 +1,15 @@
 //! Whether a change has room in the maps, and what is put into them where it has none.
 
-use super::{Good, Kernel, KernelError};
+use super::{Kernel, KernelError};
 use palisade_datapath_core::abi::map;
 use palisade_loader::Datapath;
-use palisade_policy::model::{Action, Model, ObjectName, Peers, Policy, PolicyName, Ports, Rule, Tier};
+use palisade_policy::model::{Mode, Model, ObjectName, Peer, Peers, Policy, PolicyName, Ports, Rule};
+use palisade_policy::selected::selected;
 use palisade_policy::{Compiled, Step, plan};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-/// How many changed policies are tried one by one; those beyond wait with the one that does not fit.
-const TRIED: usize = 16;
+/// How many policies are held back at most; where more would have to be, nothing is changed.
+const HELD: usize = 16;
 
 /// The first map that a change has no room in while it is made.
 pub(super) fn check(datapath: &Datapath, old: &Compiled, steps: &[Step]) -> Result<(), KernelError> {
@@ -57,51 +58,96 @@ pub(super) fn check(datapath: &Datapath, old: &Compiled, steps: &[Step]) -> Resu
     over.map_or(Ok(()), Err)
 }
 
+/// A policy whose present version does not fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// What is in force instead.
+    pub instead: Policy,
+    /// Whether that is a version that was in force before, and not one that allows nothing.
+    pub last_good: bool,
+    /// Why, for people.
+    pub reason: String,
+}
+
 impl Kernel {
-    /// A model that fits where `model` does not: of the policies that changed since the last good one, as many as there is room
-    /// for, and for the others what they said before, or where they are new what their rules say when they are closed. With the
-    /// others' names and the reason; `None` where it is not for the policies that the change does not fit.
-    pub(super) fn fitting(&self, model: &Model, local: &BTreeSet<ObjectName>) -> Option<(Model, BTreeMap<PolicyName, String>)> {
-        let (datapath, Good { model: good, .. }) = (self.datapath.as_ref()?, self.good.as_ref()?);
-        let old = self.applied.as_ref()?;
+    /// A model that fits where `model` does not: as few policies as possible are held back, those that changed since the last good
+    /// model before others, and of these the largest first. With those that are held; `None` where it is not for policies
+    /// that the change does not fit, or for too many of them.
+    pub(super) fn fitting(
+        &self,
+        model: &Model,
+        local: &BTreeSet<ObjectName>,
+        error: &KernelError,
+    ) -> Option<(Model, BTreeMap<PolicyName, Held>)> {
+        let (datapath, old) = (self.datapath.as_ref()?, self.applied.as_ref()?);
         let fits = |model: &Model| {
             let mut numbers = self.numbering.numbers.clone();
-            check(datapath, old, &plan(old, model, local, &mut numbers).steps)
+            check(datapath, old, &plan(old, model, local, &mut numbers).steps).is_ok()
         };
-        let changed: Vec<&PolicyName> =
-            model.policies.iter().filter(|(name, policy)| good.policies.get(*name) != Some(*policy)).map(|(name, _)| name).collect();
+        let good = self.good.as_ref().map(|good| &good.model);
+        let changed = |name: &PolicyName| good.and_then(|good| good.policies.get(name)) != model.policies.get(name);
+        // What selects no pod of this node takes no room here.
+        let selects = |name: &&PolicyName| selected(model, name).into_iter().any(|pod| local.contains(pod));
+        let mut candidates: Vec<&PolicyName> = model.policies.keys().filter(selects).collect();
+        candidates.sort_by_key(|name| std::cmp::Reverse((changed(name), weight(&model.policies[*name]))));
         let mut fitting = model.clone();
-        for name in &changed {
-            let instead = good.policies.get(*name).cloned().unwrap_or_else(|| closed(&model.policies[*name]));
-            fitting.policies.insert((*name).clone(), instead);
-        }
-        fits(&fitting).ok()?;
         let mut held = BTreeMap::new();
-        for (number, name) in changed.into_iter().enumerate() {
+        for name in candidates.into_iter().take(HELD) {
+            let hold = self.instead(name, &model.policies[name], error);
+            fitting.policies.insert(name.clone(), hold.instead.clone());
+            held.insert(name.clone(), hold);
+            if fits(&fitting) {
+                break;
+            }
+        }
+        if !fits(&fitting) {
+            return None;
+        }
+        // The last one made it fit: those before it may have been held in vain.
+        for name in held.keys().cloned().collect::<Vec<_>>() {
             let mut with = fitting.clone();
-            with.policies.insert(name.clone(), model.policies[name].clone());
-            let tried = if number < TRIED { fits(&with).map_err(|error| error.to_string()) } else { Err("not tried yet".to_owned()) };
-            match tried {
-                Ok(()) => fitting = with,
-                Err(error) => {
-                    let instead =
-                        if good.policies.contains_key(name) { "its last good version stays in force" } else { "it allows nothing" };
-                    held.insert(name.clone(), format!("{error} ({instead})"));
-                }
+            with.policies.insert(name.clone(), model.policies[&name].clone());
+            if fits(&with) {
+                fitting = with;
+                held.remove(&name);
             }
         }
         Some((fitting, held))
     }
+
+    /// What stands for a policy that does not fit: the last version that was in force, where the new one isolates no more and
+    /// selects the same pods; else one that allows nothing.
+    fn instead(&self, name: &PolicyName, policy: &Policy, error: &KernelError) -> Held {
+        let before = match self.held.get(name) {
+            Some(held) => held.last_good.then_some(&held.instead),
+            None => self.good.as_ref().and_then(|good| good.model.policies.get(name)),
+        };
+        let covers = |good: &&Policy| {
+            *good != policy
+                && good.subject == policy.subject
+                && good.tier == policy.tier
+                && (good.mode == Mode::Enforce || policy.mode == Mode::Audit)
+                && (good.ingress.is_some() || policy.ingress.is_none())
+                && (good.egress.is_some() || policy.egress.is_none())
+        };
+        let last_good = before.filter(covers).cloned();
+        let (what, last) = if last_good.is_some() { ("its last good version stays in force", true) } else { ("it allows nothing", false) };
+        Held { instead: last_good.unwrap_or_else(|| policy.closed()), last_good: last, reason: format!("{error} ({what})") }
+    }
 }
 
-/// A policy that allows nothing and denies what it could have denied.
-fn closed(policy: &Policy) -> Policy {
-    let rule = |rule: &Rule| match rule.action {
-        Action::Allow => Rule { peers: Peers::Of(Vec::new()), ..rule.clone() },
-        Action::Deny | Action::Pass => Rule { action: Action::Deny, peers: Peers::Any, ports: Ports::Any, ..rule.clone() },
+/// About how many rows the rules of a policy make, next to those of others.
+fn weight(policy: &Policy) -> usize {
+    let rule = |rule: &Rule| {
+        let peers = match &rule.peers {
+            Peers::Any => 1,
+            Peers::Of(peers) => peers.iter().map(|peer| if let Peer::Block { except, .. } = peer { 1 + except.len() } else { 1 }).sum(),
+        };
+        let ports = match &rule.ports {
+            Ports::Any => 1,
+            Ports::Of(ports) => ports.len(),
+        };
+        peers + ports
     };
-    let rules = |rules: &Option<Vec<Rule>>| {
-        rules.as_ref().map(|rules| if policy.tier == Tier::Workload { Vec::new() } else { rules.iter().map(rule).collect() })
-    };
-    Policy { ingress: rules(&policy.ingress), egress: rules(&policy.egress), ..policy.clone() }
+    [&policy.ingress, &policy.egress].into_iter().flatten().flatten().map(rule).sum()
 }

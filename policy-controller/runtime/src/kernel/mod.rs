@@ -9,6 +9,8 @@ mod fit;
 mod numbering;
 mod takeover;
 
+use fit::Held;
+
 use crate::lock::RunLock;
 use crate::record::Records;
 use crate::state::{MapSize, Published, Realised, State};
@@ -120,8 +122,8 @@ pub struct Kernel {
     incomplete: bool,
     /// What was compiled into them.
     good: Option<Good>,
-    /// Policies whose present version does not fit, with the reason and what is in force instead.
-    held: BTreeMap<PolicyName, String>,
+    /// Policies whose present version does not fit.
+    held: BTreeMap<PolicyName, Held>,
     /// Held as long as anybody may write: an operation outlives the task that asked for it.
     _lock: RunLock,
 }
@@ -241,7 +243,7 @@ impl Kernel {
             compiled,
             numbers: self.numbering.shared(),
             endpoints: self.endpoints.clone(),
-            held: self.held.clone(),
+            held: self.held.iter().map(|(name, held)| (name.clone(), held.reason.clone())).collect(),
             names,
         });
         Ok(())

@@ -22,10 +22,10 @@ use palisade_k8s::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
 use palisade_k8s::index::{Index, Indexed};
 use palisade_policy::model::{ObjectName, PolicyKind};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -132,7 +132,8 @@ impl Reader {
         let api = Api::<K>::all(self.client.clone());
         let asked = Asked { server: &self.server, verb: "watch", resource: K::PLURAL };
         let narrowed = watcher::Config { label_selector: K::LABEL.map(str::to_owned), ..watcher::Config::default() };
-        let mut events = pin!(watcher::watcher(api.clone(), narrowed.timeout(WATCH_SECONDS)));
+        let begin = || Box::pin(watcher::watcher(api.clone(), narrowed.clone().timeout(WATCH_SECONDS)));
+        let mut events = begin();
         let mut backoff = Backoff::new();
         loop {
             let error = match events.try_next().await {
@@ -146,8 +147,9 @@ impl Reader {
                 Err(error) => error,
             };
             if K::INSTALLED_BY_USERS && is_not_found(&error) {
-                self.none_are_known::<K>(state);
-                self.wait_until_installed(&api).await;
+                self.without_the_kind(state, &api).await;
+                // A watch goes on from where it was, and would not list what came meanwhile.
+                events = begin();
                 continue;
             }
             state.metrics.watch_restarted(K::PLURAL);
@@ -173,22 +175,53 @@ impl Reader {
         }
     }
 
-    /// The API server does not know the kind (any more): there is no object of it.
-    fn none_are_known<K: Watched>(&self, state: &State) {
-        self.take::<K>(state, Event::Init);
-        self.take::<K>(state, Event::InitDone);
-        tracing::info!(kind = %K::KIND, "the API server does not know this kind; it is looked for again every {} s", LOOK_AGAIN.as_secs());
-    }
-
-    async fn wait_until_installed<K: Watched>(&self, api: &Api<K>) {
+    /// The API server has no such resource. Where it says that it does not know the kind, there are no objects of it, until it comes;
+    /// anything else is a fault, and what is known stays in force.
+    async fn without_the_kind<K: Watched>(&self, state: &State, api: &Api<K>) {
+        let part = Part::Watch(K::PLURAL);
+        let mut told = false;
         loop {
+            match self.knows::<K>().await {
+                Ok(false) if !state.index().holds(K::KIND) => {
+                    if !std::mem::replace(&mut told, true) {
+                        self.take::<K>(state, Event::Init);
+                        self.take::<K>(state, Event::InitDone);
+                        tracing::info!(kind = %K::KIND, "the API server does not know this kind; it is looked for every {} s", LOOK_AGAIN.as_secs());
+                    }
+                    state.problems.clear(part);
+                }
+                Ok(false) => {
+                    let (group, version) = (K::group(&()), K::version(&()));
+                    state.problems.set(
+                        part,
+                        format!("the API server serves no {} of {group}/{version} any more; what was known stays in force", K::PLURAL),
+                    );
+                }
+                Ok(true) => {}
+                Err(fault) => state.problems.set(part, fault.to_string()),
+            }
             tokio::time::sleep(LOOK_AGAIN).await;
             match api.list_metadata(&ListParams::default().limit(1)).await {
                 Err(kube::Error::Api(status)) if status.code == NOT_FOUND => {}
                 // Whatever else is wrong, the watch says.
-                _ => return,
+                _ => break,
             }
         }
+        state.problems.clear(part);
+    }
+
+    /// Whether the API server says that it knows a kind. That one answer was "not found" says little: a proxy may have given it.
+    async fn knows<K: Watched>(&self) -> Result<bool, SourceError> {
+        let asked = Asked { server: &self.server, verb: "discover", resource: K::PLURAL };
+        let groups = self.client.list_api_groups().await.map_err(|error| SourceError::of(&error, asked))?;
+        let (group, version) = (K::group(&()), K::version(&()));
+        let served = groups.groups.iter().any(|known| known.name == group && known.versions.iter().any(|known| known.version == version));
+        if !served {
+            return Ok(false);
+        }
+        let resources = self.client.list_api_group_resources(&format!("{group}/{version}")).await;
+        let resources = resources.map_err(|error| SourceError::of(&error, asked))?;
+        Ok(resources.resources.iter().any(|resource| resource.name == K::PLURAL))
     }
 
     /// Feeds what a watch brings into the index.
@@ -331,10 +364,11 @@ fn adopt<K: Watched>(
         Use::Skip => return Ok(()),
         Use::Take => {}
     }
+    let present: BTreeSet<&Option<String>> = list.items.iter().map(|object| &object.meta().name).collect();
     state.change(|index| {
         let mut changed = false;
         for metadata in known(index) {
-            if !list.items.iter().any(|object| object.meta().name == metadata.name) {
+            if !present.contains(&metadata.name) {
                 changed |= index.delete(&bare(metadata));
             }
         }
