@@ -184,13 +184,22 @@ fn is_unsafe(line: &str) -> bool {
     ["unsafe {", "unsafe fn", "unsafe impl", "unsafe trait", "unsafe extern"].iter().any(|word| code.contains(word))
 }
 
-fn machine_path(line: &str) -> Option<&'static str> {
-    const PATHS: &[&str] = &["/work/", "/farm/", "/home/", "/root/.", "/Users/", "/workspace/"];
-    PATHS.iter().copied().find(|path| {
-        line.match_indices(path).any(|(at, _)| {
-            let before = line[..at].chars().next_back();
-            !before.is_some_and(|character| character.is_alphanumeric() || "_.-/}$".contains(character))
-        })
+/// The first `/NAME/` of the line that opens a path no system is sure to have: a home, a checkout, a mount of one machine.
+/// What is named is what may stand (the Filesystem Hierarchy Standard's folders), so a machine no one thought of is found too.
+fn machine_path(line: &str) -> Option<&str> {
+    const SYSTEM: &[&str] =
+        &["bin", "boot", "dev", "etc", "lib", "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys", "tmp", "usr", "var"];
+    // Not files of a machine: paths of the Kubernetes API, of JSON pointers, of the image of a kind node, of the BPF file system, of this repository.
+    const OTHERS: &[&str] = &["api", "apis", "v1", "definitions", "kind", "host", "bpf", "links", "src", "tests", "nonexistent"];
+    line.match_indices('/').find_map(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        if before.is_some_and(|character| character.is_alphanumeric() || "_.-/}$".contains(character)) {
+            return None;
+        }
+        let (name, _) = line[at + 1..].split_once('/')?;
+        let named = name.starts_with(|character: char| character.is_ascii_alphabetic())
+            && name.chars().all(|character| character.is_ascii_alphanumeric() || "_.-".contains(character));
+        (named && !SYSTEM.contains(&name) && !OTHERS.contains(&name)).then(|| &line[at..at + name.len() + 2])
     })
 }
 
@@ -255,7 +264,11 @@ mod tests {
 
     #[test]
     fn a_path_of_one_machine_is_found_and_a_path_in_a_url_is_not() {
-        assert_eq!(machine_path(concat!("see /ho", "me/x/main")), Some(concat!("/ho", "me/")));
+        for top in ["home", "root", "Users", "any-checkout"] {
+            assert_eq!(machine_path(&format!("see /{top}/x/main")), Some(format!("/{top}/").as_str()));
+        }
+        assert_eq!(machine_path(&format!("/run/palisade and /{}/x", "home")), Some(format!("/{}/", "home").as_str()));
+        assert_eq!(machine_path("/sys/fs/bpf/palisade, /apis/policy.networking.k8s.io"), None);
         assert_eq!(machine_path("https://example.org/home/page"), None);
     }
 
