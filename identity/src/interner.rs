@@ -74,6 +74,11 @@ impl<T: Ord + Clone> Interner<T> {
         self.slots.get(&number)?.content.as_deref()
     }
 
+    /// As [`content`](Self::content), shared with whoever keeps it.
+    pub fn shared(&self, number: u32) -> Option<Arc<T>> {
+        self.slots.get(&number)?.content.clone()
+    }
+
     /// Marks `number` as in use, whatever is known of it. 0 stands for nothing and is ignored.
     pub fn hold(&mut self, number: u32) {
         if number == 0 {

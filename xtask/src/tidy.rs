@@ -35,7 +35,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("palisade", &["palisade-cni", "palisade-identity", "palisade-k8s", "palisade-policy", "palisade-protocol", "palisade-runtime"]),
     ("palisade-test-support", &["palisade-cni", "palisade-datapath-core"]),
     ("palisade-e2e", &[]),
-    ("palisade-bench", &["palisade-cni", "palisade-datapath-core", "palisade-loader", "palisade-test-support"]),
+    (
+        "palisade-bench",
+        &["palisade-cni", "palisade-datapath-core", "palisade-k8s", "palisade-loader", "palisade-policy", "palisade-test-support"],
+    ),
     ("xtask", &[]),
 ];
 

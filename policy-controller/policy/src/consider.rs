@@ -1,7 +1,7 @@
 //! The rules that one pod's policies ask about a flow, in their order, and what comes of each.
 
 use crate::model::{Action, Model, ObjectName, Pod, PolicyName, Tier};
-use crate::rules::{EffectivePort, EffectiveRule, PoliciesByNamespace};
+use crate::rules::{EffectivePort, EffectiveRule, Policies};
 use crate::universe::Universe;
 use palisade_datapath_core::abi::Direction;
 use palisade_identity::Selector;
@@ -50,11 +50,11 @@ pub(crate) struct Seen {
 
 /// The rules of the enforced policies of a pod, in the order in which they are asked.
 pub(crate) fn consider(model: &Model, name: &ObjectName, pod: &Pod, seen: Seen) -> Vec<Considered> {
-    let set = PoliciesByNamespace::new(model).rule_set(name, pod);
+    let set = Policies::new(model).rule_set(name, pod);
     let rules = set.direction(seen.direction);
-    let universe = Universe::new([&set], model);
+    let universe = Universe::of(&set, model);
     let signature: Vec<&Selector> =
-        universe.signature_of(model, seen.peer).into_iter().map(|index| &universe.selectors()[index as usize]).collect();
+        universe.signature_of(model, seen.peer).into_iter().filter_map(|index| universe.selector(index)).collect();
     let (mut decided, mut passed) = (false, None);
     let fate = |rule: &EffectiveRule| {
         let isolated_before = stage(rule.tier) == Stage::Baseline && !rules.isolated_by.is_empty();

@@ -27,19 +27,35 @@ impl Compiled {
     /// The numbers that these rows refer to.
     pub fn used(&self) -> Used {
         let mut used = Used::default();
-        used.identities.extend(self.addresses.values().chain(self.prefixes.values()));
+        used.identities.extend(self.identities());
         used.subjects.extend(self.subjects.values().chain(self.audits.values()));
-        for (key, entry) in &self.policy {
-            used.subjects.insert(key.subject);
-            used.identities.insert(key.peer);
-            used.ports.insert(entry.ports);
-            used.reasons.insert(entry.reason);
-        }
-        for ((key, _), entry) in &self.ports {
-            used.ports.insert(key.table);
-            used.reasons.insert(entry.reason);
-        }
+        used.add_rows(self);
         used
+    }
+
+    /// The identities that addresses and prefixes have, each once, in order.
+    pub fn identities(&self) -> Vec<u32> {
+        // Far fewer than there are addresses, which come in runs of one identity.
+        let mut identities: Vec<u32> = self.addresses.values().chain(self.prefixes.values()).copied().collect();
+        identities.sort_unstable();
+        identities.dedup();
+        identities
+    }
+}
+
+impl Used {
+    /// The numbers that the rows of the policy table and of the port tables refer to.
+    pub(crate) fn add_rows(&mut self, rows: &Compiled) {
+        for (key, entry) in &rows.policy {
+            self.subjects.insert(key.subject);
+            self.identities.insert(key.peer);
+            self.ports.insert(entry.ports);
+            self.reasons.insert(entry.reason);
+        }
+        for ((key, _), entry) in &rows.ports {
+            self.ports.insert(key.table);
+            self.reasons.insert(entry.reason);
+        }
     }
 }
 

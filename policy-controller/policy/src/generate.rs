@@ -164,7 +164,7 @@ fn edit(random: &mut Random, model: &mut Model) {
     let policies: Vec<PolicyName> = model.policies.keys().cloned().collect();
     match random.below(13) {
         0 if !pods.is_empty() => {
-            if let Some(pod) = model.pods.get_mut(random.pick(&pods)) {
+            if let Some(pod) = model.pods.edit(random.pick(&pods)) {
                 pod.labels = labels(random);
             }
         }
@@ -186,11 +186,11 @@ fn edit(random: &mut Random, model: &mut Model) {
             let of = |model: &Model, name: &ObjectName| model.pods.get(name).map(|pod| pod.addresses.clone()).unwrap_or_default();
             let (one, other) = (of(model, &first), of(model, &second));
             for (name, addresses) in [(first, other), (second, one)] {
-                model.pods.entry(name).and_modify(|pod| pod.addresses = addresses);
+                model.pods.edit(&name).into_iter().for_each(|pod| pod.addresses.clone_from(&addresses));
             }
         }
         5 if !pods.is_empty() => {
-            if let Some(pod) = model.pods.get_mut(random.pick(&pods)) {
+            if let Some(pod) = model.pods.edit(random.pick(&pods)) {
                 pod.ports = named_ports(random);
             }
         }
@@ -204,7 +204,7 @@ fn edit(random: &mut Random, model: &mut Model) {
         }
         8 if !policies.is_empty() => {
             let mode = if random.chance(50) { Mode::Audit } else { Mode::Enforce };
-            model.policies.entry(random.pick(&policies).clone()).and_modify(|policy| policy.mode = mode);
+            model.policies.edit(random.pick(&policies)).into_iter().for_each(|policy| policy.mode = mode);
         }
         9 => {
             let name = (*random.pick(&IDENTITIES)).to_owned();
@@ -224,7 +224,7 @@ fn edit(random: &mut Random, model: &mut Model) {
             model.api_servers = api_servers(random);
         }
         10 if !pods.is_empty() => {
-            if let Some(pod) = model.pods.get_mut(random.pick(&pods)) {
+            if let Some(pod) = model.pods.edit(random.pick(&pods)) {
                 pod.service_account = account(random);
             }
         }

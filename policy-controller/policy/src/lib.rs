@@ -12,7 +12,9 @@ macro_rules! faulty {
     };
 }
 
+mod classes;
 pub mod compile;
+mod compiler;
 pub mod consider;
 mod entries;
 pub mod explain;
@@ -26,13 +28,16 @@ mod order;
 pub mod plan;
 pub mod ports;
 pub mod reason;
+mod rows;
 pub mod rules;
 pub mod selected;
+pub mod shared;
+mod signatures;
 mod universe;
 
 pub use compile::{Compiled, compile};
 pub use consider::{Considered, Fate};
 pub use explain::{Answer, End, ExplainError, Question, SideAnswer, evaluate};
 pub use numbers::{Numbers, Used};
-pub use plan::{Plan, Step, plan};
+pub use plan::{Plan, Planner, Step, plan};
 pub use reason::Reason;

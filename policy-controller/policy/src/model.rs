@@ -1,9 +1,11 @@
 //! What is known of the cluster, in the words of policy.
 
+use crate::shared::SharedMap;
 use ipnet::IpNet;
 use palisade_identity::{LabelSelector, Labels, Protocol, ServiceAccount};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -45,6 +47,11 @@ pub enum PolicyKind {
     ClusterNetworkPolicy,
 }
 
+impl PolicyKind {
+    /// Every kind, in order.
+    pub const ALL: &[Self] = &[Self::NetworkPolicy, Self::IdentityPolicy, Self::ClusterNetworkPolicy];
+}
+
 impl std::fmt::Display for PolicyKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -77,25 +84,25 @@ impl std::fmt::Display for PolicyName {
     }
 }
 
-/// Everything that a verdict may depend on.
+/// Everything that a verdict may depend on. A copy shares what it has in common with the original.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
     /// Name of the node whose pods are judged: [`Entity::Host`].
     pub host: String,
     /// Labels of each namespace, by name.
-    pub namespaces: BTreeMap<String, Labels>,
+    pub namespaces: SharedMap<String, Labels>,
     /// The pods of the cluster that have a network of their own and whose containers may run.
     ///
     /// Pods on the host's network, and those that have succeeded or failed, are not here.
-    pub pods: BTreeMap<ObjectName, Pod>,
+    pub pods: SharedMap<ObjectName, Arc<Pod>>,
     /// The nodes, by name.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: SharedMap<String, Node>,
     /// The addresses of the API server.
     pub api_servers: BTreeSet<IpAddr>,
     /// The identities that policies name: each is everything that one of its members matches.
-    pub identities: BTreeMap<String, Vec<Peer>>,
+    pub identities: SharedMap<String, Vec<Peer>>,
     /// The policies.
-    pub policies: BTreeMap<PolicyName, Policy>,
+    pub policies: SharedMap<PolicyName, Arc<Policy>>,
 }
 
 /// A pod that is a subject or a peer.

@@ -1,6 +1,5 @@
 //! The numbers that rows are made of, and what they stand for.
 
-use crate::compile::Compiled;
 use crate::ports::PortTable;
 use crate::reason::Reason;
 use crate::rules::RuleSet;
@@ -61,9 +60,8 @@ impl Numbers {
         self.identities.content(number)
     }
 
-    /// Marks everything that `rows` refer to as in use.
-    pub(crate) fn hold(&mut self, rows: &Compiled) {
-        let used = rows.used();
+    /// Marks everything that is used as in use.
+    pub(crate) fn hold(&mut self, used: &Used) {
         used.identities.iter().for_each(|&number| self.identities.hold(number));
         used.subjects.iter().for_each(|&number| self.subjects.hold(number));
         used.ports.iter().for_each(|&number| self.ports.hold(number));
@@ -78,9 +76,8 @@ impl Numbers {
         self.reasons.begin_generation();
     }
 
-    /// Releases everything that `rows` do not refer to.
-    pub(crate) fn release_except(&mut self, rows: &Compiled) {
-        let used = rows.used();
+    /// Releases everything that is not used.
+    pub(crate) fn release_except(&mut self, used: &Used) {
         self.identities.release_except(&used.identities);
         self.subjects.release_except(&used.subjects);
         self.ports.release_except(&used.ports);

@@ -109,6 +109,7 @@ fn judged(
     let meant: Vec<(&PolicyName, &Policy)> = model
         .policies
         .iter()
+        .map(|(name, policy)| (name, &**policy))
         .filter(|(name, policy)| in_force(policy) && in_pod_set(model, &policy.subject, &name.object.namespace, subject, pod))
         .collect();
     let matching = |name: &PolicyName, policy: &Policy, action: Option<Action>| {
@@ -167,7 +168,7 @@ fn rules_of(policy: &Policy, direction: Direction) -> Option<&Vec<Rule>> {
 
 /// The pods that have an address.
 fn claimants(model: &Model, address: IpAddr) -> Vec<(&ObjectName, &Pod)> {
-    model.pods.iter().filter(|(_, pod)| pod.addresses.contains(&address)).collect()
+    model.pods.iter().map(|(name, pod)| (name, &**pod)).filter(|(_, pod)| pod.addresses.contains(&address)).collect()
 }
 
 fn in_pod_set(model: &Model, set: &PodSet, own_namespace: &str, name: &ObjectName, pod: &Pod) -> bool {

@@ -22,6 +22,7 @@ use crate::narrower::Narrower;
 use crate::numbers::Numbers;
 use crate::plan::Step;
 use crate::ports::prefixes;
+use crate::shared::Difference;
 use ipnet::IpNet;
 use palisade_datapath_core::abi::{Direction, IDENTITY_ANY, PolicyEntry, PolicyKey, PortEntry, PortKey, SUBJECT_NONE};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -426,16 +427,15 @@ fn moves(old: &Compiled, next: &Compiled) -> Vec<Move> {
     for prefix in old.prefixes.keys().chain(next.prefixes.keys().filter(|prefix| !old.prefixes.contains_key(prefix))) {
         add(Place::Prefix(*prefix), old.prefixes.get(prefix).copied(), next.prefixes.get(prefix).copied(), *prefix);
     }
-    for address in old.addresses.keys().chain(next.addresses.keys().filter(|address| !old.addresses.contains_key(address))) {
-        let (before, after) = (old.addresses.get(address).copied(), next.addresses.get(address).copied());
-        add(Place::Address(*address), before, after, IpNet::from(*address));
+    for Difference { key, before, after } in old.addresses.differences(&next.addresses) {
+        add(Place::Address(*key), before.copied(), after.copied(), IpNet::from(*key));
     }
     moves
 }
 
 /// The identities that addresses have, that of none included.
 fn identities_of(rows: &Compiled) -> BTreeSet<u32> {
-    rows.addresses.values().chain(rows.prefixes.values()).copied().chain([IDENTITY_ANY]).collect()
+    rows.identities().into_iter().chain([IDENTITY_ANY]).collect()
 }
 
 /// What `subjects` find about `identity`.

@@ -1,12 +1,14 @@
 //! The order of a change: single writes between which every verdict is the old one or the new one.
 
-use crate::compile::{Compiled, compile};
+use crate::compile::Compiled;
+use crate::compiler::Compiler;
 use crate::model::{Model, ObjectName};
 use crate::numbers::Numbers;
 use ipnet::IpNet;
 use palisade_datapath_core::abi::{PolicyEntry, PolicyKey, PortEntry, PortKey};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// One write. Those of a plan are made one by one, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,18 +70,39 @@ pub struct Plan {
     /// The writes, in order. None where nothing changes.
     pub steps: Vec<Step>,
     /// What the maps hold after the last step.
-    pub next: Compiled,
+    pub next: Arc<Compiled>,
 }
 
-/// The writes that lead from what the maps hold to what `model` wants, in the safe order.
-///
-/// `numbers` gives out and takes back numbers; write it down before the first step is made. When the steps could
-/// not all be made, read the maps back into a [`Compiled`] and plan from that.
+/// Plans one change after the other with the same [`Numbers`]. A change costs as much as it touches.
+#[derive(Debug, Default)]
+pub struct Planner {
+    compiler: Compiler,
+}
+
+impl Planner {
+    /// A planner that has planned nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The writes that lead from what the maps hold to what `model` wants, in the safe order.
+    ///
+    /// `numbers` gives out and takes back numbers; write it down before the first step is made. When the steps could
+    /// not all be made, read the maps back into a [`Compiled`] and plan from that.
+    pub fn plan(&mut self, old: &Compiled, model: &Model, local: &BTreeSet<ObjectName>, numbers: &mut Numbers) -> Plan {
+        // What was planned last is in use already.
+        if !self.compiler.made(old) {
+            numbers.hold(&old.used());
+        }
+        numbers.begin_generation();
+        let next = self.compiler.compile(model, local, numbers);
+        let steps = crate::order::steps(old, &next, numbers);
+        numbers.release_except(&self.compiler.used());
+        Plan { steps, next }
+    }
+}
+
+/// As [`Planner::plan`], for a change that comes alone.
 pub fn plan(old: &Compiled, model: &Model, local: &BTreeSet<ObjectName>, numbers: &mut Numbers) -> Plan {
-    numbers.hold(old);
-    numbers.begin_generation();
-    let next = compile(model, local, numbers);
-    let steps = crate::order::steps(old, &next, numbers);
-    numbers.release_except(&next);
-    Plan { steps, next }
+    Planner::new().plan(old, model, local, numbers)
 }

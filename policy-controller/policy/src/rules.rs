@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use palisade_datapath_core::abi::Direction;
 use palisade_identity::{LabelSelector, Labels, NamespaceMatch, NodeMatch, Protocol, Selector};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Everything that the policies say of a subject. Pods of equal rule sets share one subject number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -86,26 +86,15 @@ impl DirectionRules {
     }
 }
 
-/// The policies that may select a pod, by its namespace.
-pub struct PoliciesByNamespace<'m> {
+/// The policies of a model, as pods ask them.
+pub struct Policies<'m> {
     model: &'m Model,
-    /// Those of each namespace, in order of their names.
-    own: BTreeMap<&'m str, Vec<(&'m PolicyName, &'m Policy)>>,
-    /// Those that live in no namespace.
-    cluster: Vec<(&'m PolicyName, &'m Policy)>,
 }
 
-impl<'m> PoliciesByNamespace<'m> {
-    /// Sorts the policies of `model` by namespace.
+impl<'m> Policies<'m> {
+    /// The policies of `model`.
     pub fn new(model: &'m Model) -> Self {
-        let mut sorted = Self { model, own: BTreeMap::new(), cluster: Vec::new() };
-        for (name, policy) in &model.policies {
-            match name.object.namespace.as_str() {
-                "" => sorted.cluster.push((name, policy)),
-                namespace => sorted.own.entry(namespace).or_default().push((name, policy)),
-            }
-        }
-        sorted
+        Self { model }
     }
 
     /// What one rule about egress would say alone, for whoever wants to know whom its peers match.
@@ -129,8 +118,10 @@ impl<'m> PoliciesByNamespace<'m> {
 
     fn selecting<'s>(&'s self, name: &'s ObjectName, pod: &'s Pod) -> impl Iterator<Item = (&'m PolicyName, &'m Policy)> + 's {
         let labels = self.model.namespaces.get(&name.namespace);
-        let candidates = self.own.get(name.namespace.as_str()).into_iter().flatten().chain(&self.cluster).copied();
-        candidates.filter(move |(policy, body)| selects(&body.subject, policy, name, labels, pod))
+        // Those of the pod's namespace, and those that live in none.
+        let of = |kind, namespace: &str| self.model.policies.group(&PolicyName::new(kind, ObjectName::new(namespace, "")));
+        let candidates = PolicyKind::ALL.iter().flat_map(move |&kind| of(kind, &name.namespace).chain(of(kind, "")));
+        candidates.map(|(policy, body)| (policy, &**body)).filter(move |(policy, body)| selects(&body.subject, policy, name, labels, pod))
     }
 
     fn together(&self, name: &ObjectName, pod: &Pod, with_audit: bool) -> RuleSet {

@@ -1,7 +1,8 @@
 //! Whom a policy selects, and whom an identity matches: for people, and for the status of both.
 
 use crate::model::{Action, Model, ObjectName, Peer, Peers, PolicyName, Ports, Rule};
-use crate::rules::{PoliciesByNamespace, selects};
+use crate::rules::{Policies, selects};
+use crate::signatures::Owners;
 use crate::universe::Universe;
 use palisade_identity::Selector;
 use std::collections::BTreeSet;
@@ -12,9 +13,9 @@ pub fn selected<'m>(model: &'m Model, name: &PolicyName) -> Vec<&'m ObjectName> 
     let Some(policy) = model.policies.get(name) else { return Vec::new() };
     let namespace = &name.object.namespace;
     // A policy of a namespace selects pods of that namespace alone.
-    let first = ObjectName::new(namespace, "");
-    let pods = model.pods.range(first..).take_while(|(pod, _)| namespace.is_empty() || pod.namespace == *namespace);
-    let meant = pods.filter(|(pod, body)| selects(&policy.subject, name, pod, model.namespaces.get(&pod.namespace), body));
+    let own = model.pods.group(&ObjectName::new(namespace, ""));
+    let all = namespace.is_empty().then(|| model.pods.iter()).into_iter().flatten();
+    let meant = own.chain(all).filter(|(pod, body)| selects(&policy.subject, name, pod, model.namespaces.get(&pod.namespace), body));
     meant.map(|(pod, _)| pod).collect()
 }
 
@@ -30,11 +31,14 @@ pub struct Matched {
 /// What the identity `name` of the model matches; nothing where there is none.
 pub fn matched(model: &Model, name: &str) -> Matched {
     let rule = Rule { name: None, action: Action::Allow, peers: Peers::Of(vec![Peer::Identity(name.to_owned())]), ports: Ports::Any };
-    let set = PoliciesByNamespace::rule_set_of(model, &rule);
-    let universe = Universe::new([&set], model);
+    let set = Policies::rule_set_of(model, &rule);
+    let universe = Universe::of(&set, model);
     let peers = || set.egress.rules.iter().flat_map(|rule| rule.peers.iter().flatten());
     let mut matched = Matched::default();
-    for (address, signature) in universe.signatures(model) {
+    let owners = Owners::new(model, None);
+    let addresses = owners.addresses().chain(model.api_servers.iter().copied()).collect();
+    for (address, signature) in universe.signatures(model, &owners, &addresses) {
+        let signature = signature.unwrap_or_default();
         let has = |selector: &Selector| universe.index(selector).is_some_and(|index| signature.contains(&index));
         if peers().any(|peer| has(&peer.selector) && !peer.except.iter().any(|block| has(&Selector::Block(*block)))) {
             matched.addresses.insert(address);

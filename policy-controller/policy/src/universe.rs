@@ -1,277 +1,191 @@
-//! The selectors that the rules of this node's subjects name, and which of them each address matches.
+//! The selectors that rules name, by number.
 
-use crate::model::{Model, Node, ObjectName, Pod};
+use crate::model::Model;
 use crate::rules::{EffectivePort, RuleSet};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use palisade_identity::{NamespaceMatch, Operator, Protocol, Selector, ServiceAccount};
+use ipnet::IpNet;
+use palisade_identity::{NamespaceMatch, Protocol, Selector};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
 
-/// Index of a selector in its universe.
+/// Number of a selector in its universe. It stays as long as some rule names the selector.
 pub(crate) type SelectorIndex = u32;
 
-/// A signature by the indices of its selectors, in ascending order.
+/// A signature by the numbers of its selectors, in ascending order.
 pub(crate) type IndexedSignature = Vec<SelectorIndex>;
 
 /// All selectors that the rules of this node's subjects name.
 ///
 /// What only policies of other nodes' pods name is not here: it cannot alter a verdict of this node, and leaving
 /// it out keeps the number of identities down.
+#[derive(Default)]
 pub(crate) struct Universe {
-    /// In order; the position is the index.
-    selectors: Vec<Selector>,
+    /// By number; a number that nothing has now keeps its place until it is given to another.
+    selectors: Vec<Option<Selector>>,
     indices: HashMap<Selector, SelectorIndex>,
-    /// The blocks and their indices.
-    blocks: HashMap<IpNet, SelectorIndex>,
-    /// The prefix lengths that occur among the blocks: IPv4, IPv6.
-    lengths: [BTreeSet<u8>; 2],
-    /// Indices of the selectors of nodes.
-    nodes: Vec<SelectorIndex>,
-    /// The named ports by protocol and name.
-    named: BTreeMap<(Protocol, String), Vec<SelectorIndex>>,
+    /// Numbers that may be given to others.
+    free: Vec<SelectorIndex>,
+    /// Numbers that were taken back, and that signatures may still hold.
+    retired: Vec<SelectorIndex>,
+    /// The blocks and their numbers.
+    pub(crate) blocks: BTreeMap<IpNet, SelectorIndex>,
+    /// How many blocks there are of each prefix length: IPv4, IPv6.
+    lengths: [BTreeMap<u8, usize>; 2],
+    /// The selectors of nodes.
+    pub(crate) nodes: BTreeSet<SelectorIndex>,
+    /// The selectors of pods by the name of the namespace that they mean, and those that mean namespaces by their labels.
+    pub(crate) of_namespace: HashMap<String, BTreeSet<SelectorIndex>>,
+    pub(crate) of_namespaces: BTreeSet<SelectorIndex>,
+    /// The named ports by protocol and name: port and number.
+    named: BTreeMap<(Protocol, String), BTreeMap<u16, SelectorIndex>>,
 }
 
-impl Universe {
-    /// Collects what `rule_sets` name, with the numbers that the model's pods give to named ports.
-    pub fn new<'r>(rule_sets: impl IntoIterator<Item = &'r RuleSet>, model: &Model) -> Self {
-        let mut selectors = BTreeSet::new();
-        let mut names: BTreeSet<(Protocol, &str)> = BTreeSet::new();
-        for rule in rule_sets.into_iter().flat_map(|set| set.ingress.rules.iter().chain(&set.egress.rules)) {
+/// What a rule set names.
+#[derive(Default)]
+pub(crate) struct Named {
+    /// Selectors, the blocks of `except` among them.
+    pub selectors: BTreeSet<Selector>,
+    /// Ports that the peer names.
+    pub ports: BTreeSet<(Protocol, String)>,
+}
+
+impl Named {
+    /// What a rule set names.
+    pub fn by(rule_set: &RuleSet) -> Self {
+        let mut named = Self::default();
+        for rule in rule_set.ingress.rules.iter().chain(&rule_set.egress.rules) {
             for peer in rule.peers.iter().flatten() {
-                selectors.insert(peer.selector.clone());
-                selectors.extend(peer.except.iter().map(|block| Selector::Block(*block)));
+                if !named.selectors.contains(&peer.selector) {
+                    named.selectors.insert(peer.selector.clone());
+                }
+                named.selectors.extend(peer.except.iter().map(|block| Selector::Block(*block)));
             }
             for port in rule.ports.iter().flatten() {
                 if let EffectivePort::PeerNamed(protocol, name) = port {
-                    names.insert((*protocol, name));
+                    named.ports.insert((*protocol, name.clone()));
                 }
             }
         }
-        if !names.is_empty() {
+        named
+    }
+}
+
+impl Universe {
+    /// What one rule set names, with the numbers that the model's pods give to named ports.
+    pub fn of(rule_set: &RuleSet, model: &Model) -> Self {
+        let Named { selectors, ports } = Named::by(rule_set);
+        let mut universe = Self::default();
+        for selector in selectors {
+            universe.add(selector);
+        }
+        if !ports.is_empty() {
             for port in model.pods.values().flat_map(|pod| &pod.ports) {
-                if names.contains(&(port.protocol, port.name.as_str())) {
-                    selectors.insert(Selector::NamedPort { name: port.name.clone(), protocol: port.protocol, port: port.port });
+                if ports.contains(&(port.protocol, port.name.clone())) {
+                    universe.add(Selector::NamedPort { name: port.name.clone(), protocol: port.protocol, port: port.port });
                 }
             }
         }
-        Self::of(selectors)
+        universe
     }
 
-    fn of(selectors: BTreeSet<Selector>) -> Self {
-        let selectors: Vec<_> = selectors.into_iter().collect();
-        let mut universe = Self {
-            indices: HashMap::new(),
-            blocks: HashMap::new(),
-            lengths: Default::default(),
-            nodes: Vec::new(),
-            named: BTreeMap::new(),
-            selectors: Vec::new(),
-        };
-        for (index, selector) in (0..).zip(&selectors) {
-            universe.indices.insert(selector.clone(), index);
-            match selector {
-                Selector::Block(block) => {
-                    universe.blocks.insert(*block, index);
-                    universe.lengths[usize::from(block.addr().is_ipv6())].insert(block.prefix_len());
-                }
-                Selector::NamedPort { name, protocol, .. } => {
-                    universe.named.entry((*protocol, name.clone())).or_default().push(index);
-                }
-                Selector::Nodes(_) => universe.nodes.push(index),
-                Selector::Pods { .. } | Selector::World | Selector::ApiServer => {}
-            }
+    /// The number of a selector; a new one if it has none. Tells whether it is new.
+    pub fn add(&mut self, selector: Selector) -> (SelectorIndex, bool) {
+        if let Some(&index) = self.indices.get(&selector) {
+            return (index, false);
         }
-        Self { selectors, ..universe }
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.selectors.push(None);
+            (self.selectors.len() - 1) as SelectorIndex
+        });
+        match &selector {
+            Selector::Block(block) => {
+                self.blocks.insert(*block, index);
+                *self.lengths[usize::from(block.addr().is_ipv6())].entry(block.prefix_len()).or_default() += 1;
+            }
+            Selector::NamedPort { name, protocol, port } => {
+                self.named.entry((*protocol, name.clone())).or_default().insert(*port, index);
+            }
+            Selector::Nodes(_) => drop(self.nodes.insert(index)),
+            Selector::Pods { namespaces: NamespaceMatch::Name(name), .. } => {
+                self.of_namespace.entry(name.clone()).or_default().insert(index);
+            }
+            Selector::Pods { .. } => drop(self.of_namespaces.insert(index)),
+            Selector::World | Selector::ApiServer => {}
+        }
+        self.indices.insert(selector.clone(), index);
+        self.selectors[index as usize] = Some(selector);
+        (index, true)
     }
 
-    /// The selectors, in the order of their indices.
-    pub fn selectors(&self) -> &[Selector] {
-        &self.selectors
+    /// Takes the number of a selector back. It is given to another only after [`reuse`](Self::reuse).
+    pub fn remove(&mut self, selector: &Selector) -> Option<SelectorIndex> {
+        let index = self.indices.remove(selector)?;
+        match selector {
+            Selector::Block(block) => {
+                self.blocks.remove(block);
+                decrement(&mut self.lengths[usize::from(block.addr().is_ipv6())], &block.prefix_len());
+            }
+            Selector::NamedPort { name, protocol, port } => {
+                let key = (*protocol, name.clone());
+                if let Some(ports) = self.named.get_mut(&key) {
+                    ports.remove(port);
+                    if ports.is_empty() {
+                        self.named.remove(&key);
+                    }
+                }
+            }
+            Selector::Nodes(_) => drop(self.nodes.remove(&index)),
+            Selector::Pods { namespaces: NamespaceMatch::Name(name), .. } => {
+                if let Some(own) = self.of_namespace.get_mut(name) {
+                    own.remove(&index);
+                    if own.is_empty() {
+                        self.of_namespace.remove(name);
+                    }
+                }
+            }
+            Selector::Pods { .. } => drop(self.of_namespaces.remove(&index)),
+            Selector::World | Selector::ApiServer => {}
+        }
+        self.selectors[index as usize] = None;
+        self.retired.push(index);
+        Some(index)
     }
 
-    /// The index of a selector that the rules name.
+    /// No signature holds a number any more that was taken back.
+    pub fn reuse(&mut self) {
+        self.free.append(&mut self.retired);
+    }
+
+    /// The selector of a number; `None` where it was taken back.
+    pub fn selector(&self, index: SelectorIndex) -> Option<&Selector> {
+        self.selectors.get(index as usize)?.as_ref()
+    }
+
+    /// The number of a selector that the rules name.
     pub fn index(&self, selector: &Selector) -> Option<SelectorIndex> {
         self.indices.get(selector).copied()
     }
 
-    /// The numbers that pods give to a named port: index and number.
-    pub fn named(&self, protocol: Protocol, name: &str) -> impl Iterator<Item = (SelectorIndex, u16)> {
-        self.named.get(&(protocol, name.to_owned())).into_iter().flatten().filter_map(|&index| match self.selectors[index as usize] {
-            Selector::NamedPort { port, .. } => Some((index, port)),
-            _ => None,
-        })
+    /// The numbers that pods give to a named port: number of the selector, and port.
+    pub fn named(&self, protocol: Protocol, name: &str) -> impl Iterator<Item = (SelectorIndex, u16)> + use<'_> {
+        self.named.get(&(protocol, name.to_owned())).into_iter().flatten().map(|(&port, &index)| (index, port))
     }
 
     /// The blocks that contain all of `inner`, itself included.
-    fn blocks_around(&self, inner: IpNet) -> IndexedSignature {
+    pub fn blocks_around(&self, inner: IpNet) -> impl Iterator<Item = SelectorIndex> + use<'_> {
         let lengths = &self.lengths[usize::from(inner.addr().is_ipv6())];
-        let mut around: IndexedSignature = lengths
+        lengths
             .range(faulty!(0, ShortPrefixesForgotten => inner.prefix_len().min(9))..=inner.prefix_len())
-            .filter_map(|&length| IpNet::new(inner.addr(), length).ok())
+            .filter_map(move |(&length, _)| IpNet::new(inner.addr(), length).ok())
             .filter_map(|outer| self.blocks.get(&outer.trunc()).copied())
-            .collect();
-        around.sort_unstable();
-        around
-    }
-
-    /// What addresses match that nobody of the cluster is known to have, by the longest of these prefixes that contains them:
-    /// the blocks that the rules name, `except` included, and where they name the world, both families and what is not of it.
-    pub fn prefixes(&self, model: &Model) -> BTreeMap<IpNet, IndexedSignature> {
-        let mut prefixes: BTreeSet<IpNet> = self.blocks.keys().copied().collect();
-        let world = self.index(&Selector::World);
-        let inside: Vec<IpNet> = model.nodes.values().flat_map(|node| &node.pod_ranges).map(IpNet::trunc).collect();
-        if world.is_some() {
-            prefixes.extend([IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())]);
-            prefixes.extend(&inside);
-        }
-        let signature = |prefix: IpNet| {
-            let world = world.filter(|_| faulty!(!inside.iter().any(|range| range.contains(&prefix)), PodRangesAreTheWorld => true));
-            ordered(self.blocks_around(prefix).into_iter().chain(world))
-        };
-        prefixes.into_iter().map(|prefix| (prefix, signature(prefix))).collect()
-    }
-
-    /// What each address of the cluster's pods and nodes, and of the API server, matches.
-    pub fn signatures(&self, model: &Model) -> BTreeMap<IpAddr, IndexedSignature> {
-        let mut facts: BTreeMap<IpAddr, IndexedSignature> = BTreeMap::new();
-        // An address that several pods, or several nodes, claim matches only what all of them match: while one of them takes it
-        // over from another, nobody is taken for the other.
-        let claim = |facts: &mut BTreeMap<IpAddr, IndexedSignature>, address, matched: &IndexedSignature| {
-            facts
-                .entry(address)
-                .and_modify(|shared| shared.retain(|index| faulty!(matched.contains(index), ClaimedByTheFirst => true)))
-                .or_insert_with(|| matched.clone());
-        };
-        let mut matcher = None;
-        for (name, pod) in &model.pods {
-            // Pods come sorted by namespace: one index of candidates at a time.
-            let matcher = match &mut matcher {
-                Some(matcher) if NamespaceMatcher::is_for(matcher, &name.namespace) => matcher,
-                other => other.insert(NamespaceMatcher::new(self, model, &name.namespace)),
-            };
-            let matched = self.pod_signature(matcher, pod);
-            pod.addresses.iter().for_each(|&address| claim(&mut facts, address, &matched));
-        }
-        let mut nodes: BTreeMap<IpAddr, IndexedSignature> = BTreeMap::new();
-        for (name, node) in &model.nodes {
-            let matched = self.node_signature(name, node);
-            node.addresses.iter().for_each(|&address| claim(&mut nodes, address, &matched));
-        }
-        for (address, matched) in nodes {
-            facts.entry(address).or_default().extend(matched);
-        }
-        if let Some(api_server) = self.index(&Selector::ApiServer) {
-            let world = self.index(&Selector::World);
-            let inside = |address| model.nodes.values().flat_map(|node| &node.pod_ranges).any(|range| range.contains(address));
-            for address in &model.api_servers {
-                let own = || world.filter(|_| !inside(address)).into_iter().collect();
-                facts.entry(*address).or_insert_with(own).extend(faulty!(Some(api_server), ApiServerForgotten => None));
-            }
-        }
-        for (address, signature) in &mut facts {
-            *signature = ordered(signature.drain(..).chain(self.blocks_around(IpNet::from(*address))));
-        }
-        facts
-    }
-
-    /// What one address matches.
-    pub fn signature_of(&self, model: &Model, address: IpAddr) -> IndexedSignature {
-        if let Some(signature) = self.signatures(model).remove(&address) {
-            return signature;
-        }
-        let mut prefixes = self.prefixes(model);
-        let mut around = Some(IpNet::from(address));
-        while let Some(prefix) = around {
-            if let Some(signature) = prefixes.remove(&prefix) {
-                return signature;
-            }
-            around = prefix.supernet();
-        }
-        Vec::new()
-    }
-
-    fn node_signature(&self, name: &str, node: &Node) -> IndexedSignature {
-        let matches = |index: &SelectorIndex| match &self.selectors[*index as usize] {
-            Selector::Nodes(meant) => faulty!(meant.matches(name, &node.labels), NodeLabelsIgnored => true),
-            _ => false,
-        };
-        self.nodes.iter().copied().filter(matches).collect()
-    }
-
-    fn pod_signature(&self, matcher: &NamespaceMatcher, pod: &Pod) -> IndexedSignature {
-        let named = pod
-            .ports
-            .iter()
-            .filter_map(|port| self.index(&Selector::NamedPort { name: port.name.clone(), protocol: port.protocol, port: port.port }));
-        ordered(matcher.matches(self, pod).into_iter().chain(named))
     }
 }
 
-/// The pod selectors that pods of one namespace may match, by a label that each of them wants.
-struct NamespaceMatcher<'m> {
-    namespace: &'m str,
-    /// Selectors that want one of some values of a key, under each of these labels.
-    by_label: HashMap<(String, String), Vec<SelectorIndex>>,
-    /// Selectors that want no particular value.
-    others: Vec<SelectorIndex>,
-}
-
-impl<'m> NamespaceMatcher<'m> {
-    fn new(universe: &Universe, model: &Model, namespace: &'m str) -> Self {
-        let labels = model.namespaces.get(namespace);
-        let mut meant: HashMap<&NamespaceMatch, bool> = HashMap::new();
-        let mut matcher = Self { namespace, by_label: HashMap::new(), others: Vec::new() };
-        for (index, selector) in (0..).zip(&universe.selectors) {
-            let Selector::Pods { namespaces, pods, .. } = selector else { continue };
-            if !*meant.entry(namespaces).or_insert_with(|| namespaces.matches(namespace, labels)) {
-                continue;
-            }
-            let wanted = pods.requirements.iter().find_map(|requirement| match &requirement.operator {
-                Operator::In(values) => Some((&requirement.key, values)),
-                _ => None,
-            });
-            match wanted {
-                Some((key, values)) => {
-                    for value in values {
-                        matcher.by_label.entry((key.clone(), value.clone())).or_default().push(index);
-                    }
-                }
-                None => matcher.others.push(index),
-            }
-        }
-        matcher
+/// One less of `key`; the last goes. Tells whether it was the last.
+pub(crate) fn decrement<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) -> bool {
+    let Some(count) = counts.get_mut(key) else { return false };
+    *count -= 1;
+    let last = *count == 0;
+    if last {
+        counts.remove(key);
     }
-
-    fn is_for(&self, namespace: &str) -> bool {
-        self.namespace == namespace
-    }
-
-    fn matches(&self, universe: &Universe, pod: &Pod) -> IndexedSignature {
-        let labelled = pod.labels.iter().filter_map(|(key, value)| self.by_label.get(&(key.clone(), value.clone()))).flatten();
-        labelled
-            .chain(&self.others)
-            .copied()
-            .filter(|&index| match &universe.selectors[index as usize] {
-                Selector::Pods { pods, accounts, .. } => {
-                    let own = |account: &ServiceAccount| account.namespace == self.namespace && account.name == pod.service_account;
-                    faulty!(pods.matches(&pod.labels), PeerLabelsIgnored => true)
-                        && accounts.as_ref().is_none_or(|accounts| accounts.iter().any(own))
-                }
-                _ => false,
-            })
-            .collect()
-    }
-}
-
-/// A signature of these selectors.
-fn ordered(indices: impl Iterator<Item = SelectorIndex>) -> IndexedSignature {
-    let mut signature: IndexedSignature = indices.collect();
-    signature.sort_unstable();
-    signature.dedup();
-    signature
-}
-
-/// The pods of `local` that the model knows, with their effective rules.
-pub(crate) fn local_pods<'m>(model: &'m Model, local: &'m BTreeSet<ObjectName>) -> impl Iterator<Item = (&'m ObjectName, &'m Pod)> {
-    local.iter().filter_map(|name| model.pods.get_key_value(name))
+    last
 }

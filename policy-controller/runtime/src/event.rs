@@ -213,7 +213,7 @@ fn end(version: u8, address: [u8; 16], port: [u8; 2], published: &Published) -> 
         6 => Some(IpAddr::from(address)),
         _ => None,
     };
-    let name = address.and_then(|address| published.names.get(&address).cloned()).unwrap_or_default();
+    let name = address.and_then(|address| published.names.get(&address)).map(|name| name.to_string()).unwrap_or_default();
     EventEnd { address, port: u16::from_be_bytes(port), name }
 }
 
@@ -254,7 +254,6 @@ pub fn protocol_name(number: u8) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     fn dropped() -> DatapathEvent {
         DatapathEvent {
@@ -278,8 +277,8 @@ mod tests {
 
     #[test]
     fn addresses_get_the_names_of_their_pods() {
-        let names = BTreeMap::from([("10.0.0.2".parse().unwrap(), "shop/web".to_owned())]);
-        let published = Published { names: Arc::new(names), ..Published::default() };
+        let names = [("10.0.0.2".parse().unwrap(), Arc::from("shop/web"))].into_iter().collect();
+        let published = Published { names, ..Published::default() };
         let now = Clocks { monotonic: Duration::from_secs(6), real: Duration::from_secs(1000) };
         let event = named(&dropped(), &published, now);
         assert_eq!((event.source.name.as_str(), event.destination.name.as_str()), ("shop/web", ""));

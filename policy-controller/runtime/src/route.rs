@@ -5,7 +5,7 @@ use crate::state::State;
 use ipnet::IpNet;
 use palisade_cni::link::{LinkError, Netlink, ROUTE_PROTOCOL, Route, RouteKind, sysctl};
 use palisade_policy::model::Node;
-use std::collections::BTreeMap;
+use palisade_policy::shared::SharedMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ pub async fn follow(state: Arc<State>) -> Infallible {
         changes.borrow_and_update();
         // Before everything was read, a node that is not there may only not have been listed yet.
         if state.index().synced() {
-            let wanted = wanted(&state.config.node, &state.index().nodes());
+            let wanted = wanted(&state.config.node, &state.index().model().nodes);
             let result = tokio::task::spawn_blocking(move || apply(&wanted)).await;
             match result.map_err(|error| error.to_string()).and_then(|result| result.map_err(|error| error.to_string())) {
                 Ok(()) => state.problems.clear(Part::Routes),
@@ -61,7 +61,7 @@ pub async fn follow(state: Arc<State>) -> Infallible {
 }
 
 /// The routes that node `own` needs.
-fn wanted(own: &str, nodes: &BTreeMap<String, Node>) -> Vec<Wanted> {
+fn wanted(own: &str, nodes: &SharedMap<String, Node>) -> Vec<Wanted> {
     let mut wanted = Vec::new();
     for (name, node) in nodes {
         for &range in &node.pod_ranges {
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn each_range_of_another_node_goes_by_its_address_of_that_family() {
-        let nodes = BTreeMap::from([
+        let nodes = SharedMap::from([
             ("a".to_owned(), node(&["192.0.2.1"], &["10.1.0.0/24"])),
             ("b".to_owned(), node(&["192.0.2.2", "2001:db8::2"], &["10.2.0.0/24", "fd00:2::/64"])),
             ("c".to_owned(), node(&["192.0.2.3"], &["fd00:3::/64"])),
@@ -173,7 +173,7 @@ mod tests {
         netlink.add_route(&foreign).unwrap();
         netlink.add_route(&Route::direct("10.1.0.5/32".parse().unwrap(), link)).unwrap();
 
-        let mut nodes = BTreeMap::from([
+        let mut nodes = SharedMap::from([
             ("a".to_owned(), node(&["192.0.2.1"], &["10.1.0.0/24"])),
             ("b".to_owned(), node(&["192.0.2.2", "2001:db8::2"], &["10.2.0.0/24", "fd00:2::/64"])),
         ]);

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use palisade_k8s::index::Index;
 use palisade_loader::{AttachKind, PinDir};
 use palisade_policy::model::{Model, PolicyName};
+use palisade_policy::shared::SharedMap;
 use palisade_policy::{Compiled, Numbers};
 use palisade_protocol::{Attachment, EndpointSpec, NodeConfig};
 use std::collections::BTreeMap;
@@ -52,7 +53,7 @@ pub struct Published {
     /// Policies whose present version does not fit into the maps, with the reason and what is in force instead.
     pub held: BTreeMap<PolicyName, String>,
     /// Whose an address is, as events show it.
-    pub names: Arc<BTreeMap<IpAddr, String>>,
+    pub names: SharedMap<IpAddr, Arc<str>>,
     /// Number of rows of each map that the agent writes, and how many it has room for.
     pub sizes: Vec<MapSize>,
 }

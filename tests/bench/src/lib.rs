@@ -5,13 +5,15 @@
 mod palisade;
 mod path;
 mod plan;
+mod policy;
 mod program;
 mod report;
 mod statistics;
 mod traffic;
 
 pub use path::Family;
-pub use plan::Plan;
+pub use plan::{Part, Plan};
+pub use policy::PolicyRow;
 pub use report::{Report, Row};
 
 use anyhow::{Context, Result, bail};
@@ -35,16 +37,27 @@ pub fn run(plan: &Plan) -> Result<Report> {
 }
 
 fn measure(host: &Host, plan: &Plan) -> Result<Report> {
+    let mut report = Report::new(plan);
+    if plan.only != Some(Part::Policy) {
+        measure_datapath(host, plan, &mut report)?;
+    }
+    if plan.only != Some(Part::Datapath) {
+        report.policy = policy::measure(plan, &host.bpffs())?;
+    }
+    Ok(report)
+}
+
+fn measure_datapath(host: &Host, plan: &Plan, report: &mut Report) -> Result<()> {
     let pin = PinDir::new(host.bpffs());
     let mut palisade = Palisade::start(&pin)?;
-    let measured = measure_with(host, plan, &pin, &mut palisade);
+    let measured = measure_with(host, plan, &pin, &mut palisade, report);
     drop(palisade);
     // Also after an error: what is left would hide its cause behind a complaint about leaks.
     std::fs::remove_dir_all(pin.root()).with_context(|| format!("remove {}", pin.root().display()))?;
     measured
 }
 
-fn measure_with(host: &Host, plan: &Plan, pin: &PinDir, palisade: &mut Palisade) -> Result<Report> {
+fn measure_with(host: &Host, plan: &Plan, pin: &PinDir, palisade: &mut Palisade, report: &mut Report) -> Result<()> {
     let paths = PathKind::ALL.iter().map(|&kind| Path::set_up(host, kind, plan.family, palisade)).collect::<Result<Vec<_>>>()?;
     let traffic = measure_traffic(plan, &paths).and_then(|traffic| {
         palisade.check_policed(&paths)?;
@@ -56,7 +69,8 @@ fn measure_with(host: &Host, plan: &Plan, pin: &PinDir, palisade: &mut Palisade)
     let traffic = traffic?;
     eprintln!("program runs: {} rounds", plan.program_rounds);
     let programs = program::measure(plan, palisade)?;
-    Ok(Report::new(plan, &traffic, &programs))
+    report.add(&traffic, &programs);
+    Ok(())
 }
 
 /// All rates, by traffic and path, a sample per round. Within a round the paths follow each other at once, and every

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use palisade_bench::{Family, Plan, run};
+use palisade_bench::{Family, Part, Plan, run};
 use std::path::PathBuf;
 
 /// What Palisade costs: ratios to a direct veth pair, to plain kernel routing and to a program that only redirects.
@@ -18,6 +18,9 @@ struct Arguments {
     /// Address family of the traffic
     #[arg(long, value_enum, default_value = "ipv4")]
     family: Family,
+    /// Measure this part only
+    #[arg(long, value_enum)]
+    only: Option<Part>,
     /// Where the results go, as JSON
     #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
     output: PathBuf,
@@ -27,6 +30,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let mut plan = if arguments.quick { Plan::quick(arguments.family) } else { Plan::full(arguments.family) };
     plan.rounds = arguments.rounds.unwrap_or(plan.rounds);
+    plan.only = arguments.only;
     let report = run(&plan)?;
     print!("{report}");
     let json = serde_json::to_string_pretty(&report)? + "\n";

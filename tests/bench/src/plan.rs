@@ -4,30 +4,67 @@ use crate::path::Family;
 use crate::traffic::Traffic;
 use std::time::Duration;
 
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Traffic and program runs.
+    Datapath,
+    /// Compiling and changing policy.
+    Policy,
+}
+
 /// How much is measured.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Addresses of which family the traffic has.
     pub family: Family,
+    /// The only part that is measured; `None`: all.
+    pub only: Option<Part>,
     /// Rounds of all traffic over all paths.
     pub rounds: u32,
     /// Rounds of program runs.
     pub program_rounds: u32,
     /// Flows that each round of program runs opens.
     pub new_flows: u32,
+    /// Numbers of policies that are compiled, and the pods of the cluster that they are for.
+    pub policies: &'static [usize],
+    /// Pods of that cluster.
+    pub pods: usize,
+    /// Changes of each kind to it.
+    pub policy_rounds: usize,
     /// What the usual duration of a measurement is multiplied by.
     pub scale: f64,
 }
 
 impl Plan {
-    /// What `make bench` measures: about two minutes.
+    /// What `make bench` measures: about three minutes.
     pub fn full(family: Family) -> Self {
-        Self { family, rounds: 6, program_rounds: 40, new_flows: 500, scale: 1.0 }
+        Self {
+            family,
+            only: None,
+            rounds: 6,
+            program_rounds: 40,
+            new_flows: 500,
+            policies: &[100, 1_000, 10_000, 30_000],
+            pods: 30_000,
+            policy_rounds: 50,
+            scale: 1.0,
+        }
     }
 
     /// Whether everything works, in a few seconds; the numbers mean nothing.
     pub fn quick(family: Family) -> Self {
-        Self { family, rounds: 2, program_rounds: 2, new_flows: 20, scale: 0.05 }
+        Self {
+            family,
+            only: None,
+            rounds: 2,
+            program_rounds: 2,
+            new_flows: 20,
+            policies: &[10, 50],
+            pods: 300,
+            policy_rounds: 3,
+            scale: 0.05,
+        }
     }
 
     /// How long one measurement of this traffic takes.

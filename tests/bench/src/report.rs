@@ -2,6 +2,7 @@
 
 use crate::path::PathKind;
 use crate::plan::Plan;
+use crate::policy::PolicyRow;
 use crate::program::{Case, Times};
 use crate::statistics::Samples;
 use crate::traffic::Traffic;
@@ -18,6 +19,8 @@ pub struct Report {
     pub rounds: u32,
     /// The ratios.
     pub rows: Vec<Row>,
+    /// What policy costs.
+    pub policy: Vec<PolicyRow>,
 }
 
 /// One ratio.
@@ -45,12 +48,17 @@ impl Row {
 }
 
 impl Report {
-    /// The report of measured rates and program times.
-    pub(crate) fn new(plan: &Plan, traffic: &BTreeMap<(Traffic, PathKind), Samples>, programs: &Times) -> Self {
+    /// A report of nothing yet.
+    pub(crate) fn new(plan: &Plan) -> Self {
+        Self { machine: machine(plan), rounds: plan.rounds, rows: Vec::new(), policy: Vec::new() }
+    }
+
+    /// Adds measured rates and program times.
+    pub(crate) fn add(&mut self, traffic: &BTreeMap<(Traffic, PathKind), Samples>, programs: &Times) {
         let none = Samples::default();
         let rates = |kind, path| traffic.get(&(kind, path)).unwrap_or(&none);
         let times = |case| programs.get(&case).unwrap_or(&none);
-        let mut rows = Vec::new();
+        let rows = &mut self.rows;
         for &kind in Traffic::ALL {
             let pairs = [
                 ("palisade/direct", PathKind::Palisade, PathKind::Direct),
@@ -64,7 +72,6 @@ impl Report {
         for &case in Case::ALL.iter().filter(|case| **case != Case::RedirectOnly) {
             rows.push(Row::new(format!("program {}/redirect-only", case.name()), times(case), times(Case::RedirectOnly), "ns"));
         }
-        Self { machine: machine(plan), rounds: plan.rounds, rows }
     }
 }
 
@@ -73,7 +80,7 @@ fn machine(plan: &Plan) -> String {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();
-    format!("Linux {}, {cpus} CPUs, load {load} at the end, {:?}", kernel.trim_end(), plan.family)
+    format!("Linux {}, {cpus} CPUs, load {load} at the beginning, {:?}", kernel.trim_end(), plan.family)
 }
 
 impl fmt::Display for Report {
@@ -89,6 +96,33 @@ impl fmt::Display for Report {
                 f,
                 "{:<44} {:>7.3} {:>7.3} {median:>14.digits$} {reference:>14.digits$}  {}",
                 row.name, row.ratio, row.spread, row.unit
+            )?;
+        }
+        writeln!(f, "\nPolicy: times in ms, medians of single changes; 110 pods of this node.\n")?;
+        writeln!(
+            f,
+            "{:>8} {:>7} {:>9} {:>8} {:>9} {:>10} {:>10} {:>14} {:>8} {:>9} {:>6} {:>9} {:>8}",
+            "policies",
+            "pods",
+            "full",
+            "policy",
+            "pod added",
+            "relabelled",
+            "namespace",
+            "object to map",
+            "rows",
+            "bytes",
+            "ids",
+            "subjects",
+            "MiB"
+        )?;
+        for row in &self.policy {
+            let PolicyRow { policies, pods, full, policy_changed, pod_added, pod_relabelled, namespace_relabelled, .. } = row;
+            let PolicyRow { object_to_map, object_to_map_spread, rows, bytes, identities, subjects, memory, .. } = row;
+            writeln!(
+                f,
+                "{policies:>8} {pods:>7} {full:>9.1} {policy_changed:>8.2} {pod_added:>9.2} {pod_relabelled:>10.2} {namespace_relabelled:>10.2} \
+                 {object_to_map:>7.2} ±{object_to_map_spread:>5.2} {rows:>8} {bytes:>9} {identities:>6} {subjects:>9} {memory:>8.0}"
             )?;
         }
         Ok(())

@@ -14,6 +14,10 @@ fn a_quick_run_measures_every_row_over_both_families() {
         for row in &report.rows {
             assert!(row.ratio.is_finite() && row.ratio > 0.0 && row.spread.is_finite(), "{row:?}");
         }
+        assert_eq!(report.policy.len(), 2);
+        for row in &report.policy {
+            assert!(row.rows > row.pods && row.bytes > row.rows && row.identities > 1 && row.subjects > 1 && row.full > 0.0, "{row:?}");
+        }
         let json: serde_json::Value = serde_json::to_value(&report).expect("a report is JSON");
         assert!(json["rows"].as_array().is_some_and(|rows| rows.iter().all(|row| row["name"].is_string() && row["ratio"].is_number())));
     }

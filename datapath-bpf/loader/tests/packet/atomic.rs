@@ -41,7 +41,7 @@ fn model(world: &World, allowed: [u8; 2]) -> Model {
     };
     let addresses = [Family::V4, Family::V6].map(|family| world.b.address(family)).into();
     Model {
-        namespaces: [("n".to_owned(), Default::default())].into(),
+        namespaces: [("n".to_owned(), std::collections::BTreeMap::<String, String>::new())].into(),
         pods: [(pod(), Pod { addresses, ..Pod::default() })].into(),
         nodes: [("node".to_owned(), Node::default())].into(),
         policies: [(PolicyName::new(PolicyKind::NetworkPolicy, ObjectName::new("n", "p")), policy)].into(),

@@ -9,7 +9,6 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use palisade_policy::model::{ObjectName, PolicyKind, PolicyName};
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// Namespace and name of the service whose endpoints are the API server.
@@ -104,12 +103,11 @@ impl Indexed for Namespace {
     fn upsert(index: &mut Index, object: &Self) -> bool {
         let name = convert::cluster_name(&object.metadata, NameRule::DnsLabel);
         let Some(name) = index.named(Self::KIND, name, &object.metadata) else { return true };
-        let record = Record::from(convert::namespace(object));
-        index.namespaces.insert(name, record.clone()) != Some(record)
+        index.set_namespace(name, Record::from(convert::namespace(object)))
     }
 
     fn delete(index: &mut Index, object: &Self) -> bool {
-        object.metadata.name.as_ref().is_some_and(|name| index.namespaces.remove(name).is_some())
+        object.metadata.name.as_ref().is_some_and(|name| index.remove_namespace(name))
     }
 }
 
@@ -134,12 +132,11 @@ impl Indexed for Node {
     fn upsert(index: &mut Index, object: &Self) -> bool {
         let name = convert::cluster_name(&object.metadata, NameRule::DnsName);
         let Some(name) = index.named(Self::KIND, name, &object.metadata) else { return true };
-        let record = Record::from(convert::node(object));
-        index.nodes.insert(name, record.clone()) != Some(record)
+        index.set_node(name, Record::from(convert::node(object)))
     }
 
     fn delete(index: &mut Index, object: &Self) -> bool {
-        object.metadata.name.as_ref().is_some_and(|name| index.nodes.remove(name).is_some())
+        object.metadata.name.as_ref().is_some_and(|name| index.remove_node(name))
     }
 }
 
@@ -153,16 +150,15 @@ impl Indexed for EndpointSlice {
         let of_service =
             object.metadata.labels.iter().flatten().any(|(key, value)| key == "kubernetes.io/service-name" && value == service);
         if name.namespace != namespace || !of_service {
-            return index.api_servers.remove(&name).is_some();
+            return index.set_api_servers(name, None);
         }
         // An address that cannot be read is none that a packet has.
         let addresses = object.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).filter_map(|text| text.parse::<IpAddr>().ok());
-        let addresses: BTreeSet<IpAddr> = addresses.collect();
-        index.api_servers.insert(name, addresses.clone()) != Some(addresses)
+        index.set_api_servers(name, Some(addresses.collect()))
     }
 
     fn delete(index: &mut Index, object: &Self) -> bool {
-        convert::namespaced_name(&object.metadata).is_ok_and(|name| index.api_servers.remove(&name).is_some())
+        convert::namespaced_name(&object.metadata).is_ok_and(|name| index.set_api_servers(name, None))
     }
 }
 
@@ -176,7 +172,7 @@ impl Indexed for Identity {
     }
 
     fn delete(index: &mut Index, object: &Self) -> bool {
-        object.metadata.name.as_ref().is_some_and(|name| index.identities.remove(name).is_some())
+        object.metadata.name.as_ref().is_some_and(|name| index.remove_identity(name))
     }
 }
 
@@ -194,7 +190,7 @@ macro_rules! policy {
 
             fn delete(index: &mut Index, object: &Self) -> bool {
                 let name = $name(&object.metadata).map(|name| PolicyName::new(PolicyKind::$kind, name));
-                name.is_ok_and(|name| index.policies.remove(&name).is_some())
+                name.is_ok_and(|name| index.remove_policy(&name))
             }
         }
     };

@@ -15,9 +15,10 @@ use crate::problem::{FieldError, Refusal};
 use k8s_openapi::api::core::v1::Pod as ApiPod;
 use palisade_identity::Labels;
 use palisade_policy::model::{Mode, Model, Node, ObjectName, Peer, Policy, PolicyKind, PolicyName};
-use pods::{LocalAddresses, PodRecord};
+use pods::{Claims, LocalAddresses, PodRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// What was seen of the cluster.
 #[derive(Clone, Debug, Default)]
@@ -29,8 +30,10 @@ pub struct Index {
     identities: BTreeMap<String, IdentityRecord>,
     /// Addresses of the API server, by the object that tells them.
     api_servers: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
-    /// Name of this node.
-    host: String,
+    /// Which pods claim an address.
+    claims: Claims,
+    /// What is known now, in the words of policy: kept with each change of the above, so that to ask for it costs nothing.
+    model: Model,
     /// Addresses of realised endpoints of this node.
     local: BTreeMap<ObjectName, LocalAddresses>,
     /// Objects whose name cannot be read, by kind and what was there instead.
@@ -59,9 +62,9 @@ impl<T> From<Result<T, Refusal<T>>> for Record<T> {
 #[derive(Clone, Debug, PartialEq)]
 struct PolicyRecord {
     /// What is enforced.
-    policy: Policy,
+    policy: Arc<Policy>,
     /// The last version that could be converted.
-    last_good: Option<Policy>,
+    last_good: Option<Arc<Policy>>,
     refused: Option<FieldError>,
 }
 
@@ -169,16 +172,8 @@ impl Index {
     /// synced. Without a beginning it does nothing.
     pub fn resync_end<K: Indexed>(&mut self) -> bool {
         let Some(unseen) = self.unseen.remove(&K::KIND) else { return false };
-        let gone = |name: &dyn ToString| unseen.contains(&name.to_string());
-        match K::KIND {
-            Kind::Namespace => self.namespaces.retain(|name, _| !gone(name)),
-            Kind::Pod => self.pods.retain(|name, _| !gone(name)),
-            Kind::Node => self.nodes.retain(|name, _| !gone(name)),
-            Kind::Identity => self.identities.retain(|name, _| !gone(name)),
-            Kind::EndpointSlice => self.api_servers.retain(|name, _| !gone(name)),
-            Kind::NetworkPolicy | Kind::IdentityPolicy | Kind::ClusterNetworkPolicy => {
-                self.policies.retain(|name, _| Kind::from(name.kind) != K::KIND || !gone(&name.object))
-            }
+        for gone in &unseen {
+            self.forget(K::KIND, gone);
         }
         // A kind that is synced for the first time counts as a change even when it is empty.
         self.synced.insert(K::KIND) | !unseen.is_empty()
@@ -200,8 +195,8 @@ impl Index {
 
     /// Tells which node this is, by its name.
     pub fn set_host(&mut self, name: &str) -> bool {
-        let changed = self.host != name;
-        name.clone_into(&mut self.host);
+        let changed = self.model.host != name;
+        name.clone_into(&mut self.model.host);
         changed
     }
 
@@ -209,6 +204,7 @@ impl Index {
     pub fn set_nodes(&mut self, nodes: BTreeMap<String, Node>) -> bool {
         let nodes: BTreeMap<_, _> = nodes.into_iter().map(|(name, value)| (name, Record { value, refused: None })).collect();
         let changed = nodes != self.nodes;
+        self.model.nodes = nodes.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect();
         self.nodes = nodes;
         self.synced.insert(Kind::Node) | changed
     }
@@ -227,14 +223,14 @@ impl Index {
     /// pod that claims one of them. With a UID they hold only for the pod of that UID. Tells whether anything changed.
     pub fn set_local_addresses(&mut self, pod: &ObjectName, uid: Option<&str>, addresses: Vec<IpAddr>) -> bool {
         let local = LocalAddresses { uid: uid.map(str::to_owned), addresses };
-        self.local.insert(pod.clone(), local.clone()) != Some(local)
+        self.change_pod(pod, |index| index.local.insert(pod.clone(), local.clone()) != Some(local))
     }
 
     /// Forgets the addresses of an endpoint that was released. Where both UIDs are known and differ, the endpoint of
     /// an older pod of that name was released: the new one's addresses stay. Tells whether anything changed.
     pub fn clear_local_addresses(&mut self, pod: &ObjectName, uid: Option<&str>) -> bool {
         let other = self.local.get(pod).and_then(|local| local.uid.as_deref()).zip(uid).is_some_and(|(known, uid)| known != uid);
-        !other && self.local.remove(pod).is_some()
+        !other && self.change_pod(pod, |index| index.local.remove(pod).is_some())
     }
 
     /// Whether a pod can be realised: it is known, with this UID where one is given, and so is its namespace.
@@ -243,7 +239,7 @@ impl Index {
         if !record.is_called(uid) {
             return Realisable::OtherUid { known: record.uid.clone().unwrap_or_default() };
         }
-        match record.parts.participation {
+        match record.participation {
             Participation::HostNetwork => Realisable::HostNetwork,
             Participation::Finished => Realisable::Finished,
             Participation::Participates if !self.namespaces.contains_key(&pod.namespace) => Realisable::NamespaceUnknown,
@@ -266,11 +262,6 @@ impl Index {
         self.nodes.get(name).map(|record| &record.value)
     }
 
-    /// The nodes that are known, without the rest of the model.
-    pub fn nodes(&self) -> BTreeMap<String, Node> {
-        self.nodes.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect()
-    }
-
     /// The names of the policies of a kind in a namespace; `""` for those that live in none.
     pub fn policies_of(&self, kind: PolicyKind, namespace: &str) -> Vec<ObjectName> {
         let first = PolicyName::new(kind, ObjectName::new(namespace, ""));
@@ -278,18 +269,9 @@ impl Index {
         self.policies.range(first..).map(|(name, _)| name).take_while(in_it).map(|name| name.object.clone()).collect()
     }
 
-    /// The model of what is known now.
+    /// The model of what is known now. It shares what it has in common with those that were asked for before.
     pub fn model(&self) -> Model {
-        let identities = self.identities.iter().filter_map(|(name, record)| Some((name.clone(), record.members.clone()?)));
-        Model {
-            host: self.host.clone(),
-            api_servers: self.api_servers.values().flatten().copied().collect(),
-            identities: identities.collect(),
-            namespaces: self.namespaces.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect(),
-            pods: pods::model(&self.pods, &self.local),
-            nodes: self.nodes(),
-            policies: self.policies.iter().map(|(name, record)| (name.clone(), record.policy.clone())).collect(),
-        }
+        self.model.clone()
     }
 
     /// The objects that could not be taken as they are, in order of kind and name.
@@ -335,18 +317,75 @@ impl Index {
         }
     }
 
+    /// Forgets an object, which a resync has not seen again, by its name as it is shown.
+    fn forget(&mut self, kind: Kind, shown: &str) {
+        let name = shown.split_once('/').map_or_else(|| ObjectName::cluster(shown), |(namespace, name)| ObjectName::new(namespace, name));
+        match kind {
+            Kind::Namespace => drop(self.remove_namespace(shown)),
+            Kind::Pod => drop(self.remove_pod(&name)),
+            Kind::Node => drop(self.remove_node(shown)),
+            Kind::Identity => drop(self.remove_identity(shown)),
+            Kind::EndpointSlice => drop(self.set_api_servers(name, None)),
+            Kind::NetworkPolicy => drop(self.remove_policy(&PolicyName::new(PolicyKind::NetworkPolicy, name))),
+            Kind::IdentityPolicy => drop(self.remove_policy(&PolicyName::new(PolicyKind::IdentityPolicy, name))),
+            Kind::ClusterNetworkPolicy => drop(self.remove_policy(&PolicyName::new(PolicyKind::ClusterNetworkPolicy, name))),
+        }
+    }
+
+    fn set_namespace(&mut self, name: String, record: Record<Labels>) -> bool {
+        self.model.namespaces.insert(name.clone(), record.value.clone());
+        self.namespaces.insert(name, record.clone()) != Some(record)
+    }
+
+    fn remove_namespace(&mut self, name: &str) -> bool {
+        self.model.namespaces.remove(&name.to_owned());
+        self.namespaces.remove(name).is_some()
+    }
+
+    fn set_node(&mut self, name: String, record: Record<Node>) -> bool {
+        let changed = self.nodes.get(&name) != Some(&record);
+        if changed {
+            self.model.nodes.insert(name.clone(), record.value.clone());
+            self.nodes.insert(name, record);
+        }
+        changed
+    }
+
+    fn remove_node(&mut self, name: &str) -> bool {
+        self.model.nodes.remove(&name.to_owned());
+        self.nodes.remove(name).is_some()
+    }
+
+    /// Takes what one object says of the API server's addresses.
+    fn set_api_servers(&mut self, name: ObjectName, addresses: Option<BTreeSet<IpAddr>>) -> bool {
+        let before = match addresses.clone() {
+            Some(addresses) => self.api_servers.insert(name, addresses),
+            None => self.api_servers.remove(&name),
+        };
+        self.model.api_servers = self.api_servers.values().flatten().copied().collect();
+        before != addresses
+    }
+
     fn upsert_pod(&mut self, name: ObjectName, pod: &ApiPod) -> bool {
         let parts = convert::pod(pod);
         let record = Record {
             value: PodRecord::new(pod, parts.as_ref().unwrap_or_else(|refusal| &*refusal.closed).clone()),
             refused: parts.err().map(|refusal| refusal.error),
         };
-        self.pods.insert(name, record.clone()) != Some(record)
+        let changed = self.pods.get(&name) != Some(&record);
+        if changed {
+            self.change_pod(&name, |index| index.pods.insert(name.clone(), record));
+        }
+        changed
     }
 
     fn delete_pod(&mut self, name: &ObjectName, uid: Option<&str>) -> bool {
         let older = self.pod_uid(name).zip(uid).is_some_and(|(known, uid)| known != uid);
-        !older && self.pods.remove(name).is_some()
+        !older && self.remove_pod(name)
+    }
+
+    fn remove_pod(&mut self, name: &ObjectName) -> bool {
+        self.change_pod(name, |index| index.pods.remove(name).is_some())
     }
 
     fn upsert_identity(&mut self, name: String, converted: Result<Vec<Peer>, FieldError>) -> bool {
@@ -357,27 +396,48 @@ impl Index {
                 IdentityRecord { members, refused: Some(error) }
             }
         };
+        if let Some(members) = &record.members {
+            self.model.identities.insert(name.clone(), members.clone());
+        }
         self.identities.insert(name, record.clone()) != Some(record)
+    }
+
+    fn remove_identity(&mut self, name: &str) -> bool {
+        self.model.identities.remove(&name.to_owned());
+        self.identities.remove(name).is_some()
     }
 
     fn upsert_policy(&mut self, name: PolicyName, converted: Result<Policy, Refusal<Policy>>) -> bool {
         let record = match converted {
-            Ok(policy) => PolicyRecord { policy: policy.clone(), last_good: Some(policy), refused: None },
+            Ok(policy) => {
+                let policy = Arc::new(policy);
+                PolicyRecord { policy: Arc::clone(&policy), last_good: Some(policy), refused: None }
+            }
             Err(Refusal { error, closed }) => {
                 let last_good = self.policies.get(&name).and_then(|known| known.last_good.clone());
                 // What the API wants in place of a rule that is not understood, it wants at once.
                 let rule_by_rule = name.kind == PolicyKind::ClusterNetworkPolicy;
-                let covered = |good: &Policy| {
+                let covered = |good: &Arc<Policy>| {
                     !rule_by_rule
                         && (good.mode == Mode::Enforce || closed.mode == Mode::Audit)
                         && good.subject == closed.subject
                         && (good.ingress.is_some() || closed.ingress.is_none())
                         && (good.egress.is_some() || closed.egress.is_none())
                 };
-                let policy = last_good.clone().filter(covered).unwrap_or(*closed);
+                let policy = last_good.clone().filter(covered).unwrap_or_else(|| Arc::from(closed));
                 PolicyRecord { policy, last_good, refused: Some(error) }
             }
         };
-        self.policies.insert(name, record.clone()) != Some(record)
+        let changed = self.policies.get(&name) != Some(&record);
+        if changed {
+            self.model.policies.insert(name.clone(), Arc::clone(&record.policy));
+            self.policies.insert(name, record);
+        }
+        changed
+    }
+
+    fn remove_policy(&mut self, name: &PolicyName) -> bool {
+        self.model.policies.remove(name);
+        self.policies.remove(name).is_some()
     }
 }

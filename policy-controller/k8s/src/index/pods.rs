@@ -1,11 +1,12 @@
 //! Pods: who is called what, and whose an address is.
 
-use super::Record;
+use super::Index;
 use crate::convert::{Participation, PodParts};
 use k8s_openapi::api::core::v1::Pod as ApiPod;
 use palisade_policy::model::{ObjectName, Pod};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// The annotation by which a pod of the API server says that it mirrors one that a kubelet read from a file. Its
 /// value is the UID under which the kubelet starts it, another than the API server's.
@@ -19,7 +20,9 @@ pub(super) struct PodRecord {
     terminating: bool,
     /// When it was created, in seconds since the Unix epoch.
     created: i64,
-    pub parts: PodParts,
+    pub participation: Participation,
+    /// As its status tells it.
+    pod: Arc<Pod>,
 }
 
 /// The addresses of a realised endpoint of this node.
@@ -57,7 +60,8 @@ impl PodRecord {
             mirrored_uid: metadata.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR_ANNOTATION)).cloned(),
             terminating: metadata.deletion_timestamp.is_some(),
             created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
-            parts,
+            participation: parts.participation,
+            pod: Arc::new(parts.pod),
         }
     }
 
@@ -70,7 +74,11 @@ impl PodRecord {
     }
 }
 
-/// How good a pod's claim to an address is; the greatest wins.
+/// The pods that claim an address: more than one while it changes hands.
+pub(super) type Claims = BTreeMap<IpAddr, Vec<Arc<ObjectName>>>;
+
+/// How good a pod's claim to an address is; the greatest wins: an endpoint of this node before others, one that stays before one that
+/// terminates, then the younger one.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Claim<'a> {
     realised_here: bool,
@@ -80,40 +88,77 @@ struct Claim<'a> {
     name: &'a ObjectName,
 }
 
-/// The pods of the model. An address that several claim belongs to one of them: to an endpoint of this node before
-/// others, to one that stays before one that terminates, then to the younger one.
-pub(super) fn model(
-    pods: &BTreeMap<ObjectName, Record<PodRecord>>,
-    local: &BTreeMap<ObjectName, LocalAddresses>,
-) -> BTreeMap<ObjectName, Pod> {
-    let mut owners: BTreeMap<IpAddr, Claim> = BTreeMap::new();
-    let participants = || {
-        let records = pods.iter().map(|(name, record)| (name, &record.value));
-        records.filter(|(_, record)| record.parts.participation == Participation::Participates)
-    };
-    for (name, record) in participants() {
-        let (addresses, realised_here) = addresses(name, record, local);
-        for &address in addresses {
-            let claim = Claim { realised_here, stays: !record.terminating, created: record.created, uid: record.uid.as_deref(), name };
-            if owners.get(&address).is_none_or(|best| *best < claim) {
-                owners.insert(address, claim);
+impl Index {
+    /// Changes what is known of a pod, and brings the model up to it: the pod, and those that claim its addresses.
+    pub(super) fn change_pod<R>(&mut self, name: &ObjectName, change: impl FnOnce(&mut Self) -> R) -> R {
+        let before = self.claimed(name).to_vec();
+        let result = change(self);
+        let after = self.claimed(name).to_vec();
+        let own = Arc::new(name.clone());
+        let mut concerned: BTreeSet<Arc<ObjectName>> = BTreeSet::from([Arc::clone(&own)]);
+        for address in before.iter().filter(|address| !after.contains(address)) {
+            let claimants = self.claims.entry(*address).or_default();
+            claimants.retain(|claimant| claimant != &own);
+            concerned.extend(claimants.iter().cloned());
+            if claimants.is_empty() {
+                self.claims.remove(address);
             }
         }
+        for address in after {
+            let claimants = self.claims.entry(address).or_default();
+            concerned.extend(claimants.iter().cloned());
+            if !claimants.contains(&own) {
+                claimants.push(Arc::clone(&own));
+            }
+        }
+        for name in concerned {
+            match self.in_model(&name) {
+                Some(pod) if self.model.pods.get(&name) == Some(&pod) => {}
+                Some(pod) => drop(self.model.pods.insert(ObjectName::clone(&name), pod)),
+                None => drop(self.model.pods.remove(&name)),
+            }
+        }
+        result
     }
-    let owned = |name: &ObjectName, address: &IpAddr| owners.get(address).is_some_and(|owner| owner.name == name);
-    participants()
-        .map(|(name, record)| {
-            let addresses = addresses(name, record, local).0;
-            let addresses = addresses.iter().filter(|address| owned(name, address)).copied().collect();
-            (name.clone(), Pod { addresses, ..record.parts.pod.clone() })
-        })
-        .collect()
-}
 
-/// The addresses that a pod claims, and whether an endpoint of this node has them.
-fn addresses<'a>(name: &ObjectName, record: &'a PodRecord, local: &'a BTreeMap<ObjectName, LocalAddresses>) -> (&'a [IpAddr], bool) {
-    match local.get(name) {
-        Some(local) if record.is_called(local.uid.as_deref()) => (&local.addresses, true),
-        _ => (&record.parts.pod.addresses, false),
+    /// A pod as the model has it: with those of its addresses that no other pod claims with more right.
+    fn in_model(&self, name: &ObjectName) -> Option<Arc<Pod>> {
+        let record = self.participant(name)?;
+        let owns = |address: &&IpAddr| self.claims.get(address).is_some_and(|claimants| self.owner(claimants) == Some(name));
+        let addresses: Vec<IpAddr> = self.claimed(name).iter().filter(owns).copied().collect();
+        if addresses == record.pod.addresses {
+            return Some(Arc::clone(&record.pod));
+        }
+        Some(Arc::new(Pod { addresses, ..Pod::clone(&record.pod) }))
+    }
+
+    /// Which of some pods has an address.
+    fn owner<'a>(&'a self, claimants: &'a [Arc<ObjectName>]) -> Option<&'a ObjectName> {
+        let claim = |name: &'a Arc<ObjectName>| {
+            let record = self.participant(name)?;
+            Some(Claim {
+                realised_here: self.realised_here(name, record).is_some(),
+                stays: !record.terminating,
+                created: record.created,
+                uid: record.uid.as_deref(),
+                name,
+            })
+        };
+        claimants.iter().filter_map(claim).max().map(|claim| claim.name)
+    }
+
+    /// The addresses that a pod claims.
+    fn claimed(&self, name: &ObjectName) -> &[IpAddr] {
+        let addresses = self.participant(name).map(|record| self.realised_here(name, record).unwrap_or(&record.pod.addresses));
+        addresses.unwrap_or_default()
+    }
+
+    /// The addresses that an endpoint of this node has, where there is one of this pod.
+    fn realised_here(&self, name: &ObjectName, record: &PodRecord) -> Option<&[IpAddr]> {
+        self.local.get(name).filter(|local| record.is_called(local.uid.as_deref())).map(|local| local.addresses.as_slice())
+    }
+
+    fn participant(&self, name: &ObjectName) -> Option<&PodRecord> {
+        self.pods.get(name).map(|record| &record.value).filter(|record| record.participation == Participation::Participates)
     }
 }

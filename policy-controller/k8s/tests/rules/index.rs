@@ -108,7 +108,7 @@ fn a_resync_forgets_what_is_gone_and_nothing_before_it_ends() {
     index.resync_begin::<Pod>();
     index.upsert(&pod("b", "2", EARLY, "10.0.0.2"));
     assert!(index.resync_end::<Pod>());
-    assert_eq!(index.model().pods.into_keys().collect::<Vec<_>>(), [n("b")]);
+    assert_eq!(index.model().pods.keys().collect::<Vec<_>>(), [&n("b")]);
     assert!(!index.resync(&[pod("b", "2", EARLY, "10.0.0.2")]), "nothing is different");
 }
 
@@ -228,7 +228,7 @@ fn host_network_and_finished_pods_drop_out_of_the_model_and_claim_no_address() {
 
 fn isolated(index: &Index) -> Policy {
     let name = PolicyName::new(PolicyKind::NetworkPolicy, n("p"));
-    index.model().policies.remove(&name).expect("never a no-op")
+    Policy::clone(&index.model().policies[&name])
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn an_identity_that_is_refused_keeps_its_last_good_version_and_is_unknown_withou
     assert_eq!((index.model().identities.len(), index.refused()[0].instead), (0, Instead::Unknown));
     index.upsert(&identity("i", "World"));
     index.upsert(&identity("i", "Moon"));
-    assert_eq!(index.model().identities["i"], [Peer::Entity(Entity::World)]);
+    assert_eq!(index.model().identities[&"i".to_owned()], [Peer::Entity(Entity::World)]);
     assert_eq!(index.refused()[0].instead, Instead::LastGood);
 }
 
@@ -331,8 +331,8 @@ fn a_cluster_policy_that_is_not_understood_is_closed_at_once_whatever_it_was_bef
     index.upsert(&cluster_policy("c", 1, "Accept"));
     index.upsert(&cluster_policy("c", 1, "Log"));
     assert_eq!(index.refused()[0].instead, Instead::RuleByRule);
-    let policy = index.model().policies.into_values().next().expect("never a no-op");
-    assert_eq!(policy.ingress.expect("a rule")[0].action, model::Action::Deny);
+    let policy = index.model().policies.values().next().cloned().expect("never a no-op");
+    assert_eq!(policy.ingress.as_ref().expect("a rule")[0].action, model::Action::Deny);
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn a_namespace_must_be_declared_unless_every_cluster_has_it() {
     let mut index = Index::new();
     assert!(manifest.feed(&mut index));
     let label = |name: &str| [("kubernetes.io/metadata.name".to_owned(), name.to_owned())].into();
-    assert_eq!(index.model().namespaces, ["default", "kube-system"].map(|name| (name.to_owned(), label(name))).into());
+    assert_eq!(index.model().namespaces, ["default", "kube-system"].map(|name| (name.to_owned(), label(name))).into_iter().collect());
     assert_eq!(
         Directory::of(&[("f.yaml", &pod("a"))]).errors(),
         ["f.yaml:3: Pod shop/a: metadata.namespace: there is no namespace \"shop\": declare it with kind: Namespace"]

@@ -18,8 +18,12 @@ macro_rules! faulty {
     };
 }
 
+#[path = "../../src/classes.rs"]
+mod classes;
 #[path = "../../src/compile.rs"]
 mod compile;
+#[path = "../../src/compiler.rs"]
+mod compiler;
 #[path = "../../src/consider.rs"]
 mod consider;
 #[path = "../../src/entries.rs"]
@@ -46,10 +50,16 @@ mod plan;
 mod ports;
 #[path = "../../src/reason.rs"]
 mod reason;
+#[path = "../../src/rows.rs"]
+mod rows;
 #[path = "../../src/rules.rs"]
 mod rules;
 #[path = "../../src/selected.rs"]
 mod selected;
+#[path = "../../src/shared.rs"]
+mod shared;
+#[path = "../../src/signatures.rs"]
+mod signatures;
 #[path = "../../src/universe.rs"]
 mod universe;
 

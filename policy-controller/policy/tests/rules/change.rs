@@ -8,8 +8,9 @@ use palisade_datapath_core::abi::{Direction, SUBJECT_NONE};
 use palisade_datapath_core::verdict::Side;
 use palisade_policy::generate::{self, Random};
 use palisade_policy::model::{Model, ObjectName};
-use palisade_policy::{Compiled, Numbers, Step, compile, plan};
+use palisade_policy::{Compiled, Numbers, Planner, Step, compile, plan};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Questions to the pods that are subjects before and after, about addresses of either model.
 fn asks(random: &mut Random, before: &Compiled, after: &Compiled, models: [&Model; 2], count: usize) -> Vec<Ask> {
@@ -142,7 +143,8 @@ fn every_point_of_a_change_gives_each_side_and_each_flow_the_old_or_the_new_verd
         let (mut kernel, mut numbers) = (Kernel::default(), Numbers::default());
         let mut model = generate::model(&mut random);
         let mut local = generate::local(&mut random, &model);
-        let begin = plan(&Compiled::default(), &model, &local, &mut numbers);
+        let mut planner = Planner::new();
+        let begin = planner.plan(&Compiled::default(), &model, &local, &mut numbers);
         apply(&mut kernel, &begin.steps);
         arrived(&kernel, &begin.next, &model, &local, &numbers, &format!("seed {seed}, begin"));
         let mut old = begin.next;
@@ -151,7 +153,7 @@ fn every_point_of_a_change_gives_each_side_and_each_flow_the_old_or_the_new_verd
             let before = model.clone();
             generate::change(&mut random, &mut model);
             local = still_local(&mut random, &local, &model);
-            let planned = plan(&old, &model, &local, &mut numbers);
+            let planned = planner.plan(&old, &model, &local, &mut numbers);
             let asks = asks(&mut random, &old, &planned.next, [&before, &model], 60);
             let pairs = pairs(&mut random, &old, &planned.next, [&before, &model], 60);
             follow_flows(&kernel, &planned.steps, &planned.next, &pairs, &what);
@@ -171,7 +173,7 @@ fn an_unchanged_model_needs_no_write_also_after_a_restart() {
         let model = generate::model(&mut random);
         let local = generate::local(&mut random, &model);
         let mut numbers = Numbers::default();
-        let (mut kernel, mut old) = (Kernel::default(), Compiled::default());
+        let (mut kernel, mut old) = (Kernel::default(), Arc::<Compiled>::default());
         // The numbers have a history.
         for _ in 0..3 {
             let mut other = model.clone();
@@ -201,7 +203,8 @@ fn the_end_depends_on_the_objects_and_not_on_the_way_to_them() {
         let wanted = generate::model(&mut random);
         let local = generate::local(&mut random, &wanted);
         let other = generate::model(&mut random);
-        let (mut kernel, mut numbers, mut old) = (Kernel::default(), Numbers::default(), Compiled::default());
+        let (mut kernel, mut numbers, mut old) = (Kernel::default(), Numbers::default(), Arc::<Compiled>::default());
+        let mut planner = Planner::new();
         let mut model = other.clone();
         // Events: upserts in any order, some of them twice, some of older versions first, and deletes.
         let mut events: Vec<(usize, usize)> = Vec::new();
@@ -221,11 +224,11 @@ fn the_end_depends_on_the_objects_and_not_on_the_way_to_them() {
                 generate::change(&mut random, &mut model);
             }
             take(&wanted, &mut model, kind, index);
-            let planned = plan(&old, &model, &local, &mut numbers);
+            let planned = planner.plan(&old, &model, &local, &mut numbers);
             apply(&mut kernel, &planned.steps);
             old = planned.next;
         }
-        let planned = plan(&old, &wanted, &local, &mut numbers);
+        let planned = planner.plan(&old, &wanted, &local, &mut numbers);
         apply(&mut kernel, &planned.steps);
         arrived(&kernel, &planned.next, &wanted, &local, &numbers, &format!("seed {seed}"));
     }
@@ -248,20 +251,29 @@ fn a_change_that_was_interrupted_is_finished_from_what_the_kernel_holds() {
         let (mut kernel, mut numbers) = (Kernel::default(), Numbers::default());
         let mut model = generate::model(&mut random);
         let local = generate::local(&mut random, &model);
-        let begin = plan(&Compiled::default(), &model, &local, &mut numbers);
+        let mut planner = Planner::new();
+        let begin = planner.plan(&Compiled::default(), &model, &local, &mut numbers);
         apply(&mut kernel, &begin.steps);
-        for change in 0..4 {
+        for change in 0..6 {
             let what = format!("seed {seed}, change {change}");
             let before = model.clone();
             generate::change(&mut random, &mut model);
             let old = kernel.read_back();
-            let interrupted = plan(&old, &model, &local, &mut numbers);
+            let interrupted = planner.plan(&old, &model, &local, &mut numbers);
             let asks = asks(&mut random, &old, &interrupted.next, [&before, &model], 40);
             let made = random.below(interrupted.steps.len() + 1);
             apply(&mut kernel, &interrupted.steps[..made]);
-            // Killed. The numbers were written down before the first step.
-            numbers = serde_json::from_str(&serde_json::to_string(&numbers).unwrap()).unwrap();
-            let finished = plan(&kernel.read_back(), &model, &local, &mut numbers);
+            if random.chance(50) {
+                // Killed. The numbers were written down before the first step.
+                numbers = serde_json::from_str(&serde_json::to_string(&numbers).unwrap()).unwrap();
+                planner = Planner::new();
+            } else if random.chance(50) {
+                // A write failed, and what was there is put back.
+                let put_back = planner.plan(&kernel.read_back(), &before, &local, &mut numbers);
+                apply(&mut kernel, &put_back.steps);
+                arrived(&kernel, &put_back.next, &before, &local, &numbers, &what);
+            }
+            let finished = planner.plan(&kernel.read_back(), &model, &local, &mut numbers);
             points += follow(&mut kernel, &finished.steps, &finished.next, &asks, &what);
             arrived(&kernel, &finished.next, &model, &local, &numbers, &what);
         }
@@ -301,11 +313,11 @@ fn a_number_that_rows_refer_to_is_never_given_another_content() {
         let mut random = Random::new(seed);
         let mut model = generate::model(&mut random);
         let local = generate::local(&mut random, &model);
-        let (mut numbers, mut old) = (Numbers::default(), Compiled::default());
+        let (mut numbers, mut old, mut planner) = (Numbers::default(), Arc::<Compiled>::default(), Planner::new());
         for change in 0..20 {
             generate::change(&mut random, &mut model);
             let before = numbers.clone();
-            let planned = plan(&old, &model, &local, &mut numbers);
+            let planned = planner.plan(&old, &model, &local, &mut numbers);
             let used = old.used();
             for number in used.identities {
                 assert_eq!(before.identity(number), numbers.identity(number), "seed {seed}, change {change}: identity {number}");

@@ -15,7 +15,7 @@ fn world() -> World {
         .ingress("shop/allow-web", "app=db", [from([pods("team=none", "")]), from([own("app=web")])])
         .ingress("shop/deny", "", [])
         .egress("bank/closed", "", []);
-    world.model.pods.get_mut(&object("bank/web")).expect("the pod is there").addresses.truncate(1);
+    world.model.pods.edit(&object("bank/web")).expect("the pod is there").addresses.truncate(1);
     world
 }
 

@@ -1,7 +1,7 @@
 //! What grows with what.
 
 use crate::judge::world::{World, from, own, pods, rule, tcp};
-use palisade_policy::model::{Model, ObjectName, Pod};
+use palisade_policy::model::{Model, ObjectName, Pod, Policy};
 use palisade_policy::{Compiled, Numbers, Step, compile, plan};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -55,7 +55,7 @@ fn a_change_of_one_policy_writes_what_it_touches_and_not_the_cluster() {
     let mut numbers = Numbers::default();
     let begin = plan(&Compiled::default(), &model, &local, &mut numbers);
     let (name, policy) = model.policies.iter().next().map(|(name, policy)| (name.clone(), policy.clone())).expect("a policy");
-    let mut changed = policy;
+    let mut changed = Policy::clone(&policy);
     changed.ingress = Some(vec![rule([pods("team=t3", "app=a3")], [tcp(8080)])]);
     model.policies.insert(name, changed);
     let started = Instant::now();

@@ -5,15 +5,17 @@ use crate::judge::world::{World, from, object, own, pods, rule, tcp};
 use palisade_datapath_core::abi::{Direction, SUBJECT_NONE};
 use palisade_datapath_core::verdict::Decision;
 use palisade_policy::model::{Model, ObjectName};
-use palisade_policy::{Compiled, Numbers, Step, plan};
+use palisade_policy::{Compiled, Numbers, Planner, Step};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// A node that runs every pod of a model, and follows its changes write by write.
 #[derive(Default)]
 struct Node {
     kernel: Kernel,
-    held: Compiled,
+    held: Arc<Compiled>,
+    planner: Planner,
     numbers: Numbers,
 }
 
@@ -27,7 +29,7 @@ impl Node {
     /// Goes on to `model`; `look` sees the kernel after each write. Returns the writes.
     fn follow(&mut self, model: &Model, mut look: impl FnMut(&Kernel, &Step)) -> Vec<Step> {
         let local: BTreeSet<ObjectName> = model.pods.keys().cloned().collect();
-        let planned = plan(&self.held, model, &local, &mut self.numbers);
+        let planned = self.planner.plan(&self.held, model, &local, &mut self.numbers);
         for step in &planned.steps {
             self.kernel.apply(step);
             look(&self.kernel, step);
@@ -143,7 +145,7 @@ fn the_epoch_moves_after_the_flip_and_only_for_changes_that_alter_a_verdict() {
     let mut node = Node::new(&base.model);
     let elsewhere = base.pod("bank/new", "app=new", 9).model;
     let local: BTreeSet<ObjectName> = elsewhere.pods.keys().filter(|pod| pod.name != "new").cloned().collect();
-    let planned = plan(&node.held, &elsewhere, &local, &mut node.numbers);
+    let planned = node.planner.plan(&node.held, &elsewhere, &local, &mut node.numbers);
     assert!(!planned.steps.is_empty() && !planned.steps.contains(&Step::BumpEpoch), "{:?}", planned.steps);
 }
 

@@ -33,7 +33,7 @@ fn world() -> World {
         .identity("payments-db", [Peer::Pods(database)])
         .identity_policy("shop/checkout", checkout(), Some(vec![]), Some(vec![rule([by_name("payments-db")], [tcp(5432)])]));
     for (pod, account) in [("bank/db", "db"), ("bank/copy", "default"), ("bank/backup", "db"), ("shop/db", "db")] {
-        world.model.pods.get_mut(&object(pod)).expect("a pod").service_account = account.to_owned();
+        world.model.pods.edit(&object(pod)).expect("a pod").service_account = account.to_owned();
     }
     world
 }
@@ -65,9 +65,9 @@ fn whom_a_policy_selects_and_an_identity_matches_is_known() {
 #[test]
 fn an_identity_gains_a_pod_and_loses_it_and_the_verdict_follows() {
     let mut world = world();
-    world.model.pods.get_mut(&object("bank/backup")).expect("a pod").labels = [("app".to_owned(), "db".to_owned())].into();
+    world.model.pods.edit(&object("bank/backup")).expect("a pod").labels = [("app".to_owned(), "db".to_owned())].into();
     world.allows("shop/checkout", "bank/backup", "TCP/5432");
-    world.model.pods.get_mut(&object("bank/backup")).expect("a pod").service_account = "other".to_owned();
+    world.model.pods.edit(&object("bank/backup")).expect("a pod").service_account = "other".to_owned();
     world.denies("shop/checkout", "bank/backup", "TCP/5432");
 }
 
@@ -119,7 +119,7 @@ fn only(entity: Entity) -> World {
         .node("there", "192.168.0.2")
         .identity_policy("shop/p", PodSet::default(), None, Some(rules));
     world.model.host = "here".to_owned();
-    world.model.nodes.get_mut("there").expect("a node").pod_ranges = vec!["10.9.0.0/16".parse().expect("a range")];
+    world.model.nodes.get_mut(&"there".to_owned()).expect("a node").pod_ranges = vec!["10.9.0.0/16".parse().expect("a range")];
     world.model.api_servers = ["192.168.0.2".parse().expect("an address"), "198.51.100.1".parse().expect("an address")].into();
     world
 }

@@ -97,7 +97,7 @@ fn s35_networks_match_pods_too_and_nodes_match_by_their_labels() {
         vec![deny(rule([block("10.1.0.2/32", &[]), block("fd00:1::2/128", &[])], [tcp(80)]))],
     );
     world.denies("shop/client", "bank/web", "TCP/80");
-    world.model.nodes.get_mut("edge").expect("a node").labels = labels("edge");
+    world.model.nodes.get_mut(&"edge".to_owned()).expect("a node").labels = labels("edge");
     let edge = LabelSelector { requirements: [Requirement { key: "edge".into(), operator: Operator::Exists }].into() };
     let world = world.cluster("node", Tier::Admin(1), "team=shop", vec![], vec![deny(from([Peer::Nodes(edge)]))]);
     world.denies("shop/client", "192.168.0.1", "TCP/10250");

@@ -3,7 +3,7 @@
 use super::{Good, Kernel, KernelError, chain, fit, pod_name};
 use palisade_datapath_core::abi::{Endpoint, SUBJECT_NONE};
 use palisade_policy::model::{Model, ObjectName};
-use palisade_policy::{Compiled, Plan, Step, plan};
+use palisade_policy::{Compiled, Plan, Step};
 use palisade_protocol::EndpointSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -70,7 +70,7 @@ impl Kernel {
             Some(applied) => applied,
             None => Arc::new(self.read_back()?),
         };
-        let Plan { steps, next } = plan(&old, model, local, &mut self.numbering.numbers);
+        let Plan { steps, next } = self.planner.plan(&old, model, local, &mut self.numbering.numbers);
         if let Err(error) = fit::check(self.datapath()?, &old, &steps) {
             self.applied = Some(old);
             return Err(error);
@@ -83,7 +83,7 @@ impl Kernel {
         for step in &steps {
             self.make(step)?;
         }
-        self.applied = Some(Arc::new(next));
+        self.applied = Some(next);
         Ok(steps.len())
     }
 
@@ -190,10 +190,9 @@ impl Kernel {
                 .or_insert(row.subject);
         }
         Ok(Compiled {
-            universe: BTreeSet::new(),
             subjects,
             audits,
-            addresses: datapath.addresses.rows()?,
+            addresses: datapath.addresses.rows()?.into_iter().collect(),
             prefixes: datapath.prefixes.rows()?,
             policy: datapath.policy.rows()?,
             ports: datapath.ports.rows()?,

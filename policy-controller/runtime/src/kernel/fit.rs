@@ -7,6 +7,7 @@ use palisade_policy::model::{Mode, Model, ObjectName, Peer, Peers, Policy, Polic
 use palisade_policy::selected::selected;
 use palisade_policy::{Compiled, Step, plan};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
 
 /// How many policies are held back at most; where more would have to be, nothing is changed.
 const HELD: usize = 16;
@@ -15,9 +16,8 @@ const HELD: usize = 16;
 pub(super) fn check(datapath: &Datapath, old: &Compiled, steps: &[Step]) -> Result<(), KernelError> {
     let mut rows: BTreeMap<&str, usize> = BTreeMap::new();
     let family = |ipv6: bool, v4, v6| if ipv6 { v6 } else { v4 };
-    for address in old.addresses.keys() {
-        *rows.entry(family(address.is_ipv6(), map::ADDRESS_V4, map::ADDRESS_V6)).or_default() += 1;
-    }
+    rows.insert(map::ADDRESS_V4, old.addresses.len_of_groups(IpAddr::is_ipv4));
+    rows.insert(map::ADDRESS_V6, old.addresses.len_of_groups(IpAddr::is_ipv6));
     for prefix in old.prefixes.keys() {
         *rows.entry(family(prefix.addr().is_ipv6(), map::PREFIX_V4, map::PREFIX_V6)).or_default() += 1;
     }
@@ -120,7 +120,7 @@ impl Kernel {
     fn instead(&self, name: &PolicyName, policy: &Policy, error: &KernelError) -> Held {
         let before = match self.held.get(name) {
             Some(held) => held.last_good.then_some(&held.instead),
-            None => self.good.as_ref().and_then(|good| good.model.policies.get(name)),
+            None => self.good.as_ref().and_then(|good| good.model.policies.get(name)).map(|policy| &**policy),
         };
         let covers = |good: &&Policy| {
             *good != policy

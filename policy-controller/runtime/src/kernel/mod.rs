@@ -18,8 +18,9 @@ use numbering::Numbering;
 use palisade_cni::link::LinkError;
 use palisade_datapath_core::abi::{Counter, Outcome, map};
 use palisade_loader::{Datapath, EventRing, LoaderError, PinDir};
-use palisade_policy::Compiled;
 use palisade_policy::model::{Model, ObjectName, PolicyName};
+use palisade_policy::shared::SharedMap;
+use palisade_policy::{Compiled, Planner};
 use palisade_protocol::Attachment;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -70,6 +71,9 @@ pub enum KernelError {
     Differs(String),
 }
 
+/// What events call a node's address.
+const NODE: &str = "node";
+
 /// An error and its causes in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -114,6 +118,7 @@ pub struct Kernel {
     pin: PinDir,
     records: Records,
     numbering: Numbering,
+    planner: Planner,
     datapath: Option<Datapath>,
     endpoints: BTreeMap<Attachment, Realised>,
     /// What the maps hold; `None` when it must be read back first.
@@ -154,6 +159,7 @@ impl Kernel {
             pin,
             records,
             numbering,
+            planner: Planner::new(),
             datapath: None,
             endpoints: BTreeMap::new(),
             applied: None,
@@ -233,7 +239,7 @@ impl Kernel {
             None => (Arc::clone(&before.model), false),
         };
         let compiled = self.applied.clone().unwrap_or_default();
-        let names = if Arc::ptr_eq(&model, &before.model) { Arc::clone(&before.names) } else { Arc::new(names(&model)) };
+        let names = renamed(before.names.clone(), &before.model, &model);
         self.state.publish(Published {
             reconciled,
             attach: Some(datapath.attach_kind()),
@@ -255,20 +261,36 @@ pub fn pod_name(spec: &palisade_protocol::EndpointSpec) -> ObjectName {
     ObjectName::new(&spec.namespace, &spec.pod)
 }
 
-/// Whose an address is, as events show it.
-fn names(model: &Model) -> BTreeMap<IpAddr, String> {
-    let mut names = BTreeMap::new();
-    for node in model.nodes.values() {
-        names.extend(node.addresses.iter().map(|address| (*address, "node".to_owned())));
+/// Whose an address is, as events show it: `names` of the model `before`, brought up to `model`.
+fn renamed(mut names: SharedMap<IpAddr, Arc<str>>, before: &Model, model: &Model) -> SharedMap<IpAddr, Arc<str>> {
+    let pods = before.pods.differences(&model.pods);
+    for address in pods.iter().filter_map(|pod| pod.before).flat_map(|pod| &pod.addresses) {
+        names.remove(address);
+        if model.nodes.values().any(|node| node.addresses.contains(address)) {
+            names.insert(*address, NODE);
+        }
     }
-    for (name, pod) in &model.pods {
-        names.extend(pod.addresses.iter().map(|address| (*address, name.to_string())));
+    for (name, pod) in pods.iter().filter_map(|pod| Some((pod.key, pod.after?))) {
+        let name: Arc<str> = name.to_string().into();
+        pod.addresses.iter().for_each(|address| drop(names.insert(*address, Arc::clone(&name))));
+    }
+    let nodes = before.nodes.differences(&model.nodes);
+    let is_node = |names: &SharedMap<IpAddr, Arc<str>>, address: &IpAddr| names.get(address).is_none_or(|name| **name == *NODE);
+    for address in nodes.iter().filter_map(|node| node.before).flat_map(|node| &node.addresses) {
+        if is_node(&names, address) {
+            names.remove(address);
+        }
+    }
+    for address in nodes.iter().filter_map(|node| node.after).flat_map(|node| &node.addresses) {
+        if is_node(&names, address) {
+            names.insert(*address, NODE);
+        }
     }
     names
 }
 
 fn sizes(datapath: &Datapath, compiled: &Compiled, endpoints: &BTreeMap<Attachment, Realised>) -> Vec<MapSize> {
-    let v4 = compiled.addresses.keys().filter(|address| address.is_ipv4()).count();
+    let v4 = compiled.addresses.len_of_groups(IpAddr::is_ipv4);
     let prefixes_v4 = compiled.prefixes.keys().filter(|prefix| prefix.addr().is_ipv4()).count();
     let local_v4 = endpoints.values().filter(|endpoint| endpoint.spec.addresses.iter().any(IpAddr::is_ipv4)).count();
     let local_v6 = endpoints.values().filter(|endpoint| endpoint.spec.addresses.iter().any(IpAddr::is_ipv6)).count();

@@ -39,7 +39,7 @@ impl World {
 
     /// A named port of a pod.
     pub fn port(mut self, pod: &str, name: &str, protocol: Protocol, port: u16) -> Self {
-        let pod = self.model.pods.get_mut(&object(pod)).expect("the pod is there");
+        let pod = self.model.pods.edit(&object(pod)).expect("the pod is there");
         pod.ports.push(NamedPort { name: name.to_owned(), protocol, port });
         self
     }
@@ -87,13 +87,13 @@ impl World {
 
     /// An identity.
     pub fn identity(mut self, name: &str, members: impl IntoIterator<Item = Peer>) -> Self {
-        self.model.identities.insert(name.to_owned(), members.into_iter().collect());
+        self.model.identities.insert(name.to_owned(), members.into_iter().collect::<Vec<_>>());
         self
     }
 
     /// Puts a policy in audit mode.
     pub fn audited(mut self, name: &PolicyName) -> Self {
-        self.model.policies.get_mut(name).expect("the policy is there").mode = Mode::Audit;
+        self.model.policies.edit(name).expect("the policy is there").mode = Mode::Audit;
         self
     }
 
