@@ -6,9 +6,11 @@
 
 mod kinds;
 mod pods;
+mod versions;
 
 pub use kinds::{API_SERVER_SERVICE, Indexed, Kind};
 pub use pods::Realisable;
+pub use versions::{Digest, Digests, Version, Versions};
 
 use crate::convert::{self, Participation};
 use crate::problem::{FieldError, Refusal};
@@ -38,6 +40,7 @@ pub struct Index {
     synced: BTreeSet<Kind>,
     /// What a resync under way has not seen again, by kind.
     unseen: BTreeMap<Kind, BTreeSet<String>>,
+    versions: Versions,
 }
 
 /// A converted object, and why it is not quite what was written.
@@ -129,12 +132,14 @@ impl Index {
 
     /// Takes a new or changed object. Tells whether anything that policy needs is different now.
     pub fn upsert<K: Indexed>(&mut self, object: &K) -> bool {
-        K::upsert(self, object)
+        let version = self.versions.upsert(K::KIND, object.head());
+        K::upsert(self, object) | version
     }
 
     /// Forgets an object. One with another UID than the one that is known is an older one of that name: it changes
     /// nothing. Tells whether anything that policy needs is different now.
     pub fn delete<K: Indexed>(&mut self, object: &K) -> bool {
+        self.versions.delete(K::KIND, object.head());
         K::delete(self, object)
     }
 
@@ -169,6 +174,7 @@ impl Index {
     /// synced. Without a beginning it does nothing.
     pub fn resync_end<K: Indexed>(&mut self) -> bool {
         let Some(unseen) = self.unseen.remove(&K::KIND) else { return false };
+        self.versions.delete_named(K::KIND, unseen.iter());
         let gone = |name: &dyn ToString| unseen.contains(&name.to_string());
         match K::KIND {
             Kind::Namespace => self.namespaces.retain(|name, _| !gone(name)),
@@ -276,6 +282,16 @@ impl Index {
         let first = PolicyName::new(kind, ObjectName::new(namespace, ""));
         let in_it = |name: &&PolicyName| name.kind == kind && name.object.namespace == namespace;
         self.policies.range(first..).map(|(name, _)| name).take_while(in_it).map(|name| name.object.clone()).collect()
+    }
+
+    /// Which version of each policy and identity is known.
+    pub fn versions(&self) -> &Versions {
+        &self.versions
+    }
+
+    /// The policies that are known, each as it is enforced.
+    pub fn policies(&self) -> impl Iterator<Item = (&PolicyName, &Policy)> {
+        self.policies.iter().map(|(name, record)| (name, &record.policy))
     }
 
     /// The model of what is known now.
