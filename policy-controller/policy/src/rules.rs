@@ -1,8 +1,6 @@
 //! The effective rules of one pod: what all the policies that select it say together.
 
-use crate::model::{
-    Action, Entity, Mode, Model, ObjectName, Peer, Peers, Pod, PodSet, Policy, PolicyKind, PolicyName, Port, Ports, Rule, Tier,
-};
+use crate::model::{Action, Entity, Mode, Model, ObjectName, Peer, Peers, Pod, PodSet, Policy, PolicyName, Port, Ports, Rule, Tier};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::Direction;
 use palisade_identity::{LabelSelector, Labels, NamespaceMatch, NodeMatch, Protocol, Selector};
@@ -109,10 +107,9 @@ impl<'m> PoliciesByNamespace<'m> {
     }
 
     /// What one rule about egress would say alone, for whoever wants to know whom its peers match.
-    pub(crate) fn rule_set_of(model: &Model, rule: &Rule) -> RuleSet {
+    pub(crate) fn rule_set_of(model: &Model, policy: &PolicyName, rule: &Rule) -> RuleSet {
         let mut set = RuleSet::default();
-        let nobody = PolicyName::new(PolicyKind::IdentityPolicy, ObjectName::cluster(""));
-        set.egress.add(model, &nobody, Tier::Workload, std::slice::from_ref(rule), |port| vec![egress_port(port)]);
+        set.egress.add(model, policy, Tier::Workload, std::slice::from_ref(rule), |port| vec![egress_port(port)]);
         set
     }
 

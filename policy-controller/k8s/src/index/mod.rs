@@ -277,6 +277,16 @@ impl Index {
         self.nodes.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect()
     }
 
+    /// The names of the nodes that are known.
+    pub fn node_names(&self) -> impl Iterator<Item = &String> {
+        self.nodes.keys()
+    }
+
+    /// How many nodes are known.
+    pub fn nodes_known(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// The names of the policies of a kind in a namespace; `""` for those that live in none.
     pub fn policies_of(&self, kind: PolicyKind, namespace: &str) -> Vec<ObjectName> {
         let first = PolicyName::new(kind, ObjectName::new(namespace, ""));
