@@ -4,6 +4,7 @@ use crate::agent;
 use crate::arguments::{Asking, AskingFor};
 use crate::error::CliError;
 use crate::print;
+use crate::standing;
 use crate::table::{Paint, Table};
 use palisade_protocol::{Call, IdentityStatus, Reply};
 
@@ -30,21 +31,23 @@ fn ask(arguments: &Asking, object: Option<String>) -> Result<Vec<IdentityStatus>
 }
 
 fn rendered(identities: &[IdentityStatus], paint: Paint) -> String {
-    let mut table = Table::new(["IDENTITY", "PODS", "ADDRESSES", "NAMED BY"]);
+    let mut table = Table::new(["IDENTITY", "PODS", "ADDRESSES", "NODES", "ACCEPTED", "ENFORCED", "NAMED BY"]);
     for identity in identities {
         let policies = if identity.policies.is_empty() { "-".to_owned() } else { identity.policies.join(", ") };
+        let [accepted, enforced] = standing::cells(&identity.standing);
         table.row([
             identity.name.as_str().into(),
             identity.pods.to_string().into(),
             identity.addresses.to_string().into(),
+            standing::nodes(&identity.standing).into(),
+            accepted,
+            enforced,
             policies.into(),
         ]);
     }
     let mut text = table.render(paint);
     for identity in identities {
-        if let Some(refused) = &identity.refused {
-            text.push_str(&format!("{}: {refused}\n", identity.name));
-        }
+        text.push_str(&standing::notes(&identity.name, &identity.standing));
         if !identity.matched.is_empty() {
             text.push_str(&format!("{} matches {}\n", identity.name, identity.matched.join(", ")));
         }

@@ -12,6 +12,7 @@ mod lab;
 mod observe;
 mod policy;
 mod print;
+mod standing;
 mod status;
 mod table;
 

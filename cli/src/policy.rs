@@ -4,8 +4,9 @@ use crate::agent;
 use crate::arguments::{Asking, AskingFor};
 use crate::error::CliError;
 use crate::print;
-use crate::table::{Cell, Paint, Table, Tone};
-use palisade_protocol::{Call, PolicyStatus, Reply};
+use crate::standing;
+use crate::table::{Paint, Table};
+use palisade_protocol::{Call, PeersMatched, PolicyStatus, Reply};
 
 /// Lists the policies that the agent knows.
 pub fn list(arguments: &Asking) -> Result<(), CliError> {
@@ -30,14 +31,10 @@ fn ask(arguments: &Asking, object: Option<String>) -> Result<Vec<PolicyStatus>, 
 }
 
 fn rendered(policies: &[PolicyStatus], paint: Paint) -> String {
-    let mut table = Table::new(["KIND", "POLICY", "TIER", "MODE", "INGRESS", "EGRESS", "PODS", "HERE", "ENFORCED HERE"]);
+    let mut table = Table::new(["KIND", "POLICY", "TIER", "MODE", "INGRESS", "EGRESS", "PODS", "HERE", "NODES", "ACCEPTED", "ENFORCED"]);
     for policy in policies {
         let rules = |rules: Option<usize>| rules.map_or_else(|| "-".into(), |rules| format!("{rules} rules"));
-        let (enforced, tone) = match (policy.enforced, &policy.refused) {
-            (true, None) => ("yes", Tone::Good),
-            (true, Some(_)) => ("not as written", Tone::Alarm),
-            (false, _) => ("not yet", Tone::Bad),
-        };
+        let [accepted, enforced] = standing::cells(&policy.standing);
         table.row([
             policy.kind.as_str().into(),
             policy.object.as_str().into(),
@@ -47,16 +44,20 @@ fn rendered(policies: &[PolicyStatus], paint: Paint) -> String {
             rules(policy.egress_rules).into(),
             policy.pods.to_string().into(),
             policy.pods_here.to_string().into(),
-            Cell::toned(enforced, tone),
+            standing::nodes(&policy.standing).into(),
+            accepted,
+            enforced,
         ]);
     }
     let mut text = table.render(paint);
     for policy in policies {
-        if let Some(refused) = &policy.refused {
-            text.push_str(&format!("{} {}: {refused}\n", policy.kind, policy.object));
-        }
+        let name = format!("{} {}", policy.kind, policy.object);
+        text.push_str(&standing::notes(&name, &policy.standing));
         if !policy.selected.is_empty() {
-            text.push_str(&format!("{} {} selects {}\n", policy.kind, policy.object, policy.selected.join(", ")));
+            text.push_str(&format!("{name} selects {}\n", policy.selected.join(", ")));
+        }
+        if let Some(PeersMatched { pods, addresses }) = policy.peers {
+            text.push_str(&format!("{name}: its peers match {pods} pods, {addresses} addresses of pods, nodes and the API server\n"));
         }
     }
     text
@@ -65,6 +66,11 @@ fn rendered(policies: &[PolicyStatus], paint: Paint) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use palisade_protocol::{Condition, Standing};
+
+    fn condition(of: &str, status: &str, reason: &str, message: &str) -> Condition {
+        Condition { of: of.into(), status: status.into(), reason: reason.into(), message: message.into() }
+    }
 
     #[test]
     fn a_policy_that_was_refused_is_not_enforced_as_written_and_says_why() {
@@ -79,15 +85,27 @@ mod tests {
             pods_here: 1,
             enforced: true,
             refused: Some("spec.ingress[0].action: there is no action".into()),
+            standing: Standing {
+                generation: Some(4),
+                nodes_enforcing: 2,
+                nodes: 3,
+                conditions: vec![
+                    condition("Accepted", "False", "InvalidField", "spec.ingress[0].action: there is no action"),
+                    condition("Enforced", "False", "NotAccepted", "not as it is written"),
+                ],
+            },
             selected: vec!["shop/a".into(), "shop/b".into()],
+            peers: Some(PeersMatched { pods: 1, addresses: 2 }),
         };
         let text = rendered(&[policy], Paint::none());
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[1].split_whitespace().collect::<Vec<_>>().join(" "),
-            "IdentityPolicy shop/p Workload Enforce 0 rules - 3 1 not as written"
+            "IdentityPolicy shop/p Workload Enforce 0 rules - 3 1 2/3 InvalidField NotAccepted"
         );
         assert_eq!(lines[2], "IdentityPolicy shop/p: spec.ingress[0].action: there is no action");
-        assert_eq!(lines[3], "IdentityPolicy shop/p selects shop/a, shop/b");
+        assert_eq!(lines[3], "IdentityPolicy shop/p: not as it is written");
+        assert_eq!(lines[4], "IdentityPolicy shop/p selects shop/a, shop/b");
+        assert_eq!(lines[5], "IdentityPolicy shop/p: its peers match 1 pods, 2 addresses of pods, nodes and the API server");
     }
 }

@@ -58,6 +58,10 @@ struct Run {
     /// Address and port of /metrics, /healthz and /readyz.
     #[arg(long, env = "PALISADE_METRICS", value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
+    /// Namespace in which the agents report what their nodes enforce, and elect the one that writes the status of policies; default: no
+    /// status is written.
+    #[arg(long, env = "PALISADE_STATUS_NAMESPACE", value_name = "NAMESPACE", conflicts_with = "directory")]
+    status_namespace: Option<String>,
     /// The node's pod ranges, one per family; default: spec.podCIDRs of the Node.
     #[arg(long, env = "PALISADE_RANGES", value_name = "CIDR", value_delimiter = ',')]
     ranges: Vec<IpNet>,
@@ -135,6 +139,7 @@ fn configuration(run: Run) -> AgentConfig {
         ranges: run.ranges,
         mtu: run.mtu,
         metrics: run.metrics,
+        status_namespace: run.status_namespace.filter(|namespace| !namespace.is_empty()),
         ..AgentConfig::new(run.node, source)
     }
 }

@@ -277,9 +277,56 @@ pub struct PolicyStatus {
     /// Why it could not be used as it was written, and what is done about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// What all nodes make of it.
+    #[serde(flatten)]
+    pub standing: Standing,
     /// The names of the pods that it selects, where one policy was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub selected: Vec<String>,
+    /// What the peers of its rules match, where one policy was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<PeersMatched>,
+}
+
+/// What all nodes that report make of an object; where the objects come from a directory, this node alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Standing {
+    /// The generation that this is about, where the API server counts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
+    /// Nodes that enforce this version as it is written.
+    #[serde(default)]
+    pub nodes_enforcing: usize,
+    /// Nodes that report.
+    #[serde(default)]
+    pub nodes: usize,
+    /// `Accepted` and `Enforced`, as the status of the object has them, or would if it had one.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+}
+
+/// A condition of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// `Accepted` or `Enforced`.
+    #[serde(rename = "type")]
+    pub of: String,
+    /// `True` or `False`.
+    pub status: String,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, for people.
+    pub message: String,
+}
+
+/// What the peers of a policy match of what is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeersMatched {
+    /// Pods.
+    pub pods: usize,
+    /// Addresses of pods, nodes and the API server.
+    pub addresses: usize,
 }
 
 /// An identity, as the agent of this node sees it.
@@ -297,6 +344,9 @@ pub struct IdentityStatus {
     /// Why it could not be used as it was written, and what is done about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// What all nodes make of it.
+    #[serde(flatten)]
+    pub standing: Standing,
     /// What it matches, where one identity was asked for: pods by name, other addresses as they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub matched: Vec<String>,

@@ -9,6 +9,9 @@ pub mod api;
 pub mod convert;
 pub mod index;
 pub mod manifest;
+pub mod report;
+pub mod status;
+pub mod sum;
 
 mod field;
 mod problem;

@@ -52,7 +52,7 @@ pub(crate) struct Seen {
 pub(crate) fn consider(model: &Model, name: &ObjectName, pod: &Pod, seen: Seen) -> Vec<Considered> {
     let set = Policies::new(model).rule_set(name, pod);
     let rules = set.direction(seen.direction);
-    let universe = Universe::of(&set, model);
+    let universe = Universe::of([&set], model);
     let signature: Vec<&Selector> =
         universe.signature_of(model, seen.peer).into_iter().filter_map(|index| universe.selector(index)).collect();
     let (mut decided, mut passed) = (false, None);

@@ -98,10 +98,9 @@ impl<'m> Policies<'m> {
     }
 
     /// What one rule about egress would say alone, for whoever wants to know whom its peers match.
-    pub(crate) fn rule_set_of(model: &Model, rule: &Rule) -> RuleSet {
+    pub(crate) fn rule_set_of(model: &Model, policy: &PolicyName, rule: &Rule) -> RuleSet {
         let mut set = RuleSet::default();
-        let nobody = PolicyName::new(PolicyKind::IdentityPolicy, ObjectName::cluster(""));
-        set.egress.add(model, &nobody, Tier::Workload, std::slice::from_ref(rule), |port| vec![egress_port(port)]);
+        set.egress.add(model, policy, Tier::Workload, std::slice::from_ref(rule), |port| vec![egress_port(port)]);
         set
     }
 

@@ -56,6 +56,11 @@ impl Owners {
         self.pods.keys().chain(self.nodes.keys()).copied()
     }
 
+    /// The pods that have an address.
+    pub fn pods(&self, address: &IpAddr) -> impl Iterator<Item = &ObjectName> {
+        self.pods.get(address).into_iter().flatten().map(|name| &**name)
+    }
+
     /// The addresses of nodes.
     pub fn of_nodes(&self) -> impl Iterator<Item = IpAddr> {
         self.nodes.keys().copied()

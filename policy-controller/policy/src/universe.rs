@@ -69,12 +69,13 @@ impl Named {
 }
 
 impl Universe {
-    /// What one rule set names, with the numbers that the model's pods give to named ports.
-    pub fn of(rule_set: &RuleSet, model: &Model) -> Self {
-        let Named { selectors, ports } = Named::by(rule_set);
+    /// What rule sets name, with the numbers that the model's pods give to named ports.
+    pub fn of<'r>(rule_sets: impl IntoIterator<Item = &'r RuleSet>, model: &Model) -> Self {
         let mut universe = Self::default();
-        for selector in selectors {
-            universe.add(selector);
+        let mut ports = BTreeSet::new();
+        for named in rule_sets.into_iter().map(Named::by) {
+            named.selectors.into_iter().for_each(|selector| universe.add(selector));
+            ports.extend(named.ports);
         }
         if !ports.is_empty() {
             for port in model.pods.values().flat_map(|pod| &pod.ports) {
@@ -86,10 +87,10 @@ impl Universe {
         universe
     }
 
-    /// The number of a selector; a new one if it has none. Tells whether it is new.
-    pub fn add(&mut self, selector: Selector) -> (SelectorIndex, bool) {
-        if let Some(&index) = self.indices.get(&selector) {
-            return (index, false);
+    /// Gives a selector a number, if it has none.
+    pub fn add(&mut self, selector: Selector) {
+        if self.indices.contains_key(&selector) {
+            return;
         }
         let index = self.free.pop().unwrap_or_else(|| {
             self.selectors.push(None);
@@ -112,12 +113,11 @@ impl Universe {
         }
         self.indices.insert(selector.clone(), index);
         self.selectors[index as usize] = Some(selector);
-        (index, true)
     }
 
     /// Takes the number of a selector back. It is given to another only after [`reuse`](Self::reuse).
-    pub fn remove(&mut self, selector: &Selector) -> Option<SelectorIndex> {
-        let index = self.indices.remove(selector)?;
+    pub fn remove(&mut self, selector: &Selector) {
+        let Some(index) = self.indices.remove(selector) else { return };
         match selector {
             Selector::Block(block) => {
                 self.blocks.remove(block);
@@ -146,7 +146,6 @@ impl Universe {
         }
         self.selectors[index as usize] = None;
         self.retired.push(index);
-        Some(index)
     }
 
     /// No signature holds a number any more that was taken back.

@@ -3,6 +3,7 @@
 use crate::kernel::KernelHandle;
 use crate::source::kubernetes::Reader;
 use crate::state::State;
+use crate::tell::Listed;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
@@ -15,4 +16,6 @@ pub struct Agent {
     pub kernel: KernelHandle,
     /// Reads single objects afresh from the API server; empty with a directory, and until the client is made.
     pub reader: OnceCell<Reader>,
+    /// What the agents of other nodes report.
+    pub listed: Listed,
 }

@@ -33,6 +33,9 @@ pub struct AgentConfig {
     pub mtu: Option<u32>,
     /// Where to serve `/metrics`, `/healthz` and `/readyz`; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// The namespace in which agents report what their nodes enforce and elect the one that writes the status of policies; `None`:
+    /// nothing is told to the API server.
+    pub status_namespace: Option<String>,
     /// Sizes of the maps, for those that do not exist yet.
     pub sizes: Sizes,
 }
@@ -49,6 +52,7 @@ impl AgentConfig {
             node_addresses: Vec::new(),
             mtu: None,
             metrics: None,
+            status_namespace: None,
             sizes: Sizes::default(),
         }
     }

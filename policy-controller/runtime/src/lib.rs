@@ -20,6 +20,7 @@ mod socket;
 mod source;
 mod state;
 mod status;
+mod tell;
 
 pub use config::{AgentConfig, DEFAULT_MTU, DEFAULT_STATE_DIR, Source};
 pub use error::AgentError;
@@ -76,7 +77,8 @@ async fn run_parts(config: AgentConfig, shutdown: Pin<Box<dyn Future<Output = ()
     let kernel = Kernel::new(Arc::clone(&state), lock).map_err(|error| AgentError::RunDir { path: run_dir, error })?;
     let kernel = KernelHandle::new(kernel);
     let socket = NodeSocket::bind(&state.config.socket())?;
-    let agent = Arc::new(Agent { state: Arc::clone(&state), kernel: kernel.clone(), reader: OnceCell::new() });
+    let agent =
+        Arc::new(Agent { state: Arc::clone(&state), kernel: kernel.clone(), reader: OnceCell::new(), listed: tell::Listed::default() });
     tracing::info!(node = state.config.node, source = %state.config.source, run_dir = %state.config.run_dir.display(), "palisade-agent runs");
 
     if let Err(error) = route::enable_forwarding() {
@@ -91,6 +93,10 @@ async fn run_parts(config: AgentConfig, shutdown: Pin<Box<dyn Future<Output = ()
     match state.config.source.clone() {
         Source::Kubernetes { server } => {
             let (for_node, for_routes) = (Arc::clone(&state), Arc::clone(&state));
+            if let Some(namespace) = state.config.status_namespace.clone() {
+                let agent = Arc::clone(&agent);
+                parts.spawn(forever("status", async { Ok::<_, Infallible>(tell::follow(agent, namespace).await) }));
+            }
             parts.spawn(forever("watches", async { Ok::<_, Infallible>(source::kubernetes::watch(agent, server).await) }));
             parts.spawn(forever("node watch", async { Ok::<_, Infallible>(node::follow(for_node).await) }));
             parts.spawn(forever("routes", async { Ok::<_, Infallible>(route::follow(for_routes).await) }));

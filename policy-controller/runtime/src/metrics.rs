@@ -44,6 +44,7 @@ pub struct Metrics {
     events_lost: Counter,
     watch_restarts: Family<KindLabels, Counter>,
     expired: Counter,
+    told: Family<WhatLabels, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -60,6 +61,24 @@ struct MapLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     kind: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhatLabels {
+    what: String,
+}
+
+/// What is told to the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// What this node enforces.
+    Report,
+    /// That this agent writes statuses.
+    Lease,
+    /// The status of an object.
+    Status,
+    /// An event about an object.
+    Event,
 }
 
 impl Metrics {
@@ -84,6 +103,7 @@ impl Metrics {
             events_lost: Counter::default(),
             watch_restarts: Family::default(),
             expired: Counter::default(),
+            told: Family::default(),
         };
         metrics.register();
         metrics
@@ -107,6 +127,7 @@ impl Metrics {
             Unit::Seconds,
             self.reconciles.clone(),
         );
+        registry.register("api_writes", "Writes to the API server, by what they tell", self.told.clone());
         registry.register("reconcile_failures", "Changes that could not be put into the kernel", self.reconcile_failures.clone());
         registry.register("rows_changed", "Rows written and removed", self.rows_changed.clone());
         registry.register("events_suppressed", "Events that the datapath's rate limit swallowed", self.events_suppressed.clone());
@@ -139,6 +160,17 @@ impl Metrics {
     /// A watch of the API server broke off.
     pub fn watch_restarted(&self, kind: &'static str) {
         self.watch_restarts.get_or_create(&KindLabels { kind: kind.to_owned() }).inc();
+    }
+
+    /// Something was told to the API server.
+    pub fn told(&self, what: Told) {
+        let what = match what {
+            Told::Report => "report",
+            Told::Lease => "lease",
+            Told::Status => "status",
+            Told::Event => "event",
+        };
+        self.told.get_or_create(&WhatLabels { what: what.to_owned() }).inc();
     }
 
     /// The sweep removed connections.

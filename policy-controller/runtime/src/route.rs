@@ -193,7 +193,7 @@ mod tests {
         apply(&wanted("a", &nodes)).unwrap();
         assert_eq!(destinations(), [own.clone(), via("10.2.0.0/24", "192.0.2.7")]);
 
-        nodes.remove("b");
+        nodes.remove(&"b".to_owned());
         apply(&wanted("a", &nodes)).unwrap();
         assert_eq!(destinations(), [own]);
         let left: Vec<_> = netlink.routes().unwrap().into_iter().map(|route| route.destination.to_string()).collect();

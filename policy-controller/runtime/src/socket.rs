@@ -147,8 +147,14 @@ async fn answer(agent: &Arc<Agent>, call: Call) -> Result<Reply, Failure> {
         Call::Check(attachment) => realise::check(agent, attachment).await.map(|()| Reply::Done),
         Call::Status => Ok(Reply::Status(status::status(&agent.state, &agent.kernel).await)),
         Call::Endpoints => Ok(Reply::Endpoints(status::endpoints(&agent.state))),
-        Call::Policies { object } => aside(agent, move |state| Reply::Policies(policies::policies(state, object.as_deref()))).await,
-        Call::Identities { object } => aside(agent, move |state| Reply::Identities(policies::identities(state, object.as_deref()))).await,
+        Call::Policies { object } => {
+            let reports = agent.listed.reports(agent).await;
+            aside(agent, move |state| Reply::Policies(policies::policies(state, &reports, object.as_deref()))).await
+        }
+        Call::Identities { object } => {
+            let reports = agent.listed.reports(agent).await;
+            aside(agent, move |state| Reply::Identities(policies::identities(state, &reports, object.as_deref()))).await
+        }
         Call::Explain(query) => explain::explain(&agent.state, &query).map(Reply::Explained),
         // Taken by the caller: its answer is a stream.
         Call::Observe { .. } => Err(Failure { kind: ErrorKind::Internal, message: "observe is answered by a stream".to_owned() }),

@@ -5,7 +5,7 @@ use crate::event::Hub;
 use crate::metrics::Metrics;
 use crate::problem::{Part, Problems};
 use ipnet::IpNet;
-use palisade_k8s::index::Index;
+use palisade_k8s::index::{Digests, Index};
 use palisade_loader::{AttachKind, PinDir};
 use palisade_policy::model::{Model, PolicyName};
 use palisade_policy::shared::SharedMap;
@@ -30,6 +30,7 @@ pub struct State {
     index: Mutex<Index>,
     generation: watch::Sender<u64>,
     published: RwLock<Arc<Published>>,
+    publications: watch::Sender<u64>,
     node: watch::Sender<Option<NodeRanges>>,
 }
 
@@ -44,6 +45,8 @@ pub struct Published {
     pub epoch: u32,
     /// The model that the rows were compiled from.
     pub model: Arc<Model>,
+    /// Which versions of the objects it was made from.
+    pub digests: Digests,
     /// The rows.
     pub compiled: Arc<Compiled>,
     /// What the numbers in the rows stand for.
@@ -106,6 +109,7 @@ impl State {
             index: Mutex::new(index),
             generation: watch::Sender::new(0),
             published: RwLock::default(),
+            publications: watch::Sender::new(0),
             node: watch::Sender::new(None),
         }
     }
@@ -136,6 +140,12 @@ impl State {
     /// Tells what is in the kernel now.
     pub fn publish(&self, published: Published) {
         *self.published.write().expect("no holder of this lock panics") = Arc::new(published);
+        self.publications.send_modify(|publication| *publication += 1);
+    }
+
+    /// Tells of every change of what is in the kernel.
+    pub fn publications(&self) -> watch::Receiver<u64> {
+        self.publications.subscribe()
     }
 
     /// Tells what the node's pods get, once it is known.

@@ -4,6 +4,7 @@
 //! `agnhost`, the image of Kubernetes' own tests.
 
 pub mod cluster;
+pub mod definition;
 pub mod expectation;
 pub mod pod;
 pub mod probe;

@@ -1,25 +1,40 @@
 //! CustomResourceDefinitions of our own objects, made from their types.
 
-use super::{GROUP, IdentityPolicySpec, IdentitySpec, VERSION};
+use super::{GROUP, IdentityPolicySpec, IdentityPolicyStatus, IdentitySpec, IdentityStatus, VERSION};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
 /// The definitions, as the API server takes them: file name and object.
 pub fn definitions() -> Vec<(&'static str, Value)> {
-    let age = json!({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"});
-    let mode = json!({"name": "Mode", "type": "string", "jsonPath": ".spec.mode"});
+    let column = |name: &str, of: &str, path: &str| json!({"name": name, "type": of, "jsonPath": path});
+    let condition = |name: &str| column(name, "string", &format!(".status.conditions[?(@.type==\"{name}\")].status"));
+    let (accepted, enforced) = (condition("Accepted"), condition("Enforced"));
+    let age = column("Age", "date", ".metadata.creationTimestamp");
+    let identity = Names { kind: "Identity", plural: "identities", short: "pid", scope: "Cluster" };
+    let (pods, addresses) = (column("Pods", "integer", ".status.pods"), column("Addresses", "integer", ".status.addresses"));
+    let of_identity = [accepted.clone(), enforced.clone(), pods, addresses, age.clone()];
+    let policy = Names { kind: "IdentityPolicy", plural: "identitypolicies", short: "idpol", scope: "Namespaced" };
+    let mode = column("Mode", "string", ".spec.mode");
+    let (pods, nodes) = (column("Pods", "integer", ".status.podsSelected"), column("Nodes", "integer", ".status.nodesEnforcing"));
+    let of_policy = [mode, accepted, enforced, pods, nodes, age];
     vec![
-        ("identities.yaml", definition::<IdentitySpec>("Identity", "identities", "pid", "Cluster", std::slice::from_ref(&age))),
-        (
-            "identitypolicies.yaml",
-            definition::<IdentityPolicySpec>("IdentityPolicy", "identitypolicies", "idpol", "Namespaced", &[mode, age]),
-        ),
+        ("identities.yaml", definition::<IdentitySpec, IdentityStatus>(&identity, &of_identity)),
+        ("identitypolicies.yaml", definition::<IdentityPolicySpec, IdentityPolicyStatus>(&policy, &of_policy)),
     ]
 }
 
-fn definition<S: JsonSchema>(kind: &str, plural: &str, short: &str, scope: &str, columns: &[Value]) -> Value {
-    let spec = schema::<S>();
+/// What a kind is called.
+struct Names {
+    kind: &'static str,
+    plural: &'static str,
+    short: &'static str,
+    scope: &'static str,
+}
+
+fn definition<Spec: JsonSchema, Status: JsonSchema>(names: &Names, columns: &[Value]) -> Value {
+    let Names { kind, plural, short, scope } = names;
+    let spec = schema::<Spec>();
     let description = spec["description"].clone();
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -41,6 +56,7 @@ fn definition<S: JsonSchema>(kind: &str, plural: &str, short: &str, scope: &str,
                 "served": true,
                 "storage": true,
                 "additionalPrinterColumns": columns,
+                "subresources": {"status": {}},
                 "schema": {"openAPIV3Schema": {
                     "description": description,
                     "type": "object",
@@ -49,7 +65,8 @@ fn definition<S: JsonSchema>(kind: &str, plural: &str, short: &str, scope: &str,
                         "apiVersion": {"type": "string"},
                         "kind": {"type": "string"},
                         "metadata": {"type": "object"},
-                        "spec": spec
+                        "spec": spec,
+                        "status": schema::<Status>()
                     }
                 }}
             }]

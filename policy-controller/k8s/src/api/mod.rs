@@ -6,6 +6,7 @@ mod cluster_network_policy;
 mod definition;
 mod identity;
 mod identity_policy;
+mod status;
 
 pub use cluster_network_policy::{
     ClusterNetworkPolicy, ClusterNetworkPolicySpec, ClusterPeer, ClusterPort, ClusterPortRange, ClusterProtocol, ClusterRule,
@@ -14,6 +15,7 @@ pub use cluster_network_policy::{
 pub use definition::definitions;
 pub use identity::{Identity, IdentitySpec, Network, PodSelection, ServiceAccountName};
 pub use identity_policy::{IdentityPeer, IdentityPolicy, IdentityPolicySpec, IdentityPort, IdentityRule, IdentitySubject};
+pub use status::{IdentityPolicyStatus, IdentityStatus, status};
 
 /// The API group of our own objects.
 pub const GROUP: &str = "palisade.dev";

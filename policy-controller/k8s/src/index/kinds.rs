@@ -9,13 +9,14 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use palisade_policy::model::{ObjectName, PolicyKind, PolicyName};
+use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
 /// Namespace and name of the service whose endpoints are the API server.
 pub const API_SERVER_SERVICE: (&str, &str) = ("default", "kubernetes");
 
 /// A kind of object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// Namespace.
     Namespace,
@@ -84,17 +85,25 @@ pub trait Indexed: sealed::Sealed {
     fn delete(index: &mut Index, object: &Self) -> bool;
 }
 
-mod sealed {
+pub(super) mod sealed {
+    use super::ObjectMeta;
+
     /// Keeps [`Indexed`](super::Indexed) to the kinds that the index has a place for.
-    pub trait Sealed {}
-    impl Sealed for super::Namespace {}
-    impl Sealed for super::Pod {}
-    impl Sealed for super::Node {}
-    impl Sealed for super::EndpointSlice {}
-    impl Sealed for super::Identity {}
-    impl Sealed for super::NetworkPolicy {}
-    impl Sealed for super::IdentityPolicy {}
-    impl Sealed for super::ClusterNetworkPolicy {}
+    pub trait Sealed {
+        /// Whose object this is.
+        fn head(&self) -> &ObjectMeta;
+    }
+
+    macro_rules! sealed {
+        ($($kind:ident)*) => {
+            $(impl Sealed for super::$kind {
+                fn head(&self) -> &ObjectMeta {
+                    &self.metadata
+                }
+            })*
+        };
+    }
+    sealed!(Namespace Pod Node EndpointSlice Identity NetworkPolicy IdentityPolicy ClusterNetworkPolicy);
 }
 
 impl Indexed for Namespace {

@@ -6,9 +6,11 @@
 
 mod kinds;
 mod pods;
+mod versions;
 
 pub use kinds::{API_SERVER_SERVICE, Indexed, Kind};
 pub use pods::Realisable;
+pub use versions::{Digest, Digests, Version, Versions};
 
 use crate::convert::{self, Participation};
 use crate::problem::{FieldError, Refusal};
@@ -41,6 +43,7 @@ pub struct Index {
     synced: BTreeSet<Kind>,
     /// What a resync under way has not seen again, by kind.
     unseen: BTreeMap<Kind, BTreeSet<String>>,
+    versions: Versions,
 }
 
 /// A converted object, and why it is not quite what was written.
@@ -132,12 +135,14 @@ impl Index {
 
     /// Takes a new or changed object. Tells whether anything that policy needs is different now.
     pub fn upsert<K: Indexed>(&mut self, object: &K) -> bool {
-        K::upsert(self, object)
+        let version = self.versions.upsert(K::KIND, object.head());
+        K::upsert(self, object) | version
     }
 
     /// Forgets an object. One with another UID than the one that is known is an older one of that name: it changes
     /// nothing. Tells whether anything that policy needs is different now.
     pub fn delete<K: Indexed>(&mut self, object: &K) -> bool {
+        self.versions.delete(K::KIND, object.head());
         K::delete(self, object)
     }
 
@@ -172,6 +177,7 @@ impl Index {
     /// synced. Without a beginning it does nothing.
     pub fn resync_end<K: Indexed>(&mut self) -> bool {
         let Some(unseen) = self.unseen.remove(&K::KIND) else { return false };
+        self.versions.delete_named(K::KIND, unseen.iter());
         for gone in &unseen {
             self.forget(K::KIND, gone);
         }
@@ -262,11 +268,31 @@ impl Index {
         self.nodes.get(name).map(|record| &record.value)
     }
 
+    /// The names of the nodes that are known.
+    pub fn node_names(&self) -> impl Iterator<Item = &String> {
+        self.nodes.keys()
+    }
+
+    /// How many nodes are known.
+    pub fn nodes_known(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// The names of the policies of a kind in a namespace; `""` for those that live in none.
     pub fn policies_of(&self, kind: PolicyKind, namespace: &str) -> Vec<ObjectName> {
         let first = PolicyName::new(kind, ObjectName::new(namespace, ""));
         let in_it = |name: &&PolicyName| name.kind == kind && name.object.namespace == namespace;
         self.policies.range(first..).map(|(name, _)| name).take_while(in_it).map(|name| name.object.clone()).collect()
+    }
+
+    /// Which version of each policy and identity is known.
+    pub fn versions(&self) -> &Versions {
+        &self.versions
+    }
+
+    /// The policies that are known, each as it is enforced.
+    pub fn policies(&self) -> impl Iterator<Item = (&PolicyName, &Policy)> {
+        self.policies.iter().map(|(name, record)| (name, &*record.policy))
     }
 
     /// The model of what is known now. It shares what it has in common with those that were asked for before.

@@ -6,3 +6,5 @@ mod definition;
 mod identity_policy;
 mod index;
 mod manifest;
+mod status;
+mod status_cost;

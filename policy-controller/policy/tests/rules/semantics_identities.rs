@@ -5,9 +5,10 @@ use palisade_datapath_core::abi::Direction;
 use palisade_identity::ServiceAccount;
 use palisade_policy::model::{Action, Entity, Peer, PodSet, PolicyKind, PolicyName, Rule};
 use palisade_policy::oracle::{Side, audited_side};
-use palisade_policy::selected::{matched, naming, selected};
+use palisade_policy::selected::{matched, matched_each, naming, peers, selected};
 use palisade_policy::{Numbers, compile};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 fn by_name(name: &str) -> Peer {
     Peer::Identity(name.to_owned())
@@ -59,7 +60,33 @@ fn whom_a_policy_selects_and_an_identity_matches_is_known() {
     assert_eq!(found.pods, [object("bank/db")].into());
     assert_eq!(found.addresses, world.model.pods[&object("bank/db")].addresses.iter().copied().collect());
     assert_eq!(naming(&world.model, "payments-db"), [&policy]);
+    assert_eq!(matched_each(&world.model), [("payments-db", found.clone())].into());
+    assert_eq!(peers(&world.model, &policy), found, "of its rules only one has peers");
     assert_eq!((matched(&world.model, "none").pods.len(), naming(&world.model, "none").len()), (0, 0));
+}
+
+#[test]
+fn the_peers_of_a_policy_are_those_of_all_its_rules_without_what_is_excepted() {
+    let address = |last: u8| IpAddr::from([10, 0, 0, last]);
+    let mut world = world();
+    let block = Peer::Block { block: "10.0.0.0/24".parse().unwrap(), except: vec!["10.0.0.4/32".parse().unwrap()] };
+    let here = Peer::Pods(PodSet { pods: select("app=db"), ..PodSet::default() });
+    for (number, name) in (1u8..).zip(world.model.pods.clone().keys()) {
+        world.model.pods.edit(name).expect("a pod").addresses = vec![address(number)];
+    }
+    let numbered: Vec<String> = world.model.pods.keys().map(ToString::to_string).collect();
+    assert_eq!(numbered, ["bank/backup", "bank/copy", "bank/db", "shop/checkout", "shop/db"]);
+    let name = PolicyName::new(PolicyKind::IdentityPolicy, object("shop/checkout"));
+    let of = |world: &mut World, rules: Vec<Rule>| {
+        world.model.policies.edit(&name).expect("a policy").egress = Some(rules);
+        peers(&world.model, &name)
+    };
+    let found = of(&mut world, vec![rule([block], [])]);
+    assert_eq!(found.addresses, [1, 2, 3, 5].map(address).into());
+    let found = of(&mut world, vec![rule([here], [])]);
+    assert_eq!(found.pods, [object("shop/db")].into(), "of the policy's own namespace");
+    let found = of(&mut world, vec![everything()]);
+    assert_eq!(found.pods.len(), 5);
 }
 
 #[test]

@@ -18,14 +18,14 @@ impl Kernel {
     /// # Errors
     /// The datapath is not open, not everything was read yet, or a write failed.
     pub fn reconcile(&mut self) -> Result<(), KernelError> {
-        let model = {
+        let (model, digests) = {
             let index = self.state.index();
             let missing = index.not_synced();
             if !missing.is_empty() {
                 let kinds: Vec<String> = missing.iter().map(ToString::to_string).collect();
                 return Err(KernelError::NotSynced(format!("all objects of {} are still to be listed", kinds.join(", "))));
             }
-            Arc::new(index.model())
+            (Arc::new(index.model()), index.versions().digests())
         };
         let local = self.local();
         let began = Instant::now();
@@ -42,7 +42,7 @@ impl Kernel {
         };
         match applied {
             Ok((rows_changed, model, held)) => {
-                self.good = Some(Good { model, local });
+                self.good = Some(Good { model, digests, local });
                 for (policy, held) in held.iter().filter(|(policy, held)| self.held.get(*policy) != Some(*held)) {
                     tracing::warn!(%policy, reason = held.reason, "the policy does not fit");
                 }

@@ -17,6 +17,7 @@ use crate::state::{MapSize, Published, Realised, State};
 use numbering::Numbering;
 use palisade_cni::link::LinkError;
 use palisade_datapath_core::abi::{Counter, Outcome, map};
+use palisade_k8s::index::Digests;
 use palisade_loader::{Datapath, EventRing, LoaderError, PinDir};
 use palisade_policy::model::{Model, ObjectName, PolicyName};
 use palisade_policy::shared::SharedMap;
@@ -136,6 +137,8 @@ pub struct Kernel {
 /// The last model that is whole in the kernel.
 struct Good {
     model: Arc<Model>,
+    /// Which versions of the objects it was made from.
+    digests: Digests,
     local: BTreeSet<ObjectName>,
 }
 
@@ -238,6 +241,7 @@ impl Kernel {
             Some(good) => (Arc::clone(&good.model), true),
             None => (Arc::clone(&before.model), false),
         };
+        let digests = self.good.as_ref().map(|good| good.digests.clone()).unwrap_or_default();
         let compiled = self.applied.clone().unwrap_or_default();
         let names = renamed(before.names.clone(), &before.model, &model);
         self.state.publish(Published {
@@ -246,6 +250,7 @@ impl Kernel {
             epoch: datapath.epoch()?,
             sizes: sizes(datapath, &compiled, &self.endpoints),
             model,
+            digests,
             compiled,
             numbers: self.numbering.shared(),
             endpoints: self.endpoints.clone(),

@@ -127,6 +127,11 @@ impl Reader {
         Ok(Self { client, server, order: Arc::default() })
     }
 
+    /// A client of the API server.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Watches one kind, for ever.
     async fn follow<K: Watched>(&self, state: &State) -> Infallible {
         let api = Api::<K>::all(self.client.clone());

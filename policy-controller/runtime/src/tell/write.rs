@@ -1,0 +1,131 @@
+//! One write: a status, by server-side apply, or an event.
+
+use super::{Failed, To, answered};
+use crate::metrics::Told;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Resource};
+use palisade_k8s::api::{self, ClusterNetworkPolicy, Identity, IdentityPolicy};
+use palisade_k8s::index::Kind;
+use palisade_k8s::sum::{Key, News, Write};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::fmt::Debug;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// Who the API server notes as the writer of a status, and users see as the source of an event.
+const WRITER: &str = "palisade";
+/// How long the text of an event may be, in bytes.
+const LONGEST_NOTE: usize = 1000;
+
+/// Makes a write. An object that is gone, or another one of the name, has nothing more to be said of it.
+pub async fn write(to: &To, write: &Write) -> Result<Told, Failed> {
+    match write {
+        Write::Status { key, uid, standing, since } => {
+            let (kind, name) = key;
+            let status = json!({ "status": api::status(*kind, standing, *since) });
+            let made = match kind {
+                Kind::Identity => apply(&Api::<Identity>::all(to.client.clone()), key, uid.as_deref(), status).await,
+                Kind::ClusterNetworkPolicy => {
+                    apply(&Api::<ClusterNetworkPolicy>::all(to.client.clone()), key, uid.as_deref(), status).await
+                }
+                Kind::IdentityPolicy => {
+                    apply(&Api::<IdentityPolicy>::namespaced(to.client.clone(), &name.namespace), key, uid.as_deref(), status).await
+                }
+                // The others have none.
+                _ => Ok(()),
+            };
+            match made {
+                Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error),
+                _ => Ok(Told::Status),
+            }
+        }
+        Write::Event { key, uid, generation, news, message } => {
+            let event = event(to, key, uid.clone(), *generation, *news, message);
+            let namespace = event.metadata.namespace.clone().unwrap_or_default();
+            let made = answered(Api::<Event>::namespaced(to.client.clone(), &namespace).create(&PostParams::default(), &event)).await;
+            match made {
+                // It was told before, or its namespace is going.
+                Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(Told::Event),
+                Err(error) if error.code() == Some(403) => {
+                    tracing::warn!(%error, object = %key.1, "an event cannot be made");
+                    Ok(Told::Event)
+                }
+                made => made.map(|_| Told::Event),
+            }
+        }
+    }
+}
+
+/// Applies a status. With the UID, so that another object of the name is left alone.
+async fn apply<K>(api: &Api<K>, key: &Key, uid: Option<&str>, mut body: Value) -> Result<(), Failed>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    body["apiVersion"] = json!(K::api_version(&()));
+    body["kind"] = json!(K::kind(&()));
+    let mut metadata = json!({ "name": key.1.name });
+    for (field, value) in [("namespace", Some(key.1.namespace.as_str()).filter(|namespace| !namespace.is_empty())), ("uid", uid)] {
+        if let Some(value) = value {
+            metadata[field] = json!(value);
+        }
+    }
+    body["metadata"] = metadata;
+    answered(api.patch_status(&key.1.name, &PatchParams::apply(WRITER).force(), &Patch::Apply(body))).await.map(drop)
+}
+
+/// The event, under a name that the same news has again: it is made once, whoever makes it.
+fn event(to: &To, key: &Key, uid: Option<String>, generation: Option<i64>, news: News, message: &str) -> Event {
+    let (kind, object) = key;
+    let mut hash = DefaultHasher::new();
+    (kind, &uid, generation, news.name(), if news.warns() { message } else { "" }).hash(&mut hash);
+    let name: String = object.name.chars().take(200).collect();
+    let namespace = if object.namespace.is_empty() { "default" } else { &object.namespace };
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{}.{:016x}", name.trim_end_matches(['.', '-']), hash.finish())),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
+        event_time: Some(MicroTime(Timestamp::now())),
+        reporting_controller: Some(format!("{}/{WRITER}", palisade_k8s::api::GROUP)),
+        reporting_instance: Some(to.node.chars().take(128).collect()),
+        action: Some(if news == News::NotAccepted { "Read" } else { "Enforce" }.to_owned()),
+        reason: Some(news.name().to_owned()),
+        type_: Some(if news.warns() { "Warning" } else { "Normal" }.to_owned()),
+        note: Some(shortened(message)),
+        regarding: Some(ObjectReference {
+            api_version: Some(api_version(*kind)),
+            kind: Some(kind.to_string()),
+            namespace: Some(object.namespace.clone()).filter(|namespace| !namespace.is_empty()),
+            name: Some(object.name.clone()),
+            uid,
+            ..ObjectReference::default()
+        }),
+        ..Event::default()
+    }
+}
+
+fn api_version(kind: Kind) -> String {
+    fn of<K: k8s_openapi::Resource>() -> String {
+        K::API_VERSION.to_owned()
+    }
+    match kind {
+        Kind::Identity => of::<Identity>(),
+        Kind::IdentityPolicy => of::<IdentityPolicy>(),
+        Kind::ClusterNetworkPolicy => of::<ClusterNetworkPolicy>(),
+        _ => of::<NetworkPolicy>(),
+    }
+}
+
+fn shortened(text: &str) -> String {
+    if text.len() <= LONGEST_NOTE {
+        return text.to_owned();
+    }
+    let end = (0..=LONGEST_NOTE).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    format!("{}…", &text[..end])
+}

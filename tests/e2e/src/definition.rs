@@ -1,0 +1,63 @@
+//! The definition of ClusterNetworkPolicy, from the Go module that upstream publishes it in.
+
+use crate::cluster::Cluster;
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The Go module that upstream publishes the definition in.
+const MODULE: &str = "sigs.k8s.io/network-policy-api";
+const MODULE_VERSION: &str = "v0.2.0";
+const DEFINITION: &str = "clusternetworkpolicies.policy.networking.k8s.io";
+
+/// The definition of a channel, as a file.
+fn upstream(channel: &str, directory: &Path) -> Result<PathBuf> {
+    let archive = directory.join(format!("network-policy-api-{MODULE_VERSION}.zip"));
+    let run = |command: &mut Command| -> Result<Vec<u8>> {
+        let output = command.output().with_context(|| format!("starting {command:?}: is it installed?"))?;
+        if !output.status.success() {
+            bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(output.stdout)
+    };
+    if !archive.exists() {
+        let part = archive.with_extension("part");
+        let url = format!("https://proxy.golang.org/{MODULE}/@v/{MODULE_VERSION}.zip");
+        run(Command::new("curl").args(["-fsSL", "-o"]).arg(&part).arg(url))?;
+        std::fs::rename(&part, &archive)?;
+    }
+    let inside = format!("{MODULE}@{MODULE_VERSION}/config/crd/{channel}/policy.networking.k8s.io_clusternetworkpolicies.yaml");
+    let text = run(Command::new("unzip").arg("-p").arg(&archive).arg(inside))?;
+    let file = directory.join(format!("clusternetworkpolicies-{channel}.yaml"));
+    std::fs::write(&file, text)?;
+    Ok(file)
+}
+
+/// The definition of ClusterNetworkPolicy, installed; taken away at the end where it was not there before.
+#[derive(Debug)]
+pub struct Installed {
+    cluster: Cluster,
+    ours: bool,
+}
+
+impl Installed {
+    /// Installs the definition of a channel, `standard` or `experimental`. `downloads` is where what was downloaded is kept.
+    pub fn channel(cluster: &Cluster, channel: &str, downloads: &str) -> Result<Self> {
+        let ours =
+            cluster.run(&["get", "customresourcedefinition", DEFINITION, "--ignore-not-found", "--output", "name"])?.trim().is_empty();
+        let file = upstream(channel, Path::new(downloads))?;
+        cluster.run(&["apply", "--server-side", "--force-conflicts", "--filename", file.to_str().context("a path that is no text")?])?;
+        cluster.run(&["wait", "--for=condition=Established", "customresourcedefinition", DEFINITION, "--timeout=60s"])?;
+        Ok(Self { cluster: cluster.clone(), ours })
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = self.cluster.run(&["delete", "customresourcedefinition", DEFINITION, "--timeout=60s"])
+        {
+            eprintln!("the definition could not be deleted: {error:#}");
+        }
+    }
+}
