@@ -54,7 +54,7 @@ pub async fn follow(state: &State, to: &To, term: watch::Sender<Term>) -> Infall
                     tracing::info!("another agent writes the status of policies now");
                 }
                 // One of many looks soon enough.
-                wait.unwrap_or_else(|| between(5 * pause(state.index().nodes_known()), 10 * pause(state.index().nodes_known())))
+                wait.unwrap_or_else(|| between(5 * pause(state.nodes_known()), 10 * pause(state.nodes_known())))
             }
             Err(error) => {
                 complaint.make("the election of the agent that writes status does not work", error.to_string());

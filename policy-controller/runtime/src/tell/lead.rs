@@ -236,7 +236,7 @@ async fn write_due(state: &State, to: &To, work: &mut Work) -> Result<(), String
     if work.sum.is_settled() {
         return Ok(());
     }
-    let settle = 1 + 2 * i64::try_from(pause(state.index().nodes_known()).as_secs()).unwrap_or_default();
+    let settle = 1 + 2 * i64::try_from(pause(state.nodes_known()).as_secs()).unwrap_or_default();
     let due = work.sum.due(now(), settle, WRITES.0, WRITES.1);
     let mut made = futures::stream::iter(due)
         .map(|what| async move {
