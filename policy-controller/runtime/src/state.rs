@@ -127,6 +127,11 @@ impl State {
         }
     }
 
+    /// How many nodes are known.
+    pub fn nodes_known(&self) -> usize {
+        self.index().nodes_known()
+    }
+
     /// Tells of every change of the index.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()

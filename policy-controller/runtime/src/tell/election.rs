@@ -53,8 +53,7 @@ pub async fn follow(state: &State, to: &To, term: watch::Sender<Term>) -> Infall
                 if term.send_replace(None).is_some() {
                     tracing::info!("another agent writes the status of policies now");
                 }
-                // One of many looks soon enough.
-                wait.unwrap_or_else(|| between(5 * pause(state.index().nodes_known()), 10 * pause(state.index().nodes_known())))
+                wait.unwrap_or_else(|| at_leisure(state))
             }
             Err(error) => {
                 complaint.make("the election of the agent that writes status does not work", error.to_string());
@@ -63,6 +62,12 @@ pub async fn follow(state: &State, to: &To, term: watch::Sender<Term>) -> Infall
         };
         tokio::time::sleep(wait).await;
     }
+}
+
+/// When to look again while another agent holds the Lease: of many agents, one looks soon enough.
+fn at_leisure(state: &State) -> Duration {
+    let pause = pause(state.nodes_known());
+    between(5 * pause, 10 * pause)
 }
 
 /// Whose turn it is.
@@ -190,6 +195,13 @@ mod tests {
         // Whatever the clocks say.
         assert_eq!(decide(Some(&other), "me", Duration::from_secs(3), at(5000)), Move::Wait(Some(LASTS - Duration::from_secs(3))));
         assert_eq!(decide(Some(&other), "me", LASTS, at(1001)), Move::TakeOver);
+    }
+
+    #[test]
+    fn who_does_not_hold_the_lease_looks_again_at_leisure() {
+        let state = State::new(crate::config::AgentConfig::new("node", crate::config::Source::Kubernetes { server: None }));
+        let wait = at_leisure(&state);
+        assert!(Duration::from_secs(10) <= wait && wait <= Duration::from_secs(20), "{wait:?}");
     }
 
     #[test]

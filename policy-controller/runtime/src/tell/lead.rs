@@ -78,7 +78,11 @@ struct Work {
     counts: BTreeMap<Key, Counts>,
     /// What the sum was made of.
     of: Option<Digests>,
-    /// The model in which pods were counted.
+    /// By kind, the last version that was looked at.
+    upto: BTreeMap<Kind, u64>,
+    /// Objects of later versions than those that were counted.
+    stale: BTreeSet<Key>,
+    /// The model in which all pods were counted last; those of objects that came later, in later ones.
     counted: Option<Arc<Model>>,
 }
 
@@ -126,6 +130,7 @@ async fn lead(state: &Arc<State>, to: &To) -> Result<Infallible, String> {
                 let count = counted.elapsed() > COUNTED && work.counted.as_ref().is_none_or(|model| !Arc::ptr_eq(model, &state.published().model));
                 if count {
                     work.counts.clear();
+                    work.counted = None;
                     counted = Instant::now();
                 }
                 let digests = state.index().versions().digests();
@@ -153,6 +158,29 @@ fn take(reports: &mut Reports, lease: &Lease) -> bool {
     read_report(lease).is_some_and(|(node, report, until)| reports.take(&node, report, until))
 }
 
+impl Work {
+    /// Forgets the counts of objects that have a new version, once it is in the model in which they are counted.
+    fn forget_stale_counts(&mut self, snapshot: &Snapshot, in_model: &Digests) {
+        let before = self.upto.clone();
+        for (kind, name, version) in snapshot.objects() {
+            if version.step > before.get(&kind).copied().unwrap_or_default() {
+                self.stale.insert((kind, name.clone()));
+                let upto = self.upto.entry(kind).or_default();
+                *upto = version.step.max(*upto);
+            }
+        }
+        let there = |kind: &Kind| self.of.as_ref().is_some_and(|of| of.get(kind) == in_model.get(kind));
+        let counts = &mut self.counts;
+        self.stale.retain(|key| {
+            let there = there(&key.0);
+            if there {
+                counts.remove(key);
+            }
+            !there
+        });
+    }
+}
+
 /// Finds out what is to be said, on a thread that may be busy with it.
 async fn compute(state: &Arc<State>, mut work: Work) -> Result<Work, String> {
     let state = Arc::clone(state);
@@ -163,9 +191,10 @@ async fn compute(state: &Arc<State>, mut work: Work) -> Result<Work, String> {
             work.reports.compare(index.versions(), index.node_names(), now());
             Snapshot::of(&index)
         };
-        let model = Arc::clone(&state.published().model);
-        count(&model, &snapshot, &mut work.counts);
-        work.counted = Some(model);
+        let published = state.published();
+        work.forget_stale_counts(&snapshot, &published.digests);
+        count(&published.model, &snapshot, &mut work.counts);
+        work.counted.get_or_insert_with(|| Arc::clone(&published.model));
         work.sum.compute(&snapshot, &work.reports, &work.counts, now());
         work
     });
@@ -207,7 +236,7 @@ async fn write_due(state: &State, to: &To, work: &mut Work) -> Result<(), String
     if work.sum.is_settled() {
         return Ok(());
     }
-    let settle = 1 + 2 * i64::try_from(pause(state.index().nodes_known()).as_secs()).unwrap_or_default();
+    let settle = 1 + 2 * i64::try_from(pause(state.nodes_known()).as_secs()).unwrap_or_default();
     let due = work.sum.due(now(), settle, WRITES.0, WRITES.1);
     let mut made = futures::stream::iter(due)
         .map(|what| async move {

@@ -23,7 +23,10 @@ const PAGE: u32 = 500;
 
 /// The reports of the other nodes, listed when somebody asks.
 #[derive(Debug, Default)]
-pub struct Listed(Mutex<Option<(Instant, Vec<(String, Report, i64)>)>>);
+pub struct Listed(Mutex<Option<(Instant, Vec<NodeReport>)>>);
+
+/// The report of a node, and when it gets old, in seconds since the Unix epoch.
+type NodeReport = (String, Report, i64);
 
 impl Listed {
     /// The reports of all nodes; of this one, what is true now. Without an API server, or where it does not answer, of this one alone.
@@ -59,7 +62,7 @@ fn add_own(state: &State, reports: &mut Reports) {
     reports.compare(index.versions(), &silent, now());
 }
 
-async fn list(to: &To) -> Result<Vec<(String, Report, i64)>, super::Failed> {
+async fn list(to: &To) -> Result<Vec<NodeReport>, super::Failed> {
     let (label, value) = super::REPORT_LABEL;
     let parameters = ListParams::default().labels(&format!("{label}={value}"));
     let leases = answered(to.leases().list(&parameters)).await?;

@@ -26,7 +26,7 @@ pub async fn follow(state: &State, to: &To) -> Infallible {
     let mut owner = None;
     loop {
         publications.borrow_and_update();
-        let pause = pause(state.index().nodes_known());
+        let pause = pause(state.nodes_known());
         let told = own(state);
         let due = told.is_some() && (told != written || beat.elapsed() > HEARTBEAT);
         if !due {
