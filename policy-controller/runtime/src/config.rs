@@ -33,7 +33,7 @@ pub struct AgentConfig {
     pub mtu: Option<u32>,
     /// Where to serve `/metrics`, `/healthz` and `/readyz`; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
-    /// Sizes of the maps, for those that do not exist yet.
+    /// First sizes of the maps, and how far those that grow may grow.
     pub sizes: Sizes,
 }
 
