@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use palisade_runtime::protocol::{DEFAULT_PIN_DIR, DEFAULT_RUN_DIR};
-use palisade_runtime::{AgentConfig, AgentError, Source};
+use palisade_runtime::{AgentConfig, AgentError, Sizes, Source};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,9 +65,30 @@ struct Run {
     /// The node's pod ranges, one per family; default: spec.podCIDRs of the Node.
     #[arg(long, env = "PALISADE_RANGES", value_name = "CIDR", value_delimiter = ',')]
     ranges: Vec<IpNet>,
+    /// Rows that a map has room for at first, e.g. policy=65536; also ports, addresses, prefixes, endpoints, connections, fragments,
+    /// events-bytes.
+    #[arg(long, env = "PALISADE_MAP_SIZE", value_name = "NAME=ROWS", value_delimiter = ',')]
+    map_size: Vec<String>,
+    /// Rows that a map may have room for at most, e.g. policy=4194304; also ports, addresses, prefixes, endpoints.
+    #[arg(long, env = "PALISADE_MAP_LIMIT", value_name = "NAME=ROWS", value_delimiter = ',')]
+    map_limit: Vec<String>,
     /// MTU of pod interfaces in bytes; default: that of the interface with the default route.
     #[arg(long, env = "PALISADE_MTU", value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
     mtu: Option<u32>,
+}
+
+impl Run {
+    /// The first sizes of maps, and their limits.
+    fn sizes(&self) -> Result<Sizes, AgentError> {
+        let mut sizes = Sizes::default();
+        for written in &self.map_limit {
+            sizes.set_limit(written).map_err(|error| AgentError::Config(format!("--map-limit: {error}")))?;
+        }
+        for written in &self.map_size {
+            sizes.set(written).map_err(|error| AgentError::Config(format!("--map-size: {error}")))?;
+        }
+        Ok(sizes)
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -119,7 +140,7 @@ fn agent(run: Run) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(async { palisade_runtime::run(configuration(run), shutdown()?).await.map_err(anyhow::Error::from) }) {
+    match runtime.block_on(async { palisade_runtime::run(configuration(run)?, shutdown()?).await.map_err(anyhow::Error::from) }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -128,12 +149,14 @@ fn agent(run: Run) -> ExitCode {
     }
 }
 
-fn configuration(run: Run) -> AgentConfig {
+fn configuration(run: Run) -> Result<AgentConfig, AgentError> {
+    let sizes = run.sizes()?;
     let source = match run.directory {
         Some(directory) => Source::Directory(directory),
         None => Source::Kubernetes { server: run.api_server },
     };
-    AgentConfig {
+    Ok(AgentConfig {
+        sizes,
         pin_dir: run.pin_dir,
         run_dir: run.run_dir,
         ranges: run.ranges,
@@ -141,7 +164,7 @@ fn configuration(run: Run) -> AgentConfig {
         metrics: run.metrics,
         status_namespace: run.status_namespace.filter(|namespace| !namespace.is_empty()),
         ..AgentConfig::new(run.node, source)
-    }
+    })
 }
 
 /// Ready when the agent is told to end.
@@ -169,6 +192,7 @@ fn exit_code(error: &AgentError) -> u8 {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use palisade_runtime::Limits;
 
     #[test]
     fn the_arguments_are_sound() {
@@ -185,6 +209,22 @@ mod tests {
             Arguments::try_parse_from(["palisade-agent", "run", "--node=n", "--api-server=https://192.0.2.1:6443", "--log-format=json"])
                 .unwrap();
         assert!(matches!(word.command, Some(Command::Run(_))));
+    }
+
+    #[test]
+    fn sizes_and_limits_are_set_by_name_and_a_wrong_one_is_a_wrong_argument() {
+        let run = |arguments: &[&str]| Arguments::try_parse_from(["palisade-agent"].iter().chain(arguments)).unwrap().run.sizes();
+        let limits = Limits { policy: 9, ..Limits::DEFAULT };
+        let sizes = run(&["--map-size", "policy=9,ports=8", "--map-limit", "policy=9"]).unwrap();
+        assert_eq!(sizes, Sizes { policy: 9, ports: 8, limits, ..Sizes::default() });
+        for (arguments, words) in [
+            (["--map-size", "rows=9"], "--map-size: there is no size \"rows\""),
+            (["--map-limit", "connections=9"], "--map-limit: there is no limit \"connections\""),
+            (["--map-size", "policy=9999999"], "above its limit"),
+        ] {
+            let error = run(&arguments).unwrap_err();
+            assert!(error.to_string().contains(words) && exit_code(&error) == 2, "{error}");
+        }
     }
 
     #[test]

@@ -1,31 +1,59 @@
-use std::{collections::BTreeMap, fs};
+use std::time::{Duration, Instant};
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{Array, Map, MapData, MapError, PerCpuArray},
-    programs::{Program, SchedClassifier},
+    programs::Program,
 };
 use nix::fcntl::FlockArg;
 use palisade_datapath_core::abi::{Counter, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, cell, map};
 
 use crate::{
-    AddressTable, AttachKind, EventRing, LoaderError, PacketContext, PinDir, PortTable, PrefixTable, Sizes, Table, TestRun, attach,
+    AddressTable, AttachKind, EventRing, InstallStep, LoaderError, PacketContext, PinDir, PortTable, PrefixTable, Sizes, Table, TestRun,
+    attach,
     connections::{self, Connections},
     error::{Cause, cannot_open, refuse},
-    layout::{self, Layout},
-    object::OBJECT,
+    install::{Installation, classifier, program_missing},
+    layout::Larger,
     packet_run,
-    pin::{HOOKS, program_name},
+    pin::program_name,
     probe::try_clsact,
     row::Row,
-    takeover,
+    sizes::roomy,
 };
+
+/// How many rows a map has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Its name.
+    pub map: &'static str,
+    /// Rows that it has room for now.
+    pub rows: u32,
+    /// Rows that it may have room for at most.
+    pub limit: u32,
+}
+
+/// A map that was replaced by a larger one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grown {
+    /// Its name.
+    pub map: &'static str,
+    /// Rows that the old one had room for.
+    pub from: u32,
+    /// Rows that the new one has room for.
+    pub to: u32,
+    /// Rows that were copied.
+    pub copied: usize,
+    /// How long the replacement took, together with those of other maps at the same time.
+    pub duration: Duration,
+}
 
 /// The agent's handle: the loaded programs and the tables that they read.
 ///
 /// Dropping it changes nothing: programs, links and tables stay pinned and go on working.
 pub struct Datapath {
     pin: PinDir,
+    sizes: Sizes,
     kind: AttachKind,
     programs: Ebpf,
     config: Array<MapData, u32>,
@@ -46,30 +74,26 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs of this build and takes over what is pinned; makes what is missing.
+    /// Loads the programs of this build and takes over what is pinned; makes what is missing. A map that is pinned with less room
+    /// than its first size is replaced by a larger one.
     ///
-    /// The order keeps every packet judged: pinned maps are compared with what the programs want before anything is
-    /// touched; the programs are loaded over those maps; they are pinned under their names by a rename, so that the CNI
-    /// plugin finds the old or the new ones and never none; then each attached endpoint is given them in place.
+    /// Every packet is judged all the while: pinned maps are compared with what the programs want before anything is
+    /// touched; the programs are loaded over those maps; each attached endpoint is given them in place; then they are pinned under
+    /// their names by a rename, so that the CNI plugin finds the old or the new ones and never none.
     /// A run that was killed on the way is finished by the next.
     ///
     /// # Errors
     /// [`LoaderError::NotBpffs`], [`LoaderError::Permission`], [`LoaderError::NoAttachKind`], [`LoaderError::NewerAbi`],
-    /// [`LoaderError::Layout`]: nothing was changed. [`LoaderError::Load`], [`LoaderError::Pin`]: endpoints keep the programs that they had.
+    /// [`LoaderError::Layout`], [`LoaderError::Load`]: endpoints keep the programs that they had. [`LoaderError::Pin`], [`LoaderError::Attach`]:
+    /// some may have the new ones.
     pub fn open(pin: &PinDir, sizes: &Sizes) -> Result<Self, LoaderError> {
         pin.check()?;
         pin.prepare()?;
         let _lock = pin.lock(FlockArg::LockExclusive)?;
-        pin.remove_leftovers()?;
-        let mut layouts = layout::declared(OBJECT, sizes)?;
-        layout::reconcile(pin, sizes, &mut layouts)?;
-        let mut programs = load(pin, &layouts)?;
+        let began = Instant::now();
+        let mut next = Installation::prepare(pin, sizes, &[], &mut |_| ())?;
         let kind = attach::supported_kind()?;
-        for hook in HOOKS {
-            let program = classifier(&mut programs, hook)?;
-            program.load().map_err(|error| load_refused(error, &format!("the program {}", program_name(hook))))?;
-        }
-        if kind == AttachKind::Clsact && !try_clsact(classifier(&mut programs, Hook::FromPod)?)? {
+        if kind == AttachKind::Clsact && !try_clsact(classifier(&mut next.programs, Hook::FromPod)?)? {
             // Where the agent has no CAP_SYS_ADMIN, `palisade-agent install-cni` has tried it before.
             tracing::debug!("no network namespace can be made to try clsact filters");
         }
@@ -77,28 +101,86 @@ impl Datapath {
         // The programs have no other way to know how long a jiffy is.
         let hertz = connections::hertz(connections::tick());
         config.set(cell::HERTZ, hertz, 0).map_err(|error| row_refused(map::CONFIG, "write", cell::HERTZ, error))?;
-        for hook in HOOKS {
-            pin_program(pin, hook, classifier(&mut programs, hook)?)?;
-        }
-        let mut replaced = 0;
-        for hook in HOOKS {
-            replaced += takeover::replace_all(pin, hook, classifier(&mut programs, hook)?)?;
-        }
+        let replaced = next.attach(pin, &mut |_| ())?;
+        next.name(pin, &mut |_| ())?;
+        tell(&next.larger, began);
         tracing::info!(directory = %pin.root().display(), %kind, replaced, "the datapath is loaded");
+        let tables = Tables::open(pin)?;
         Ok(Self {
             config,
             counters: open_map(pin, map::COUNTERS)?,
             connections: Connections::open(pin)?,
-            endpoints: Table::open(pin, map::ENDPOINTS)?,
-            local: AddressTable::open(pin, map::LOCAL_V4, map::LOCAL_V6)?,
-            addresses: AddressTable::open(pin, map::ADDRESS_V4, map::ADDRESS_V6)?,
-            prefixes: PrefixTable::open(pin, map::PREFIX_V4, map::PREFIX_V6)?,
-            policy: Table::open(pin, map::POLICY)?,
-            ports: PortTable::open(pin, map::PORTS)?,
+            endpoints: tables.endpoints,
+            local: tables.local,
+            addresses: tables.addresses,
+            prefixes: tables.prefixes,
+            policy: tables.policy,
+            ports: tables.ports,
             pin: pin.clone(),
+            sizes: sizes.clone(),
             kind,
-            programs,
+            programs: next.programs,
         })
+    }
+
+    /// Makes room: each map for at least so many rows. Maps that have too little are replaced by larger ones, with
+    /// half of the rows to spare, all at once and without a packet that is judged otherwise. Returns those that were replaced.
+    ///
+    /// No row may be written meanwhile; the caller is the only one who writes them.
+    ///
+    /// # Errors
+    /// [`LoaderError::TooManyRows`] where a map would pass its limit; [`LoaderError::Grow`]: all is as before.
+    /// [`LoaderError::Torn`]: this handle must not be used any more; [`open`](Self::open) mends what is pinned.
+    pub fn grow(&mut self, needs: &[(&'static str, usize)]) -> Result<Vec<Grown>, LoaderError> {
+        self.grow_watched(needs, &mut |_| ())
+    }
+
+    /// As [`grow`](Self::grow); `watch` is told of each step, so that a test sees what packets meet there.
+    ///
+    /// # Errors
+    /// As [`grow`](Self::grow).
+    pub fn grow_watched(&mut self, needs: &[(&'static str, usize)], watch: &mut dyn FnMut(InstallStep)) -> Result<Vec<Grown>, LoaderError> {
+        let room = self.room();
+        let mut wanted = Vec::new();
+        for (map, rows) in needs {
+            let Some(room) = room.iter().find(|room| room.map == *map) else { continue };
+            if *rows > room.limit as usize {
+                return Err(LoaderError::TooManyRows { map, rows: *rows, limit: room.limit });
+            }
+            if *rows > room.rows as usize {
+                wanted.push((*map, roomy(*rows, room.limit)));
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let began = Instant::now();
+        let _lock = self.pin.lock(FlockArg::LockExclusive)?;
+        let names = || wanted.iter().map(|(map, _)| *map).collect::<Vec<_>>().join(", ");
+        let failed = |error: LoaderError| LoaderError::Grow { maps: names(), source: Box::new(error) };
+        let torn = |error: LoaderError| LoaderError::Torn { maps: names(), source: Box::new(error) };
+        let mut next = match Installation::prepare(&self.pin, &self.sizes, &wanted, watch) {
+            Ok(next) => next,
+            Err(error) => {
+                // What cannot be removed now is removed by the next one.
+                drop(self.pin.remove_leftovers());
+                return Err(failed(error));
+            }
+        };
+        if let Err(error) = next.attach(&self.pin, watch) {
+            next.detach(&self.pin, &mut self.programs).map_err(torn)?;
+            return Err(failed(error));
+        }
+        next.name(&self.pin, watch).map_err(torn)?;
+        let tables = Tables::open(&self.pin).map_err(torn)?;
+        self.endpoints = tables.endpoints;
+        self.local = tables.local;
+        self.addresses = tables.addresses;
+        self.prefixes = tables.prefixes;
+        self.policy = tables.policy;
+        self.ports = tables.ports;
+        self.programs = next.programs;
+        Ok(tell(&next.larger, began))
     }
 
     /// How this kernel attaches the programs of new endpoints.
@@ -164,14 +246,15 @@ impl Datapath {
             .collect()
     }
 
-    /// The maps that rows are written to, and how many rows each has room for.
-    pub fn limits(&self) -> Vec<(&'static str, u32)> {
-        let mut limits = vec![(self.policy.name(), self.policy.max_entries()), self.ports.limit()];
-        limits.extend(self.addresses.limits());
-        limits.extend(self.prefixes.limits());
-        limits.push((self.endpoints.name(), self.endpoints.max_entries()));
-        limits.extend(self.local.limits());
-        limits
+    /// The maps that rows are written to, and how much room each has.
+    pub fn room(&self) -> Vec<Room> {
+        let mut now = vec![(self.policy.name(), self.policy.max_entries()), self.ports.room()];
+        now.extend(self.addresses.room());
+        now.extend(self.prefixes.room());
+        now.push((self.endpoints.name(), self.endpoints.max_entries()));
+        now.extend(self.local.room());
+        let limit = |map, rows| self.sizes.limit(map).map_or(rows, |limit| limit.max(rows));
+        now.into_iter().map(|(map, rows)| Room { map, rows, limit: limit(map, rows) }).collect()
     }
 
     /// The ring of events. Read it in one place only: all readers share one position.
@@ -212,18 +295,37 @@ impl Datapath {
     }
 }
 
-/// Makes the maps that are not pinned yet, pins them, and relocates the programs to all of them.
-fn load(pin: &PinDir, layouts: &BTreeMap<String, Layout>) -> Result<Ebpf, LoaderError> {
-    let mut loader = EbpfLoader::new();
-    for (name, layout) in layouts {
-        // aya maps the ring by the size that the object declares, so it is told that of a pinned one too.
-        loader.map_pin_path(name, pin.map(name)).map_max_entries(name, layout.max_entries);
-    }
-    loader.load(OBJECT).map_err(|error| load_refused(error, "the maps of the datapath"))
+/// The tables of the maps that grow.
+struct Tables {
+    endpoints: Table<u32, Endpoint>,
+    local: AddressTable<LocalPod>,
+    addresses: AddressTable<u32>,
+    prefixes: PrefixTable,
+    policy: Table<PolicyKey, PolicyEntry>,
+    ports: PortTable,
 }
 
-pub(crate) fn load_refused(error: impl std::error::Error + Send + Sync + 'static, what: &str) -> LoaderError {
-    refuse(error, || format!("to load {what}"), |source| LoaderError::Load { what: what.to_owned(), source })
+impl Tables {
+    fn open(pin: &PinDir) -> Result<Self, LoaderError> {
+        Ok(Self {
+            endpoints: Table::open(pin, map::ENDPOINTS)?,
+            local: AddressTable::open(pin, map::LOCAL_V4, map::LOCAL_V6)?,
+            addresses: AddressTable::open(pin, map::ADDRESS_V4, map::ADDRESS_V6)?,
+            prefixes: PrefixTable::open(pin, map::PREFIX_V4, map::PREFIX_V6)?,
+            policy: Table::open(pin, map::POLICY)?,
+            ports: PortTable::open(pin, map::PORTS)?,
+        })
+    }
+}
+
+/// Logs the maps that were replaced.
+fn tell(larger: &[(Larger, usize)], began: Instant) -> Vec<Grown> {
+    let duration = began.elapsed();
+    let grown = larger.iter().map(|(Larger { map, from, to }, copied)| {
+        tracing::info!(map, from, to, copied, ?duration, "a map was replaced by a larger one");
+        Grown { map, from: *from, to: *to, copied: *copied, duration }
+    });
+    grown.collect()
 }
 
 fn row_refused(map: &'static str, operation: &'static str, key: u32, error: MapError) -> LoaderError {
@@ -232,23 +334,6 @@ fn row_refused(map: &'static str, operation: &'static str, key: u32, error: MapE
         || format!("to {operation} a row of {map}"),
         |source: Cause| LoaderError::Table { map, operation, key: key.to_string(), source },
     )
-}
-
-fn program_missing(hook: Hook) -> LoaderError {
-    LoaderError::Object { what: format!("it has no classifier {}", program_name(hook)) }
-}
-
-fn classifier(programs: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, LoaderError> {
-    programs.program_mut(program_name(hook)).and_then(|program| program.try_into().ok()).ok_or_else(|| program_missing(hook))
-}
-
-/// Pins a program under its name; one that is pinned already is replaced without a moment in between.
-fn pin_program(pin: &PinDir, hook: Hook, program: &mut SchedClassifier) -> Result<(), LoaderError> {
-    let (next, path) = (pin.next_program(hook), pin.program(hook));
-    program.pin(&next).map_err(|error| {
-        refuse(error, || format!("to pin {}", next.display()), |source| LoaderError::Pin { action: "pin", path: next.clone(), source })
-    })?;
-    fs::rename(&next, &path).map_err(|error| pin.failed("rename the new program to", &path, error))
 }
 
 fn open_map<M: TryFrom<Map, Error = MapError>>(pin: &PinDir, name: &'static str) -> Result<M, LoaderError> {

@@ -154,6 +154,34 @@ pub enum LoaderError {
         /// The row that did not fit.
         key: String,
     },
+    /// A map would need more rows than its limit. Nothing was changed.
+    #[error("{map} may have room for {limit} rows at most and {rows} are needed, {} too many: raise its limit (--map-limit)", .rows - *.limit as usize)]
+    TooManyRows {
+        /// Name of the map.
+        map: &'static str,
+        /// Rows that are needed.
+        rows: usize,
+        /// Rows that it may have room for.
+        limit: u32,
+    },
+    /// Maps could not be replaced by larger ones. Everything is as before.
+    #[error("cannot replace {maps} by larger maps; those that are there stay")]
+    Grow {
+        /// The names of the maps.
+        maps: String,
+        /// Why not.
+        #[source]
+        source: Box<LoaderError>,
+    },
+    /// Maps were replaced by larger ones in part, and that could not be undone: some endpoints may read the old ones, which hold the same rows.
+    #[error("{maps} were replaced by larger maps only in part; the datapath has to be opened anew")]
+    Torn {
+        /// The names of the maps.
+        maps: String,
+        /// What failed.
+        #[source]
+        source: Box<LoaderError>,
+    },
     /// A record of the event ring is none that this version writes.
     #[error("a record of the event ring has {length} bytes instead of {expected}")]
     EventMalformed {

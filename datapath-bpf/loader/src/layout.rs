@@ -5,6 +5,7 @@ use aya_obj::{EbpfSectionKind, Object, generated::bpf_map_type};
 
 use crate::{
     LoaderError, PinDir, Sizes,
+    copy::GROWING,
     error::{cannot_open, os_error},
 };
 
@@ -82,14 +83,29 @@ pub(crate) fn pinned(pin: &PinDir, name: &str) -> Result<Option<Layout>, LoaderE
     }))
 }
 
+/// A map that is to be replaced by a larger one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Larger {
+    pub(crate) map: &'static str,
+    /// Rows that the pinned one has room for.
+    pub(crate) from: u32,
+    /// Rows that the new one will have room for.
+    pub(crate) to: u32,
+}
+
 /// Compares what is pinned with what the object declares, before anything is reused, and gives each map the size
-/// that it has or will have.
-pub(crate) fn reconcile(pin: &PinDir, sizes: &Sizes, declared: &mut BTreeMap<String, Layout>) -> Result<(), LoaderError> {
+/// that it has or will have: at least its first size and what `wanted` asks for. Tells which maps are pinned with less.
+pub(crate) fn reconcile(
+    pin: &PinDir,
+    sizes: &Sizes,
+    wanted: &[(&'static str, u32)],
+    declared: &mut BTreeMap<String, Layout>,
+) -> Result<Vec<Larger>, LoaderError> {
+    let mut larger = Vec::new();
     for (name, layout) in declared {
         let Some(pinned) = pinned(pin, name)? else { continue };
-        let resizable = sizes.of(name).is_some();
-        let wanted = *layout;
-        if resizable {
+        let configured = *layout;
+        if sizes.of(name).is_some() {
             layout.max_entries = pinned.max_entries;
         }
         if pinned != *layout {
@@ -97,19 +113,28 @@ pub(crate) fn reconcile(pin: &PinDir, sizes: &Sizes, declared: &mut BTreeMap<Str
                 map: name.clone(),
                 path: pin.map(name),
                 pinned: pinned.to_string(),
-                declared: wanted.to_string(),
+                declared: configured.to_string(),
             });
         }
-        if pinned.max_entries != wanted.max_entries {
-            tracing::warn!(
+        match GROWING.into_iter().find(|growing| growing == name) {
+            Some(map) => {
+                let asked = wanted.iter().filter(|(of, _)| *of == map).map(|(_, rows)| *rows);
+                let to = asked.fold(configured.max_entries, u32::max);
+                if to > pinned.max_entries {
+                    layout.max_entries = to;
+                    larger.push(Larger { map, from: pinned.max_entries, to });
+                }
+            }
+            None if pinned.max_entries != configured.max_entries => tracing::warn!(
                 map = name,
                 pinned = pinned.max_entries,
-                configured = wanted.max_entries,
+                configured = configured.max_entries,
                 "the pinned map keeps its size; drain the node and remove the pin directory to change it"
-            );
+            ),
+            None => {}
         }
     }
-    Ok(())
+    Ok(larger)
 }
 
 #[cfg(test)]

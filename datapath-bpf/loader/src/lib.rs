@@ -23,9 +23,13 @@ mod pin;
 #[cfg(feature = "load")]
 mod connections;
 #[cfg(feature = "load")]
+mod copy;
+#[cfg(feature = "load")]
 mod datapath;
 #[cfg(feature = "load")]
 mod events;
+#[cfg(feature = "load")]
+mod install;
 #[cfg(feature = "load")]
 mod layout;
 #[cfg(feature = "load")]
@@ -49,12 +53,13 @@ pub use pin::PinDir;
 
 #[cfg(feature = "load")]
 pub use crate::{
-    datapath::Datapath,
+    datapath::{Datapath, Grown, Room},
     events::EventRing,
+    install::InstallStep,
     layout::Layout,
     object::{object, redirect_object},
     packet_run::{PacketContext, TestRun},
     probe::{probe_attach_kind, probe_attach_kind_of},
-    sizes::Sizes,
+    sizes::{Limits, SizeError, Sizes},
     table::{AddressTable, PortTable, PrefixTable, Table},
 };

@@ -10,8 +10,8 @@ use palisade_datapath_core::abi::Hook;
 use crate::{
     LoaderError,
     attach::{AttachKind, add_filter, supported_kind},
-    datapath::load_refused,
     error::{Cause, refuse},
+    install::load_refused,
     object::redirect_object,
 };
 

@@ -28,7 +28,7 @@ struct Identity {
 }
 
 impl Identity {
-    fn limit(&self) -> (&'static str, u32) {
+    fn room(&self) -> (&'static str, u32) {
         (self.map, self.max_entries)
     }
 
@@ -152,8 +152,8 @@ impl<V: Cell> AddressTable<V> {
     }
 
     /// The names of both maps, and how many rows each has room for.
-    pub fn limits(&self) -> [(&'static str, u32); 2] {
-        [self.v4.identity.limit(), self.v6.identity.limit()]
+    pub fn room(&self) -> [(&'static str, u32); 2] {
+        [self.v4.identity.room(), self.v6.identity.room()]
     }
 
     /// The row of an address, if there is one.
@@ -258,8 +258,8 @@ impl PrefixTable {
     }
 
     /// The names of both maps, and how many rows each has room for.
-    pub fn limits(&self) -> [(&'static str, u32); 2] {
-        [self.v4.identity.limit(), self.v6.identity.limit()]
+    pub fn room(&self) -> [(&'static str, u32); 2] {
+        [self.v4.identity.room(), self.v6.identity.room()]
     }
 
     /// The row of exactly this prefix, if there is one. Reads the whole table: the kernel answers only with the
@@ -331,8 +331,8 @@ impl PortTable {
     }
 
     /// The name of the map, and how many rows it has room for.
-    pub fn limit(&self) -> (&'static str, u32) {
-        self.trie.identity.limit()
+    pub fn room(&self) -> (&'static str, u32) {
+        self.trie.identity.room()
     }
 
     /// The row of exactly this prefix, if there is one. Reads the whole map: the kernel answers only with the

@@ -23,6 +23,11 @@ impl PinDir {
         self.maps_dir().join(name)
     }
 
+    /// Where a larger map waits to take the place of the one that is pinned.
+    pub(crate) fn next_map(&self, name: &str) -> PathBuf {
+        self.maps_dir().join(format!("{name}{NEXT}"))
+    }
+
     /// Where a program waits to take the place of the one that is pinned.
     pub(crate) fn next_program(&self, hook: Hook) -> PathBuf {
         self.programs_dir().join(format!("{}{NEXT}", program_name(hook)))
@@ -58,39 +63,49 @@ impl PinDir {
 
     /// Removes what a run that was killed has left half done. The caller holds the lock alone.
     pub(crate) fn remove_leftovers(&self) -> Result<(), LoaderError> {
-        for name in self.names(&self.programs_dir())? {
-            if name.ends_with(NEXT) {
-                self.remove(&self.programs_dir().join(name))?;
+        for directory in [self.maps_dir(), self.programs_dir()] {
+            for name in self.names(&directory)?.iter().filter(|name| name.ends_with(NEXT)) {
+                self.remove(&directory.join(name))?;
             }
         }
         Ok(())
     }
 }
 
-/// Gives every endpoint that has programs the new ones, in place, and removes the pins of interfaces that are gone.
-pub(crate) fn replace_all(pin: &PinDir, hook: Hook, program: &mut SchedClassifier) -> Result<usize, LoaderError> {
-    let mut replaced = 0;
+/// Gives every endpoint that has programs the new ones, in place, and removes the pins of interfaces that are gone. Which were given them
+/// stands in `replaced`, also after an error.
+pub(crate) fn replace_all(
+    pin: &PinDir,
+    hook: Hook,
+    program: &mut SchedClassifier,
+    replaced: &mut Vec<(u32, Pinned)>,
+) -> Result<(), LoaderError> {
     for (index, pinned) in pin.pinned()? {
         let alive = match pinned {
-            Pinned::Link(of) if of == hook => replace_link(pin, program, hook, index)?,
-            Pinned::Link(_) => continue,
-            Pinned::Clsact => match interface_name(index) {
-                // Only where our filter is: the index may be another interface's by now.
-                Some(interface) if has_filter(index, hook)? => attach_filter(program, hook, &interface).map(|()| true)?,
-                Some(interface) => {
-                    tracing::warn!(interface, program = program_name(hook), "the interface is marked as ours but has no filter of ours");
-                    continue;
-                }
-                None => false,
-            },
+            Pinned::Link(of) if of != hook => continue,
+            // Only where our filter is: the index may be another interface's by now.
+            Pinned::Clsact if interface_name(index).is_some() && !has_filter(index, hook)? => {
+                tracing::warn!(index, program = program_name(hook), "the interface is marked as ours but has no filter of ours");
+                continue;
+            }
+            _ => replace(pin, hook, program, index, pinned)?,
         };
         if alive {
-            replaced += 1;
+            replaced.push((index, pinned));
         } else {
             let path = if pinned == Pinned::Clsact { pin.clsact_mark(index) } else { pin.link(index, hook) };
             tracing::info!(pin = %path.display(), "its interface is gone");
             pin.remove(&path)?;
         }
     }
-    Ok(replaced)
+    Ok(())
+}
+
+/// Gives one endpoint a program in place of the one that it has; false where its interface is gone.
+pub(crate) fn replace(pin: &PinDir, hook: Hook, program: &mut SchedClassifier, index: u32, pinned: Pinned) -> Result<bool, LoaderError> {
+    match (pinned, interface_name(index)) {
+        (Pinned::Link(_), _) => replace_link(pin, program, hook, index),
+        (Pinned::Clsact, Some(interface)) => attach_filter(program, hook, &interface).map(|()| true),
+        (Pinned::Clsact, None) => Ok(false),
+    }
 }

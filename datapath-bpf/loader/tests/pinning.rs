@@ -12,7 +12,7 @@ use palisade_datapath_core::abi::{ABI_VERSION, Hook, LocalPod, map};
 use palisade_loader::{
     AttachKind, Datapath, LoaderError, PinDir, Sizes, attach_endpoint_with, detach_endpoint, endpoint_attached, pinned_links,
 };
-use stage::{Pod, allow, alone, chain, names, open, run, sizes};
+use stage::{Pod, allow, alone, chain, names, open, open_with, run, sizes};
 
 fn program(path: &Path) -> u32 {
     SchedClassifier::from_pin(path).unwrap().info().unwrap().id()
@@ -154,12 +154,14 @@ fn a_pinned_map_of_another_kind_is_refused() {
 }
 
 #[test]
-fn a_pinned_map_keeps_its_size() {
+fn a_pinned_map_that_is_larger_or_does_not_grow_keeps_its_size() {
     alone(|base| {
         drop(open(base));
-        let grown = Sizes { policy: 128, events_bytes: 8192, ..sizes() };
-        let mut datapath = Datapath::open(&PinDir::new(base), &grown).unwrap();
-        assert_eq!(datapath.policy.max_entries(), 64);
+        let other = Sizes { policy: 32, ports: 65, connections: 512, events_bytes: 8192, ..sizes() };
+        let mut datapath = open_with(base, &other);
+        let rows = |name: &str| datapath.room().into_iter().find(|room| room.map == name).unwrap().rows;
+        assert_eq!((rows(map::POLICY), rows(map::PORTS)), (64, 65), "the one is large enough, the other is replaced");
+        assert_eq!(MapData::from_pin(PinDir::new(base).maps_dir().join(map::CONNECTIONS_V4)).unwrap().info().unwrap().max_entries(), 256);
         // Mapping a ring by another size than it has would fail.
         assert!(datapath.events().unwrap().next().unwrap().is_none());
     });

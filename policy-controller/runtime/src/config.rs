@@ -36,7 +36,7 @@ pub struct AgentConfig {
     /// The namespace in which agents report what their nodes enforce and elect the one that writes the status of policies; `None`:
     /// nothing is told to the API server.
     pub status_namespace: Option<String>,
-    /// Sizes of the maps, for those that do not exist yet.
+    /// First sizes of the maps, and how far those that grow may grow.
     pub sizes: Sizes,
 }
 

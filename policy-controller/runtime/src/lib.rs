@@ -26,7 +26,7 @@ pub use config::{AgentConfig, DEFAULT_MTU, DEFAULT_STATE_DIR, Source};
 pub use error::AgentError;
 pub use event::outcome_names;
 pub use explain::explained;
-pub use palisade_loader::{Sizes, probe_attach_kind};
+pub use palisade_loader::{Limits, SizeError, Sizes, probe_attach_kind};
 pub use palisade_protocol as protocol;
 pub use route::enable_forwarding;
 

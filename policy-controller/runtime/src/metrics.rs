@@ -30,7 +30,9 @@ pub struct Metrics {
     packets: Family<OutcomeLabels, Counter>,
     bytes: Family<OutcomeLabels, Counter>,
     rows: Family<MapLabels, Gauge>,
+    room: Family<MapLabels, Gauge>,
     limits: Family<MapLabels, Gauge>,
+    grown: Family<MapLabels, Counter>,
     endpoints: Gauge,
     identities: Gauge,
     subjects: Gauge,
@@ -89,7 +91,9 @@ impl Metrics {
             packets: Family::default(),
             bytes: Family::default(),
             rows: Family::default(),
+            room: Family::default(),
             limits: Family::default(),
+            grown: Family::default(),
             endpoints: Gauge::default(),
             identities: Gauge::default(),
             subjects: Gauge::default(),
@@ -114,7 +118,9 @@ impl Metrics {
         registry.register("packets", "Packets by what became of them", self.packets.clone());
         registry.register_with_unit("traffic", "Bytes of packets by what became of them", Unit::Bytes, self.bytes.clone());
         registry.register("map_rows", "Rows in a BPF map that the agent writes", self.rows.clone());
-        registry.register("map_limit", "Rows that a BPF map has room for", self.limits.clone());
+        registry.register("map_room", "Rows that a BPF map has room for", self.room.clone());
+        registry.register("map_limit", "Rows that a BPF map may have room for", self.limits.clone());
+        registry.register("map_growths", "How often a BPF map was replaced by a larger one", self.grown.clone());
         registry.register("endpoints", "Pod interfaces on this node", self.endpoints.clone());
         registry.register("identities", "Identities in use on this node", self.identities.clone());
         registry.register("subjects", "Distinct effective policies on this node", self.subjects.clone());
@@ -150,6 +156,11 @@ impl Metrics {
     /// The datapath's rate limit swallowed events.
     pub fn events_suppressed(&self, count: u64) {
         self.events_suppressed.inc_by(count);
+    }
+
+    /// A map was replaced by a larger one.
+    pub fn map_grown(&self, map: &str) {
+        self.grown.get_or_create(&MapLabels { map: map.to_owned() }).inc();
     }
 
     /// An observer was too slow for events.
@@ -189,7 +200,9 @@ impl Metrics {
         for size in &published.sizes {
             let labels = MapLabels { map: size.map.to_owned() };
             self.rows.get_or_create(&labels).set(size.rows as i64);
+            self.room.get_or_create(&labels).set(size.room.into());
             self.limits.get_or_create(&labels).set(size.limit.into());
+            drop(self.grown.get_or_create(&labels));
         }
         let counts = crate::status::counts(&published);
         self.endpoints.set(counts.endpoints as i64);

@@ -57,7 +57,7 @@ pub struct Published {
     pub held: BTreeMap<PolicyName, String>,
     /// Whose an address is, as events show it.
     pub names: SharedMap<IpAddr, Arc<str>>,
-    /// Number of rows of each map that the agent writes, and how many it has room for.
+    /// Number of rows of each map that the agent writes, and how many it has and may have room for.
     pub sizes: Vec<MapSize>,
 }
 
@@ -80,6 +80,8 @@ pub struct MapSize {
     /// Rows in it.
     pub rows: usize,
     /// Rows that it has room for.
+    pub room: u32,
+    /// Rows that it may have room for.
     pub limit: u32,
 }
 

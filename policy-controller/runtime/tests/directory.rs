@@ -273,7 +273,7 @@ fn without_a_bpf_file_system_the_agent_says_so_and_refuses_pods() {
 fn a_policy_that_does_not_fit_is_refused_whole_and_others_go_on_changing() {
     node(&[("shop.yaml", SHOP), ("policy.yaml", POLICY)], |node| {
         let mut config = node.config();
-        config.sizes.ports = 4;
+        (config.sizes.ports, config.sizes.limits.ports) = (4, 4);
         node.start_with(config);
         node.wait("ready", |status| status.ready);
         let at = wire(node)[0];
@@ -363,7 +363,9 @@ fn metrics_and_readiness_are_served() {
         let metrics = get("/metrics");
         for line in [
             "palisade_ready 1",
-            "palisade_map_limit{map=\"POLICY\"} 256",
+            "palisade_map_room{map=\"POLICY\"} 256",
+            "palisade_map_limit{map=\"POLICY\"} 1048576",
+            "palisade_map_growths_total{map=\"POLICY\"} 0",
             "palisade_packets_total{outcome=\"ingress-default-denied\",passes=\"false\"} 0",
         ] {
             assert!(metrics.contains(line), "{line} is not in\n{metrics}");

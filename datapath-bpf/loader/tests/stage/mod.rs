@@ -21,11 +21,21 @@ use nix::{
     unistd::gettid,
 };
 use palisade_datapath_core::abi::{Direction, Endpoint, IDENTITY_ANY, PolicyEntry, PolicyKey, RowVerdict};
-use palisade_loader::{Datapath, PinDir, Sizes};
+use palisade_loader::{Datapath, Limits, PinDir, Sizes};
 
 /// Small maps, so that many tests can run at once.
 pub fn sizes() -> Sizes {
-    Sizes { policy: 64, ports: 64, addresses: 64, prefixes: 64, endpoints: 16, connections: 256, fragments: 64, events_bytes: 4096 }
+    Sizes {
+        policy: 64,
+        ports: 64,
+        addresses: 64,
+        prefixes: 64,
+        endpoints: 16,
+        connections: 256,
+        fragments: 64,
+        events_bytes: 4096,
+        limits: Limits::DEFAULT,
+    }
 }
 
 /// Runs `test` with a base directory on a BPF file system, in namespaces of its own.

@@ -1,7 +1,8 @@
 //! What grows with what.
 
 use crate::judge::world::{World, from, own, pods, rule, tcp};
-use palisade_policy::model::{Model, ObjectName, Pod, Policy};
+use ipnet::{IpNet, Ipv4Net};
+use palisade_policy::model::{Model, ObjectName, Peer, Peers, Pod, Policy, Ports, Rule};
 use palisade_policy::{Compiled, Numbers, Step, compile, plan};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -64,4 +65,45 @@ fn a_change_of_one_policy_writes_what_it_touches_and_not_the_cluster() {
     let moves = planned.steps.iter().filter(|step| matches!(step, Step::WriteAddress { .. })).count();
     assert!(moves <= 2_000, "{moves} addresses moved");
     assert!(planned.steps.iter().any(|step| matches!(step, Step::Flip { .. })));
+}
+
+/// A policy of `big` for all of its pods.
+fn one_policy(pods_count: u32, rules: Vec<Rule>) -> Model {
+    let mut world = World::default().namespace("big", "").ingress("big/all", "", rules);
+    for index in 0..pods_count {
+        let addresses =
+            vec![IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + index)), IpAddr::V6(Ipv6Addr::from((0xfd00u128 << 112) + u128::from(index)))];
+        world.model.pods.insert(ObjectName::new("big", format!("pod-{index}")), Pod { addresses, ..Pod::default() });
+    }
+    world.model
+}
+
+#[test]
+fn a_policy_that_selects_thirty_thousand_pods_takes_a_row_for_each_address_and_a_handful_for_its_rules() {
+    let model = one_policy(30_000, vec![rule([own("")], [tcp(80)])]);
+    let local: BTreeSet<ObjectName> = model.pods.keys().step_by(120).cloned().collect();
+    let started = Instant::now();
+    let planned = plan(&Compiled::default(), &model, &local, &mut Numbers::default());
+    let compiled = planned.next;
+    println!("30 000 pods of one policy, {} of them here: {:?}", local.len(), started.elapsed());
+    assert_eq!(compiled.addresses.len(), 60_000);
+    let subjects: BTreeSet<u32> = compiled.subjects.values().copied().collect();
+    assert_eq!((compiled.subjects.len(), subjects.len()), (250, 1), "one subject for all of them");
+    assert!(compiled.policy.len() <= 4, "{} policy rows", compiled.policy.len());
+    assert!(compiled.ports.len() <= 2, "{} port rows", compiled.ports.len());
+    assert!(compiled.used().identities.len() <= 3, "{} identities", compiled.used().identities.len());
+}
+
+#[test]
+fn a_list_of_ten_thousand_networks_takes_a_row_for_each_of_them() {
+    let network = |index: u32| IpNet::from(Ipv4Net::new(Ipv4Addr::from(0x2000_0000 + 512 * index), 24).expect("a length"));
+    let blocks = (0..10_000).map(|index| Peer::Block { block: network(index), except: Vec::new() });
+    let model = one_policy(1, vec![Rule::allow(Peers::Of(blocks.collect()), Ports::Of([tcp(80)].into()))]);
+    let local: BTreeSet<ObjectName> = model.pods.keys().cloned().collect();
+    let started = Instant::now();
+    let planned = plan(&Compiled::default(), &model, &local, &mut Numbers::default());
+    println!("10 000 networks in one rule: {:?}, {} policy rows", started.elapsed(), planned.next.policy.len());
+    assert_eq!(planned.next.prefixes.len(), 10_000);
+    assert!(planned.next.policy.len() <= 10_010, "{} policy rows", planned.next.policy.len());
+    assert!(planned.next.ports.len() <= 2, "{} port rows", planned.next.ports.len());
 }

@@ -18,6 +18,7 @@ impl Kernel {
     /// # Errors
     /// The datapath is not open, not everything was read yet, or a write failed.
     pub fn reconcile(&mut self) -> Result<(), KernelError> {
+        self.mend()?;
         let (model, digests) = {
             let index = self.state.index();
             let missing = index.not_synced();
@@ -71,7 +72,7 @@ impl Kernel {
             None => Arc::new(self.read_back()?),
         };
         let Plan { steps, next } = self.planner.plan(&old, model, local, &mut self.numbering.numbers);
-        if let Err(error) = fit::check(self.datapath()?, &old, &steps) {
+        if let Err(error) = fit::check(self.datapath()?, &old, &steps).and_then(|needs| self.grow(&needs)) {
             self.applied = Some(old);
             return Err(error);
         }

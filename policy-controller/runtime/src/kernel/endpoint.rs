@@ -192,12 +192,13 @@ impl Kernel {
     /// Writes where the endpoint is reached, then its own row, which opens it; then flows are judged again.
     fn write_rows(&mut self, spec: &EndpointSpec, rows: &Rows) -> Result<(), KernelError> {
         let (subject, audit) = (self.subject(spec)?, self.audit(spec));
-        let datapath = self.datapath()?;
-        for address in &spec.addresses {
-            datapath.local.insert(address, &rows.local)?;
-        }
-        datapath.endpoints.insert(&spec.host_index, &Endpoint { subject, audit, ..rows.endpoint })?;
-        datapath.bump_epoch()?;
+        self.write_growing(|datapath| {
+            for address in &spec.addresses {
+                datapath.local.insert(address, &rows.local)?;
+            }
+            datapath.endpoints.insert(&spec.host_index, &Endpoint { subject, audit, ..rows.endpoint })
+        })?;
+        self.datapath()?.bump_epoch()?;
         if let Some(endpoint) = self.endpoints.get_mut(&spec.attachment) {
             (endpoint.subject, endpoint.audit) = (subject, audit);
         }

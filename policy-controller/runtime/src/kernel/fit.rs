@@ -2,7 +2,7 @@
 
 use super::{Kernel, KernelError};
 use palisade_datapath_core::abi::map;
-use palisade_loader::Datapath;
+use palisade_loader::{Datapath, Room};
 use palisade_policy::model::{Mode, Model, ObjectName, Peer, Peers, Policy, PolicyName, Ports, Rule};
 use palisade_policy::selected::selected;
 use palisade_policy::{Compiled, Step, plan};
@@ -12,8 +12,11 @@ use std::net::IpAddr;
 /// How many policies are held back at most; where more would have to be, nothing is changed.
 const HELD: usize = 16;
 
-/// The first map that a change has no room in while it is made.
-pub(super) fn check(datapath: &Datapath, old: &Compiled, steps: &[Step]) -> Result<(), KernelError> {
+/// The maps that must have more room than they have while a change is made, each with the rows that it then holds.
+///
+/// # Errors
+/// [`KernelError::TooLarge`] names the first that would pass its limit.
+pub(super) fn check(datapath: &Datapath, old: &Compiled, steps: &[Step]) -> Result<Vec<(&'static str, usize)>, KernelError> {
     let mut rows: BTreeMap<&str, usize> = BTreeMap::new();
     let family = |ipv6: bool, v4, v6| if ipv6 { v6 } else { v4 };
     rows.insert(map::ADDRESS_V4, old.addresses.len_of_groups(IpAddr::is_ipv4));
@@ -51,11 +54,17 @@ pub(super) fn check(datapath: &Datapath, old: &Compiled, steps: &[Step]) -> Resu
             *most = (*most).max(*now);
         }
     }
-    let over = datapath.limits().into_iter().find_map(|(map, limit)| {
+    let mut grow = Vec::new();
+    for Room { map, rows: room, limit } in datapath.room() {
         let rows = peak.get(map).copied().unwrap_or_default();
-        (rows > limit as usize).then_some(KernelError::TooLarge { map, rows, limit })
-    });
-    over.map_or(Ok(()), Err)
+        if rows > limit as usize {
+            return Err(KernelError::TooLarge { map, rows, limit });
+        }
+        if rows > room as usize {
+            grow.push((map, rows));
+        }
+    }
+    Ok(grow)
 }
 
 /// A policy whose present version does not fit.

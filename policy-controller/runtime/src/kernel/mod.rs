@@ -6,6 +6,7 @@
 mod apply;
 mod endpoint;
 mod fit;
+mod grow;
 mod numbering;
 mod takeover;
 
@@ -41,7 +42,7 @@ pub enum KernelError {
     Loader(#[from] LoaderError),
     /// A map has no room for what a change needs while it is made. Nothing was written.
     #[error(
-        "{map} has room for {limit} rows and the change needs {rows}, {} too many; use fewer or broader policies, or run fewer pods on this node",
+        "{map} has room for {limit} rows at most and the change needs {rows}, {} too many; raise its limit (--map-limit), use fewer or broader policies, or run fewer pods on this node",
         .rows - *.limit as usize
     )]
     TooLarge {
@@ -49,7 +50,7 @@ pub enum KernelError {
         map: &'static str,
         /// Rows that it would have to hold at once.
         rows: usize,
-        /// Rows that it has room for.
+        /// Rows that it may have room for.
         limit: u32,
     },
     /// A file in the run directory could not be read or written.
@@ -121,6 +122,8 @@ pub struct Kernel {
     numbering: Numbering,
     planner: Planner,
     datapath: Option<Datapath>,
+    /// Whether the datapath must be opened anew, since maps were replaced only in part.
+    torn: bool,
     endpoints: BTreeMap<Attachment, Realised>,
     /// What the maps hold; `None` when it must be read back first.
     applied: Option<Arc<Compiled>>,
@@ -164,6 +167,7 @@ impl Kernel {
             numbering,
             planner: Planner::new(),
             datapath: None,
+            torn: false,
             endpoints: BTreeMap::new(),
             applied: None,
             incomplete: false,
@@ -310,7 +314,7 @@ fn sizes(datapath: &Datapath, compiled: &Compiled, endpoints: &BTreeMap<Attachme
         map::LOCAL_V6 => local_v6,
         _ => endpoints.len(),
     };
-    datapath.limits().into_iter().map(|(map, limit)| MapSize { map, rows: rows(map), limit }).collect()
+    datapath.room().into_iter().map(|room| MapSize { map: room.map, rows: rows(room.map), room: room.rows, limit: room.limit }).collect()
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! A node for the tests of the agent: a host of its own, a directory of manifests, the agent's code in a thread, the
 //! CNI plugin's code for wiring, and real sockets.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use palisade_cni::link::Namespace;
 use palisade_loader::{Datapath, PinDir};
 use palisade_protocol::{Call, Client, ClientError, Explained, Family, FlowEnd, FlowQuery, Reply, SOCKET_NAME, Status};
-use palisade_runtime::{AgentConfig, AgentError, Sizes, Source};
+use palisade_runtime::{AgentConfig, AgentError, Limits, Sizes, Source};
 use palisade_test_support::{Host, container_id, private_host};
 use serde_json::Value;
 use std::cell::RefCell;
@@ -22,8 +24,17 @@ const ATTEMPT: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Small tables: many nodes live at once.
-pub const SIZES: Sizes =
-    Sizes { policy: 256, ports: 256, addresses: 256, prefixes: 64, endpoints: 64, connections: 1024, fragments: 64, events_bytes: 65_536 };
+pub const SIZES: Sizes = Sizes {
+    policy: 256,
+    ports: 256,
+    addresses: 256,
+    prefixes: 64,
+    endpoints: 64,
+    connections: 1024,
+    fragments: 64,
+    events_bytes: 65_536,
+    limits: Limits::DEFAULT,
+};
 
 /// Two pods that anybody may reach, and one that only some may: `shop/web` from `shop/client`, not from `other/client`.
 pub const SHOP: &str = "

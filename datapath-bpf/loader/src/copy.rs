@@ -1,0 +1,78 @@
+//! The rows of a map, copied into the larger one that takes its place.
+
+use std::path::Path;
+
+use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError};
+use palisade_datapath_core::abi::{Endpoint, LocalPod, PolicyEntry, PolicyKey, PortEntry, PortKey, V4, V6, map};
+
+use crate::{
+    LoaderError, PinDir,
+    error::{Cause, cannot_open, refuse},
+    row::Row,
+    table::Cell,
+};
+
+/// The maps that grow: those whose rows only the agent writes.
+pub(crate) const GROWING: [&str; 9] = [
+    map::POLICY,
+    map::PORTS,
+    map::ADDRESS_V4,
+    map::ADDRESS_V6,
+    map::PREFIX_V4,
+    map::PREFIX_V6,
+    map::ENDPOINTS,
+    map::LOCAL_V4,
+    map::LOCAL_V6,
+];
+
+/// Copies the rows of a pinned map into the one that waits to take its place. Nobody else may write to either. Returns how many there were.
+pub(crate) fn copy(pin: &PinDir, name: &'static str) -> Result<usize, LoaderError> {
+    let copied = match name {
+        map::POLICY => hash::<PolicyKey, PolicyEntry>,
+        map::PORTS => trie::<PortKey, PortEntry>,
+        map::ADDRESS_V4 => hash::<V4, u32>,
+        map::ADDRESS_V6 => hash::<V6, u32>,
+        map::PREFIX_V4 => trie::<V4, u32>,
+        map::PREFIX_V6 => trie::<V6, u32>,
+        map::ENDPOINTS => hash::<u32, Endpoint>,
+        map::LOCAL_V4 => hash::<V4, LocalPod>,
+        map::LOCAL_V6 => hash::<V6, LocalPod>,
+        other => return Err(LoaderError::Object { what: format!("its map {other} does not grow") }),
+    };
+    let (from, to) = (open(&pin.map(name))?, open(&pin.next_map(name))?);
+    copied(from, to).map_err(|error| {
+        refuse(
+            error,
+            || format!("to copy the rows of {name}"),
+            |source: Cause| LoaderError::Table { map: name, operation: "copy", key: "(all)".to_owned(), source },
+        )
+    })
+}
+
+fn open(path: &Path) -> Result<Map, LoaderError> {
+    MapData::from_pin(path).and_then(Map::from_map_data).map_err(|error| cannot_open(path, error))
+}
+
+fn hash<K: Cell, V: Cell>(from: Map, to: Map) -> Result<usize, MapError> {
+    let from: HashMap<MapData, Row<K>, Row<V>> = from.try_into()?;
+    let mut to: HashMap<MapData, Row<K>, Row<V>> = to.try_into()?;
+    let mut rows = 0;
+    for row in from.iter() {
+        let (key, value) = row?;
+        to.insert(key, value, 0)?;
+        rows += 1;
+    }
+    Ok(rows)
+}
+
+fn trie<K: Cell, V: Cell>(from: Map, to: Map) -> Result<usize, MapError> {
+    let from: LpmTrie<MapData, Row<K>, Row<V>> = from.try_into()?;
+    let mut to: LpmTrie<MapData, Row<K>, Row<V>> = to.try_into()?;
+    let mut rows = 0;
+    for row in from.iter() {
+        let (key, value) = row?;
+        to.insert(&key, value, 0)?;
+        rows += 1;
+    }
+    Ok(rows)
+}

@@ -1,0 +1,142 @@
+//! New programs, and larger maps with them, in the place of what is attached and pinned.
+//!
+//! The order keeps every packet judged by whole rows. What takes the place is made beside what is there, under names that end in
+//! `-next`: the larger maps, with the rows of those that they replace, and the programs over them. Then each attached endpoint is given
+//! its new program in place. Until that moment its old program reads the old maps, which hold the same rows: nobody writes any
+//! before the end. Then the maps are given their names, and last the programs, each by a rename. The lock of the directory is held
+//! all the while, so that the CNI plugin attaches what is there before or after.
+//!
+//! A run that is killed between two steps leaves endpoints with old programs and such with new ones, over maps with the same rows.
+//! Nobody writes rows before the next run, which removes what still waits for its name, loads programs over what is
+//! pinned, and gives them to every endpoint.
+
+use std::{collections::BTreeMap, fs};
+
+use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
+use palisade_datapath_core::abi::Hook;
+
+use crate::{
+    LoaderError, PinDir, Sizes,
+    copy::copy,
+    error::refuse,
+    layout::{self, Larger, Layout},
+    object::OBJECT,
+    pin::{HOOKS, Pinned, program_name},
+    takeover,
+};
+
+/// A step of replacing maps and programs that has just been made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstallStep {
+    /// The larger maps are made and pinned beside those that they replace, empty.
+    Made,
+    /// A map's rows are copied.
+    Copied(&'static str),
+    /// The programs are loaded over the larger maps.
+    Loaded,
+    /// Every endpoint has the new program of a hook.
+    Attached(Hook),
+    /// A larger map has its name.
+    MapNamed(&'static str),
+    /// The new program of a hook has its name.
+    ProgramNamed(Hook),
+}
+
+/// Told of each step. A panic in it leaves what a process leaves that is killed there.
+pub(crate) type Watch<'a> = &'a mut dyn FnMut(InstallStep);
+
+/// Programs that are loaded, and not attached yet.
+pub(crate) struct Installation {
+    pub(crate) programs: Ebpf,
+    /// The maps that are replaced, each with the number of rows that were copied.
+    pub(crate) larger: Vec<(Larger, usize)>,
+    replaced: Vec<(Hook, u32, Pinned)>,
+}
+
+impl Installation {
+    /// Makes the maps that are missing, those that are too small anew, and loads the programs over all of them. The caller holds the lock alone.
+    pub(crate) fn prepare(pin: &PinDir, sizes: &Sizes, wanted: &[(&'static str, u32)], watch: Watch<'_>) -> Result<Self, LoaderError> {
+        pin.remove_leftovers()?;
+        let mut layouts = layout::declared(OBJECT, sizes)?;
+        let larger = layout::reconcile(pin, sizes, wanted, &mut layouts)?;
+        let mut programs = load(pin, &layouts, &larger)?;
+        watch(InstallStep::Made);
+        let mut copied = Vec::with_capacity(larger.len());
+        for larger in larger {
+            copied.push((larger, copy(pin, larger.map)?));
+            watch(InstallStep::Copied(larger.map));
+        }
+        for hook in HOOKS {
+            let program = classifier(&mut programs, hook)?;
+            program.load().map_err(|error| load_refused(error, &format!("the program {}", program_name(hook))))?;
+        }
+        watch(InstallStep::Loaded);
+        Ok(Self { programs, larger: copied, replaced: Vec::new() })
+    }
+
+    /// Gives every attached endpoint the programs. Returns how many were.
+    pub(crate) fn attach(&mut self, pin: &PinDir, watch: Watch<'_>) -> Result<usize, LoaderError> {
+        for hook in HOOKS {
+            let mut replaced = Vec::new();
+            let answer = takeover::replace_all(pin, hook, classifier(&mut self.programs, hook)?, &mut replaced);
+            self.replaced.extend(replaced.into_iter().map(|(index, pinned)| (hook, index, pinned)));
+            answer?;
+            watch(InstallStep::Attached(hook));
+        }
+        Ok(self.replaced.len())
+    }
+
+    /// Gives the endpoints that were given these programs those that they had before.
+    pub(crate) fn detach(self, pin: &PinDir, before: &mut Ebpf) -> Result<(), LoaderError> {
+        for (hook, index, pinned) in self.replaced {
+            takeover::replace(pin, hook, classifier(before, hook)?, index, pinned)?;
+        }
+        pin.remove_leftovers()
+    }
+
+    /// Gives maps and programs their names.
+    pub(crate) fn name(&mut self, pin: &PinDir, watch: Watch<'_>) -> Result<(), LoaderError> {
+        for (Larger { map, .. }, _) in &self.larger {
+            let path = pin.map(map);
+            fs::rename(pin.next_map(map), &path).map_err(|error| pin.failed("rename the larger map to", &path, error))?;
+            watch(InstallStep::MapNamed(map));
+        }
+        for hook in HOOKS {
+            pin_program(pin, hook, classifier(&mut self.programs, hook)?)?;
+            watch(InstallStep::ProgramNamed(hook));
+        }
+        Ok(())
+    }
+}
+
+/// Makes the maps that are not pinned yet, pins them, and relocates the programs to all of them.
+fn load(pin: &PinDir, layouts: &BTreeMap<String, Layout>, larger: &[Larger]) -> Result<Ebpf, LoaderError> {
+    let mut loader = EbpfLoader::new();
+    for (name, layout) in layouts {
+        let path = if larger.iter().any(|larger| larger.map == name) { pin.next_map(name) } else { pin.map(name) };
+        // aya maps the ring by the size that the object declares, so it is told that of a pinned one too.
+        loader.map_pin_path(name, path).map_max_entries(name, layout.max_entries);
+    }
+    loader.load(OBJECT).map_err(|error| load_refused(error, "the maps of the datapath"))
+}
+
+/// Pins a program under its name; one that is pinned already is replaced without a moment in between.
+fn pin_program(pin: &PinDir, hook: Hook, program: &mut SchedClassifier) -> Result<(), LoaderError> {
+    let (next, path) = (pin.next_program(hook), pin.program(hook));
+    program.pin(&next).map_err(|error| {
+        refuse(error, || format!("to pin {}", next.display()), |source| LoaderError::Pin { action: "pin", path: next.clone(), source })
+    })?;
+    fs::rename(&next, &path).map_err(|error| pin.failed("rename the new program to", &path, error))
+}
+
+pub(crate) fn load_refused(error: impl std::error::Error + Send + Sync + 'static, what: &str) -> LoaderError {
+    refuse(error, || format!("to load {what}"), |source| LoaderError::Load { what: what.to_owned(), source })
+}
+
+pub(crate) fn program_missing(hook: Hook) -> LoaderError {
+    LoaderError::Object { what: format!("it has no classifier {}", program_name(hook)) }
+}
+
+pub(crate) fn classifier(programs: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, LoaderError> {
+    programs.program_mut(program_name(hook)).and_then(|program| program.try_into().ok()).ok_or_else(|| program_missing(hook))
+}
