@@ -1,71 +1,13 @@
 //! ClusterNetworkPolicy with the definition that upstream publishes: installed while the agents run, both channels.
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use palisade_e2e::cluster::Cluster;
+use palisade_e2e::definition::{Installed, NOTICED};
 use palisade_e2e::probe::Outcome::{Reached, Silent};
 use palisade_e2e::scene::Scene;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
 
-/// The Go module that upstream publishes the definition in.
-const MODULE: &str = "sigs.k8s.io/network-policy-api";
-const MODULE_VERSION: &str = "v0.2.0";
-const DEFINITION: &str = "clusternetworkpolicies.policy.networking.k8s.io";
-/// The agents look for the kind every 5 seconds.
-const NOTICED: Duration = Duration::from_secs(12);
-
-/// The definition of a channel, as a file.
-fn upstream(channel: &str) -> Result<PathBuf> {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let archive = directory.join(format!("network-policy-api-{MODULE_VERSION}.zip"));
-    let run = |command: &mut Command| -> Result<Vec<u8>> {
-        let output = command.output().with_context(|| format!("starting {command:?}: is it installed?"))?;
-        if !output.status.success() {
-            bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(output.stdout)
-    };
-    if !archive.exists() {
-        let part = archive.with_extension("part");
-        let url = format!("https://proxy.golang.org/{MODULE}/@v/{MODULE_VERSION}.zip");
-        run(Command::new("curl").args(["-fsSL", "-o"]).arg(&part).arg(url))?;
-        std::fs::rename(&part, &archive)?;
-    }
-    let inside = format!("{MODULE}@{MODULE_VERSION}/config/crd/{channel}/policy.networking.k8s.io_clusternetworkpolicies.yaml");
-    let text = run(Command::new("unzip").arg("-p").arg(&archive).arg(inside))?;
-    let file = directory.join(format!("clusternetworkpolicies-{channel}.yaml"));
-    std::fs::write(&file, text)?;
-    Ok(file)
-}
-
-/// The definition, installed; taken away at the end where it was not there before.
-struct Installed {
-    cluster: Cluster,
-    ours: bool,
-}
-
-impl Installed {
-    fn channel(cluster: &Cluster, channel: &str) -> Result<Self> {
-        let ours =
-            cluster.run(&["get", "customresourcedefinition", DEFINITION, "--ignore-not-found", "--output", "name"])?.trim().is_empty();
-        let file = upstream(channel)?;
-        cluster.run(&["apply", "--server-side", "--force-conflicts", "--filename", file.to_str().context("a path that is no text")?])?;
-        cluster.run(&["wait", "--for=condition=Established", "customresourcedefinition", DEFINITION, "--timeout=60s"])?;
-        Ok(Self { cluster: cluster.clone(), ours })
-    }
-}
-
-impl Drop for Installed {
-    fn drop(&mut self) {
-        if self.ours
-            && let Err(error) = self.cluster.run(&["delete", "customresourcedefinition", DEFINITION, "--timeout=60s"])
-        {
-            eprintln!("the definition could not be deleted: {error:#}");
-        }
-    }
-}
+const DOWNLOADS: &str = env!("CARGO_TARGET_TMPDIR");
 
 fn cluster_policy(cluster: &Cluster, name: &str, spec: &Value) -> Result<()> {
     let version = "policy.networking.k8s.io/v1alpha2";
@@ -78,7 +20,7 @@ fn upstream_s_definition_is_noticed_and_tiers_priorities_and_pass_decide() -> Re
     let scene = Scene::start("cluster-policy")?;
     let cluster = scene.cluster().clone();
     scene.expect("without the definition", &Reached, &Reached);
-    let installed = Installed::channel(&cluster, "standard")?;
+    let installed = Installed::channel(&cluster, "standard", DOWNLOADS.as_ref())?;
     std::thread::sleep(NOTICED);
 
     let of = |name: &str| json!({ "matchLabels": { "kubernetes.io/metadata.name": name } });
@@ -105,7 +47,7 @@ fn upstream_s_definition_is_noticed_and_tiers_priorities_and_pass_decide() -> Re
     scene.expect("with everything accepted before", &Reached, &Reached);
 
     // The experimental channel knows peers that this version does not: they fail closed.
-    let experimental = Installed::channel(&cluster, "experimental")?;
+    let experimental = Installed::channel(&cluster, "experimental", DOWNLOADS.as_ref())?;
     let names = json!([{ "action": "Accept", "to": [{ "domainNames": ["example.org"] }] }, { "action": "Deny", "to": [{ "namespaces": servers }] }]);
     let egress = json!({ "tier": "Admin", "priority": 0, "subject": { "namespaces": clients }, "egress": names });
     cluster_policy(&cluster, "e2e-names", &egress)?;
