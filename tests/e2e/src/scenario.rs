@@ -1,10 +1,11 @@
 //! Scenarios of the truth tables: what is done, and what the table should be then.
 
 use crate::claim::Claims;
-use crate::table::{Name, Question, differences, print};
+use crate::table::{Found, Name, Question, differences, print};
 use crate::world::{World, base_labels};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// How long a change may take to be enforced.
@@ -170,7 +171,9 @@ impl Action {
         match self {
             Self::Apply(yaml) => {
                 let text = fill(world, yaml)?;
-                let object: Value = serde_saphyr::from_str(&text).with_context(|| format!("reading {text}"))?;
+                // As in Kubernetes: `y` is a text.
+                let options = serde_saphyr::options! { strict_booleans: true };
+                let object: Value = serde_saphyr::from_str_with_options(&text, options).with_context(|| format!("reading {text}"))?;
                 applied.push(object.clone());
                 world.cluster().apply(&[object])
             }
@@ -200,7 +203,7 @@ fn settle(world: &mut World, claims: &Claims) -> Result<()> {
     loop {
         // A question that is asked in time counts, however long it takes.
         let begun = Instant::now();
-        let observed = world.ask(Question::all(), PATIENCE)?;
+        let observed = ask(world, expected)?;
         if differences(expected, &observed).is_empty() {
             break;
         }
@@ -208,14 +211,23 @@ fn settle(world: &mut World, claims: &Claims) -> Result<()> {
             bail!("the table differs after {} s\n{}", SOON.as_secs(), print(expected, &observed));
         }
     }
-    let mut observed = world.ask(Question::all(), PATIENCE)?;
-    // Silence where an answer should be may be a machine that is busy; an answer where silence should be is none.
-    let silent: Vec<Question> = differences(expected, &observed).into_iter().filter(|question| expected(*question)).collect();
-    observed.extend(world.ask(silent.into_iter(), LONG_PATIENCE)?);
+    let observed = ask(world, expected)?;
     if !differences(expected, &observed).is_empty() {
         bail!("the table was right and did not stay so\n{}", print(expected, &observed));
     }
     Ok(())
+}
+
+/// Asks for the whole table. Silence where an answer should be may be a machine that is busy, so these are asked again,
+/// with more patience; an answer where silence should be is none.
+fn ask(world: &mut World, expected: impl Fn(Question) -> bool) -> Result<BTreeMap<Question, Found>> {
+    let mut observed = world.ask(Question::all(), PATIENCE)?;
+    let (shut, open): (Vec<Question>, Vec<Question>) =
+        differences(&expected, &observed).into_iter().partition(|question| expected(*question));
+    if open.is_empty() {
+        observed.extend(world.ask(shut.into_iter(), LONG_PATIENCE)?);
+    }
+    Ok(observed)
 }
 
 /// Puts names and addresses in the place of `$ns(x)`, `$4(x/a)`, `$6(x/a)`.

@@ -224,8 +224,9 @@ struct Session {
 impl Session {
     fn start(cluster: &Cluster, pod: Pod, prober: &Path, name: Name) -> Result<Self> {
         copy(cluster, &pod, prober)?;
-        let container = &["exec", "--stdin", "--namespace", &pod.namespace, &pod.name, "--", "/tmp/prober", &name.to_string()];
-        let mut child = cluster.command(container).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let arguments =
+            ["exec", "--stdin", "--namespace", &pod.namespace, &pod.name, "--container", "shell", "--", "/tmp/prober", &name.to_string()];
+        let mut child = cluster.command(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else { bail!("kubectl has no pipes") };
         let mut session = Self { pod, child, input, output: BufReader::new(output) };
         let ready = session.line()?;
