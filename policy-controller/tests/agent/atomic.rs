@@ -2,7 +2,7 @@
 //!
 //! The pod `web` takes packets from the pods `a` and `b`, or from `b` and `c`. An agent follows a thousand changes.
 
-use crate::node::{Agent, add, clear, inside, remove, wait, with_kubeconfig};
+use crate::node::{Agent, MANIFESTS, add, clear, inside, remove, wait, with_kubeconfig};
 use crate::server::{Answer, Server};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -76,6 +76,20 @@ impl<'a> Traffic<'a> {
         self.number
     }
 
+    /// Waits until the first content is in force: until `a` and `b` get through.
+    fn until_open(&mut self) {
+        let since = Instant::now();
+        for role in [Role::A, Role::B] {
+            self.web.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            while self.web.recv(&mut [0; 10]).is_err() {
+                assert!(since.elapsed() < PATIENCE, "{role:?} is not let in");
+                self.send(role);
+            }
+            // What else has arrived.
+            while self.web.recv(&mut [0; 10]).is_ok() {}
+        }
+    }
+
     /// Reads what has arrived until the packet has. It was sent after all others, so these have arrived by then, or never will.
     fn await_packet(&mut self, wanted: Packet) {
         self.web.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -89,6 +103,13 @@ impl<'a> Traffic<'a> {
             self.arrived.insert((Role::ALL[usize::from(bytes[0])], bytes[1] == 1, number));
         }
     }
+}
+
+/// The manifest of a pod.
+fn role_of(name: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{role: {name}}}}}\nspec: {{containers: [{{name: c, image: c}}]}}\n"
+    )
 }
 
 /// A socket of a pod with a port of its own: a new flow.
@@ -124,15 +145,21 @@ struct Seen {
 #[test]
 fn no_packet_of_pods_sees_a_mixture_while_a_policy_flips_a_thousand_times() {
     private_host(|host| {
-        let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
-        let server = Server::start(address, Answer::Objects);
+        // The server answers no question about one pod, so another agent has wired them. It looks at its directory five times
+        // a second; a server tells at once.
         let directory = tempfile::tempdir().unwrap();
-        let agent = with_kubeconfig(host, directory.path(), address);
-        wait(host, "the agent is ready", |status| status.ready);
+        let roles = Role::ALL.map(|role| role_of(role.name()));
+        std::fs::write(directory.path().join("shop.yaml"), [MANIFESTS, &roles.concat()].concat()).unwrap();
+        let wiring = Agent::on_directory(host, directory.path());
         let at = add(host, "shop", "web");
         for role in Role::ALL {
             add(host, "shop", role.name());
         }
+        wiring.kill();
+        let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
+        let server = Server::start(address, Answer::Objects);
+        let agent = with_kubeconfig(host, directory.path(), address);
+        wait(host, "the agent is ready", |status| status.ready);
 
         // The number of the change that was told last, and of the last one that was seen in force over every family. Odd
         // ones lead from `a`, `b` to `b`, `c`.
@@ -140,6 +167,7 @@ fn no_packet_of_pods_sees_a_mixture_while_a_policy_flips_a_thousand_times() {
         let in_force = [AtomicU64::new(0), AtomicU64::new(0)];
         server.admit(&["a", "b"], LISTED + 1);
         let mut traffic: Vec<Traffic<'_>> = at.iter().map(|at| Traffic::new(host, *at)).collect();
+        traffic.iter_mut().for_each(Traffic::until_open);
         let seen = std::thread::scope(|scope| {
             let watchers: Vec<_> = traffic
                 .iter_mut()
