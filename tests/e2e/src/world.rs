@@ -22,8 +22,9 @@ pub struct World {
     cluster: Cluster,
     prober: PathBuf,
     nodes: Vec<String>,
-    namespaces: BTreeMap<&'static str, Namespace>,
+    // Before the namespaces: dropped in this order.
     sessions: BTreeMap<Name, Session>,
+    namespaces: BTreeMap<&'static str, Namespace>,
 }
 
 impl World {
