@@ -118,6 +118,31 @@ fn explain_answers_from_files_with_no_agent_and_no_privileges() {
 }
 
 #[test]
+fn explain_knows_a_label_of_63_unusual_characters_and_the_first_of_two_ports_of_one_name() {
+    let value = "A-_.-_.a0__..--z9._-A.B_C-D...e___f---0_0-1.2A-_.-_.a0__..--z9Z";
+    assert_eq!(value.len(), 63);
+    let labelled = |name: &str, value: &str| {
+        let containers = "[{name: one, image: i, ports: [{name: twice, containerPort: 80}]}, {name: two, image: i, ports: [{name: twice, containerPort: 81}]}]";
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: a, labels: {{odd.example.org/a_B-c.D: '{value}'}}}}\nspec: {{containers: {containers}}}\n"
+        )
+    };
+    let other = format!("{}z", &value[..62]);
+    let rule = format!("{{from: [{{podSelector: {{matchLabels: {{odd.example.org/a_B-c.D: '{value}'}}}}}}], ports: [{{port: twice}}]}}");
+    let text = namespace("a")
+        + &labelled("x", value)
+        + &labelled("y", &other)
+        + &policy("a", "p", &format!("{{podSelector: {{}}, ingress: [{rule}]}}"));
+    let manifests = Manifests::new(&text);
+    for (from, to, port, passes) in [("a/x", "a/y", "80", true), ("a/x", "a/y", "81", false), ("a/y", "a/x", "80", false)] {
+        let directory = manifests.path().to_str().unwrap();
+        let arguments = ["explain", "--from", from, "--to", to, "--port", port, "--output", "json", "--file", directory];
+        let explained = run(palisade(arguments)).expect_code(0).json();
+        assert!(explained.as_array().unwrap().iter().all(|family| family["passes"] == passes), "{from} {to} {port}: {explained}");
+    }
+}
+
+#[test]
 fn an_agent_that_is_not_there_is_one_sentence() {
     let directory = tempfile::tempdir().unwrap();
     for command in [&["status"][..], &["observe"], &["endpoint", "list"], &["explain", "--from", "a/b", "--to", "c/d", "--port", "80"]] {

@@ -1,5 +1,6 @@
 //! The agent as a process.
 
+mod atomic;
 mod node;
 mod restart;
 mod server;

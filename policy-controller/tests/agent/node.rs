@@ -95,6 +95,19 @@ impl Drop for Agent {
     }
 }
 
+/// Starts an agent whose source is an API server.
+pub fn with_kubeconfig(host: &Host, directory: &Path, server: SocketAddr) -> Agent {
+    let kubeconfig = directory.join("kubeconfig");
+    let text = format!(
+        "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
+         clusters: [{{name: c, cluster: {{server: 'http://{server}'}}}}], users: [{{name: u, user: {{token: t}}}}]}}"
+    );
+    std::fs::write(&kubeconfig, text).unwrap();
+    let mut command = Agent::command(host);
+    command.env("KUBECONFIG", kubeconfig);
+    Agent::spawn(command)
+}
+
 /// Waits until the agent's status is as wanted.
 pub fn wait(host: &Host, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
     let began = Instant::now();

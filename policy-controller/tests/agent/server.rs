@@ -32,6 +32,8 @@ pub struct Server {
 
 struct Shared {
     answer: Mutex<Answer>,
+    /// What the watch of NetworkPolicies has told or is to tell, in order.
+    policies: Mutex<Vec<String>>,
     requests: AtomicUsize,
     ended: AtomicBool,
 }
@@ -39,7 +41,12 @@ struct Shared {
 impl Server {
     pub fn start(address: SocketAddr, answer: Answer) -> Self {
         let listener = TcpListener::bind(address).unwrap();
-        let shared = Arc::new(Shared { answer: Mutex::new(answer), requests: AtomicUsize::new(0), ended: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            answer: Mutex::new(answer),
+            policies: Mutex::default(),
+            requests: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
+        });
         let accepted = Arc::clone(&shared);
         let accepting = std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -55,6 +62,19 @@ impl Server {
 
     pub fn answer(&self, answer: Answer) {
         *self.shared.answer.lock().unwrap() = answer;
+    }
+
+    /// Tells by the watch of NetworkPolicies that `shop/from-shop` takes everything from the pods of its namespace with one
+    /// of these roles, and nothing from others. `version` grows from one to the next, and begins above 7.
+    pub fn admit(&self, roles: &[&str], version: u64) {
+        let role = json!({ "key": "role", "operator": "In", "values": roles });
+        let metadata = json!({ "name": "from-shop", "namespace": "shop", "resourceVersion": version.to_string() });
+        let spec = json!({
+            "podSelector": { "matchLabels": { "app": "web" } }, "policyTypes": ["Ingress"],
+            "ingress": [{ "from": [{ "podSelector": { "matchExpressions": [role] } }] }],
+        });
+        let object = json!({ "kind": "NetworkPolicy", "apiVersion": "networking.k8s.io/v1", "metadata": metadata, "spec": spec });
+        self.shared.policies.lock().unwrap().push(format!("{}\n", json!({ "type": "MODIFIED", "object": object })));
     }
 
     /// How many requests came so far.
@@ -85,7 +105,7 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
         Answer::Unauthorised => (401, status(401, "Unauthorized")),
         Answer::Forbidden => (403, status(403, "Forbidden")),
         Answer::Objects | Answer::Installed | Answer::Newer if request.contains("watch=true") => {
-            return watch(shared, stream, path == "/api/v1/pods");
+            return watch(shared, stream, path);
         }
         Answer::Installed if path.ends_with("/clusternetworkpolicies") => (200, cluster_policies()),
         Answer::Objects | Answer::Installed | Answer::Newer if path == "/apis" => {
@@ -103,17 +123,26 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
     write!(stream, "HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }
 
-/// A watch on which nothing happens before [`Answer::Newer`].
-fn watch(shared: &Shared, mut stream: TcpStream, pods: bool) -> std::io::Result<()> {
+/// A watch: of pods, on which nothing happens before [`Answer::Newer`]; of NetworkPolicies, which tells what it is given
+/// once; of others, which are silent.
+fn watch(shared: &Shared, mut stream: TcpStream, path: &str) -> std::io::Result<()> {
     write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
-    let mut told = false;
+    stream.set_nodelay(true)?;
+    let policies = path.ends_with("/networkpolicies");
+    let mut told = 0;
     while !shared.ended.load(Ordering::Relaxed) {
-        if pods && !told && *shared.answer.lock().unwrap() == Answer::Newer {
-            let event = format!("{}\n", json!({ "type": "MODIFIED", "object": pod("shop", "web", "newer", json!({}), "8") }));
-            write!(stream, "{:x}\r\n{event}\r\n", event.len())?;
-            told = true;
+        let mut events: Vec<String> = Vec::new();
+        if path == "/api/v1/pods" && told == 0 && *shared.answer.lock().unwrap() == Answer::Newer {
+            events.push(format!("{}\n", json!({ "type": "MODIFIED", "object": pod("shop", "web", "newer", json!({}), "8") })));
         }
-        std::thread::sleep(Duration::from_millis(50));
+        if policies {
+            events.extend_from_slice(&shared.policies.lock().unwrap()[told..]);
+        }
+        told += events.len();
+        for event in events {
+            write!(stream, "{:x}\r\n{event}\r\n", event.len())?;
+        }
+        std::thread::sleep(Duration::from_millis(if policies { 1 } else { 50 }));
     }
     Ok(())
 }
@@ -139,7 +168,7 @@ fn cluster_policies() -> Value {
     json!({ "kind": "ClusterNetworkPolicyList", "apiVersion": version, "metadata": { "resourceVersion": "8" }, "items": [policy] })
 }
 
-/// The same objects as in the directory, and the node.
+/// The same objects as in the directory, the node, and a pod of each role.
 fn list(path: &str) -> Value {
     let pod = |namespace: &str, name: &str, labels: Value| pod(namespace, name, &format!("uid-{namespace}-{name}"), labels, "7");
     let (kind, version, items) = match path {
@@ -148,7 +177,9 @@ fn list(path: &str) -> Value {
             ("NamespaceList", "v1", json!([namespace("shop"), namespace("other")]))
         }
         "/api/v1/pods" => {
-            let pods = [pod("shop", "web", json!({ "app": "web" })), pod("shop", "client", json!({})), pod("other", "client", json!({}))];
+            let mut pods =
+                vec![pod("shop", "web", json!({ "app": "web" })), pod("shop", "client", json!({})), pod("other", "client", json!({}))];
+            pods.extend(["a", "b", "c"].map(|role| pod("shop", role, json!({ "role": role }))));
             ("PodList", "v1", json!(pods))
         }
         "/api/v1/nodes" => {

@@ -1,6 +1,6 @@
 //! What the agent lacks: it says so, keeps what is pinned in force, tries again, and is not ready.
 
-use crate::node::{Agent, MANIFESTS, PROGRAM, add, add_in_vain, clear, reaches, remove, wait};
+use crate::node::{Agent, MANIFESTS, PROGRAM, add, add_in_vain, clear, reaches, remove, wait, with_kubeconfig};
 use crate::server::{Answer, Server};
 use palisade_test_support::{Host, private_host};
 use std::fs::{self, Permissions};
@@ -51,19 +51,6 @@ impl Enforced<'_> {
         assert!(reaches(self.host, FRIEND, self.at), "what policy allows passes");
         assert!(!reaches(self.host, STRANGER, self.at), "what policy refuses does not");
     }
-}
-
-/// Starts an agent whose source is an API server.
-fn with_kubeconfig(host: &Host, directory: &Path, server: SocketAddr) -> Agent {
-    let kubeconfig = directory.join("kubeconfig");
-    let text = format!(
-        "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
-         clusters: [{{name: c, cluster: {{server: 'http://{server}'}}}}], users: [{{name: u, user: {{token: t}}}}]}}"
-    );
-    fs::write(&kubeconfig, text).unwrap();
-    let mut command = Agent::command(host);
-    command.env("KUBECONFIG", kubeconfig);
-    Agent::spawn(command)
 }
 
 /// Waits until the agent, not ready, shows a problem with these words.

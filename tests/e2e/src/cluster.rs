@@ -29,7 +29,8 @@ impl Cluster {
         }
     }
 
-    fn try_connect() -> Result<Self> {
+    /// As [`Cluster::connect`]; the error says what is missing.
+    pub fn try_connect() -> Result<Self> {
         if std::env::var_os("KUBECONFIG").is_none_or(|path| path.is_empty()) {
             bail!("KUBECONFIG is not set; `make cluster` makes a cluster and says what to set");
         }
@@ -53,6 +54,19 @@ impl Cluster {
     pub fn apply(&self, objects: &[Value]) -> Result<()> {
         let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
         self.run_with_input(&["apply", "--filename", "-"], &list.to_string()).map(drop)
+    }
+
+    /// Deletes objects, and does not mind those that are gone.
+    pub fn delete(&self, objects: &[Value]) -> Result<()> {
+        let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+        self.run_with_input(&["delete", "--filename", "-", "--ignore-not-found", "--timeout=60s"], &list.to_string()).map(drop)
+    }
+
+    /// `kubectl` with these arguments, not started yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.kubectl);
+        command.args(arguments);
+        command
     }
 
     /// Names of the nodes that take pods, at least two.
@@ -80,8 +94,8 @@ impl Cluster {
 
     /// Runs `kubectl` and returns what came of it; ended after `limit`.
     pub fn output(&self, arguments: &[&str], input: &str, limit: Duration) -> Result<Output> {
-        let mut child = Command::new(&self.kubectl)
-            .args(arguments)
+        let mut child = self
+            .command(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -1,16 +1,19 @@
-//! The definition of ClusterNetworkPolicy, from the Go module that upstream publishes it in.
+//! ClusterNetworkPolicy's definition as upstream publishes it, by its Go module.
 
 use crate::cluster::Cluster;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// The Go module that upstream publishes the definition in.
 const MODULE: &str = "sigs.k8s.io/network-policy-api";
 const MODULE_VERSION: &str = "v0.2.0";
 const DEFINITION: &str = "clusternetworkpolicies.policy.networking.k8s.io";
+/// How long until every agent has noticed that the kind came or went: they look every 5 seconds.
+pub const NOTICED: Duration = Duration::from_secs(12);
 
-/// The definition of a channel, as a file.
+/// The definition of a channel, as a file in the directory, which keeps what was downloaded.
 fn upstream(channel: &str, directory: &Path) -> Result<PathBuf> {
     let archive = directory.join(format!("network-policy-api-{MODULE_VERSION}.zip"));
     let run = |command: &mut Command| -> Result<Vec<u8>> {
@@ -33,7 +36,7 @@ fn upstream(channel: &str, directory: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// The definition of ClusterNetworkPolicy, installed; taken away at the end where it was not there before.
+/// The definition, installed; taken away at the end where it was not there before.
 #[derive(Debug)]
 pub struct Installed {
     cluster: Cluster,
@@ -41,11 +44,11 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// Installs the definition of a channel, `standard` or `experimental`. `downloads` is where what was downloaded is kept.
-    pub fn channel(cluster: &Cluster, channel: &str, downloads: &str) -> Result<Self> {
+    /// Installs the definition of a channel, `standard` or `experimental`; `directory` keeps what was downloaded.
+    pub fn channel(cluster: &Cluster, channel: &str, directory: &Path) -> Result<Self> {
         let ours =
             cluster.run(&["get", "customresourcedefinition", DEFINITION, "--ignore-not-found", "--output", "name"])?.trim().is_empty();
-        let file = upstream(channel, Path::new(downloads))?;
+        let file = upstream(channel, directory)?;
         cluster.run(&["apply", "--server-side", "--force-conflicts", "--filename", file.to_str().context("a path that is no text")?])?;
         cluster.run(&["wait", "--for=condition=Established", "customresourcedefinition", DEFINITION, "--timeout=60s"])?;
         Ok(Self { cluster: cluster.clone(), ours })

@@ -3,9 +3,13 @@
 //! Every probe runs inside a pod (`kubectl exec`), so what is tested is what an application sees. The pods run
 //! `agnhost`, the image of Kubernetes' own tests.
 
+pub mod claim;
 pub mod cluster;
 pub mod definition;
 pub mod expectation;
 pub mod pod;
 pub mod probe;
+pub mod scenario;
 pub mod scene;
+pub mod table;
+pub mod world;

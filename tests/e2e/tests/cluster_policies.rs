@@ -2,14 +2,12 @@
 
 use anyhow::Result;
 use palisade_e2e::cluster::Cluster;
-use palisade_e2e::definition::Installed;
+use palisade_e2e::definition::{Installed, NOTICED};
 use palisade_e2e::probe::Outcome::{Reached, Silent};
 use palisade_e2e::scene::Scene;
 use serde_json::{Value, json};
-use std::time::Duration;
 
-/// The agents look for the kind every 5 seconds.
-const NOTICED: Duration = Duration::from_secs(12);
+const DOWNLOADS: &str = env!("CARGO_TARGET_TMPDIR");
 
 fn cluster_policy(cluster: &Cluster, name: &str, spec: &Value) -> Result<()> {
     let version = "policy.networking.k8s.io/v1alpha2";
@@ -22,7 +20,7 @@ fn upstream_s_definition_is_noticed_and_tiers_priorities_and_pass_decide() -> Re
     let scene = Scene::start("cluster-policy")?;
     let cluster = scene.cluster().clone();
     scene.expect("without the definition", &Reached, &Reached);
-    let installed = Installed::channel(&cluster, "standard", env!("CARGO_TARGET_TMPDIR"))?;
+    let installed = Installed::channel(&cluster, "standard", DOWNLOADS.as_ref())?;
     std::thread::sleep(NOTICED);
 
     let of = |name: &str| json!({ "matchLabels": { "kubernetes.io/metadata.name": name } });
@@ -49,7 +47,7 @@ fn upstream_s_definition_is_noticed_and_tiers_priorities_and_pass_decide() -> Re
     scene.expect("with everything accepted before", &Reached, &Reached);
 
     // The experimental channel knows peers that this version does not: they fail closed.
-    let experimental = Installed::channel(&cluster, "experimental", env!("CARGO_TARGET_TMPDIR"))?;
+    let experimental = Installed::channel(&cluster, "experimental", DOWNLOADS.as_ref())?;
     let names = json!([{ "action": "Accept", "to": [{ "domainNames": ["example.org"] }] }, { "action": "Deny", "to": [{ "namespaces": servers }] }]);
     let egress = json!({ "tier": "Admin", "priority": 0, "subject": { "namespaces": clients }, "egress": names });
     cluster_policy(&cluster, "e2e-names", &egress)?;

@@ -1,8 +1,10 @@
 //! What grows with what.
 
-use crate::judge::world::{World, from, own, pods, rule, tcp};
+use crate::judge::world::{World, block, from, own, pods, rule, tcp};
+use crate::judge::{compiled_verdict, expected_verdict};
 use ipnet::{IpNet, Ipv4Net};
 use palisade_policy::model::{Model, ObjectName, Peer, Peers, Pod, Policy, Ports, Rule};
+use palisade_policy::oracle::Flow;
 use palisade_policy::{Compiled, Numbers, Step, compile, plan};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -106,4 +108,72 @@ fn a_list_of_ten_thousand_networks_takes_a_row_for_each_of_them() {
     assert_eq!(planned.next.prefixes.len(), 10_000);
     assert!(planned.next.policy.len() <= 10_010, "{} policy rows", planned.next.policy.len());
     assert!(planned.next.ports.len() <= 2, "{} port rows", planned.next.ports.len());
+}
+
+/// Asserts that rows and oracle say the same of TCP flows from each of these addresses to the pod of a name, on an open
+/// port and on another one; how many pass.
+fn agree(model: &Model, local: &BTreeSet<ObjectName>, openers: &[IpAddr], responder: &ObjectName) -> usize {
+    let mut numbers = Numbers::default();
+    let compiled = compile(model, local, &mut numbers);
+    let mut passed = 0;
+    for opener in openers {
+        let to = model.pods[responder].addresses.iter().find(|address| address.is_ipv6() == opener.is_ipv6());
+        for port in [80, 81] {
+            let flow = Flow { opener: *opener, responder: *to.expect("an address of each family"), protocol: 6, port };
+            let found = compiled_verdict(&compiled, &numbers, model, &flow);
+            assert_eq!(found, expected_verdict(&compiled, model, &flow), "rows and oracle differ: {flow:?}");
+            passed += usize::from(found.passes());
+        }
+    }
+    passed
+}
+
+#[test]
+fn a_policy_that_selects_30_000_pods_says_of_them_what_the_rules_say() {
+    let mut model = cluster(30_000, 0);
+    // One namespace, so that one policy selects them all.
+    let in_one = model.pods.iter().map(|(name, pod)| (ObjectName::new("team-0", &name.name), pod.clone()));
+    model.pods = in_one.collect();
+    assert_eq!(model.pods.len(), 30_000);
+    let world = World { model }.ingress("team-0/all", "", [rule([own("app=a1"), own("pod-template-hash=hash-7")], [tcp(80)])]);
+    let model = world.model;
+    let local: BTreeSet<ObjectName> = model.pods.keys().step_by(300).cloned().collect();
+    let compiled = compile(&model, &local, &mut Numbers::default());
+    // All are selected alike: one subject, and no more identities than its rule tells apart.
+    assert_eq!(compiled.used().subjects.len(), 1, "{:?}", compiled.used().subjects);
+    assert!(compiled.used().identities.len() <= 8, "{} identities", compiled.used().identities.len());
+    let named = |index: usize| model.pods[&ObjectName::new("team-0", format!("pod-{index}"))].addresses.clone();
+    let openers: Vec<IpAddr> =
+        [1, 7, 8, 21, 29_981, 29_999].into_iter().flat_map(named).chain(["203.0.113.1".parse().expect("an address")]).collect();
+    let responder = local.last().expect("a pod of this node");
+    // pod-1, pod-7, pod-21 and pod-29981, each over both families, by port 80.
+    assert_eq!(agree(&model, &local, &openers, responder), 8);
+}
+
+#[test]
+fn a_list_of_10_000_blocks_with_duplicates_and_overlaps_says_what_the_rules_say() {
+    let mut peers = Vec::new();
+    for index in 0..10_000_u32 {
+        let [_, _, high, low] = index.to_be_bytes();
+        peers.push(match index % 5 {
+            // Everything of 100.high.low.0/24 but its first quarter, of which other rows let some in again.
+            0 | 1 => block(&format!("100.{high}.{low}.0/24"), &[&format!("100.{high}.{low}.0/26")]),
+            2 => block(&format!("100.{high}.{}.16/28", low & !3), &[]),
+            // The same row two thousand times.
+            3 => block("100.200.0.0/16", &["100.200.7.0/24"]),
+            _ => block(&format!("fd00:{high:x}:{low:x}::/48"), &[&format!("fd00:{high:x}:{low:x}:1::/64")]),
+        });
+    }
+    let rule = Rule::allow(Peers::Of(peers), Ports::Of(vec![tcp(80)]));
+    let world = World::new().pod("shop/web", "app=web", 1).ingress("shop/blocks", "app=web", [rule]);
+    let web = ObjectName::new("shop", "web");
+    let mut openers: Vec<IpAddr> = Vec::new();
+    for index in (0..10_000_u32).step_by(97) {
+        let [_, _, high, low] = index.to_be_bytes();
+        openers.extend([0, 15, 16, 31, 63, 64, 255].map(|last| IpAddr::from([100, high, low, last])));
+        openers.extend([0, 1, 2].map(|third| IpAddr::from([0xfd00, u16::from(high), u16::from(low), third, 0, 0, 0, 1])));
+    }
+    openers.extend([[100, 200, 0, 1], [100, 200, 7, 1], [100, 201, 0, 0], [99, 0, 0, 0]].map(IpAddr::from));
+    let passed = agree(&world.model, &[web.clone()].into(), &openers, &web);
+    assert!(passed > 100 && passed < openers.len() / 2, "{passed} of {} pass: the samples tell too little apart", openers.len());
 }
