@@ -50,11 +50,13 @@ fn fill(datapath: &mut Datapath, of: u16) {
     for number in 0..of {
         let wide = u32::from(number);
         let v4 = IpAddr::from(Ipv4Addr::from(0x0a40_0000 + wide));
-        let v6 = IpAddr::from(Ipv6Addr::from(0xfd40 << 112 | u128::from(number)));
+        let v6 = IpAddr::from(Ipv6Addr::from((0xfd40 << 112) | u128::from(number)));
         let local = LocalPod { ifindex: wide, pod_mac: [1; 6], host_mac: [2; 6] };
         let prefix = |address: IpAddr| IpNet::new(address, if address.is_ipv4() { 30 } else { 127 }).unwrap();
-        let (high, low) =
-            (IpAddr::from(Ipv4Addr::from(0x0a80_0000 + 4 * wide)), IpAddr::from(Ipv6Addr::from(0xfd80 << 112 | 2 * u128::from(number))));
+        let (high, low) = (
+            IpAddr::from(Ipv4Addr::from(0x0a80_0000 + 4 * wide)),
+            IpAddr::from(Ipv6Addr::from((0xfd80 << 112) | (2 * u128::from(number)))),
+        );
         datapath
             .policy
             .insert(&PolicyKey::new(1000 + wide, Direction::Egress, 7), &PolicyEntry { reason: wide, ..PolicyEntry::default() })
@@ -518,7 +520,7 @@ fn thirty_thousand_addresses_and_ten_thousand_networks_are_written_from_small_fi
         let began = Instant::now();
         for number in 0..30_000_u32 {
             datapath.addresses.insert(&Ipv4Addr::from(0x0a00_0000 + number).into(), &number).unwrap();
-            datapath.addresses.insert(&Ipv6Addr::from(0xfd00 << 112 | u128::from(number)).into(), &number).unwrap();
+            datapath.addresses.insert(&Ipv6Addr::from((0xfd00 << 112) | u128::from(number)).into(), &number).unwrap();
         }
         let network = |number: u32| IpNet::from(Ipv4Net::new(Ipv4Addr::from(0x2000_0000 + 512 * number), 24).unwrap());
         for number in 0..10_000 {
