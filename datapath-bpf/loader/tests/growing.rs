@@ -53,8 +53,10 @@ fn fill(datapath: &mut Datapath, of: u16) {
         let v6 = IpAddr::from(Ipv6Addr::from((0xfd40 << 112) | u128::from(number)));
         let local = LocalPod { ifindex: wide, pod_mac: [1; 6], host_mac: [2; 6] };
         let prefix = |address: IpAddr| IpNet::new(address, if address.is_ipv4() { 30 } else { 127 }).unwrap();
-        let (high, low) =
-            (IpAddr::from(Ipv4Addr::from(0x0a80_0000 + 4 * wide)), IpAddr::from(Ipv6Addr::from((0xfd80 << 112) | (2 * u128::from(number))));
+        let (high, low) = (
+            IpAddr::from(Ipv4Addr::from(0x0a80_0000 + 4 * wide)),
+            IpAddr::from(Ipv6Addr::from((0xfd80 << 112) | (2 * u128::from(number)))),
+        );
         datapath
             .policy
             .insert(&PolicyKey::new(1000 + wide, Direction::Egress, 7), &PolicyEntry { reason: wide, ..PolicyEntry::default() })

@@ -8,7 +8,7 @@ pub use agent::{Behaviour, FakeAgent};
 pub use call::{Answer, Call, least_config};
 
 use palisade_cni::link::{Link, Netlink};
-use palisade_loader::{Datapath, PinDir, Sizes};
+use palisade_loader::{Datapath, Limits, PinDir, Sizes};
 use palisade_test_support::{Host, Snapshot, private_host};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -21,8 +21,17 @@ pub struct Node<'a> {
 }
 
 /// Small tables: many nodes live at once.
-const SIZES: Sizes =
-    Sizes { policy: 64, ports: 64, addresses: 64, prefixes: 64, endpoints: 64, connections: 64, fragments: 64, events_bytes: 4096 };
+const SIZES: Sizes = Sizes {
+    policy: 64,
+    ports: 64,
+    addresses: 64,
+    prefixes: 64,
+    endpoints: 64,
+    connections: 64,
+    fragments: 64,
+    events_bytes: 4096,
+    limits: Limits::DEFAULT,
+};
 
 /// Runs a test on a node whose agent has pinned the programs and serves these pod ranges.
 pub fn node(ranges: &[&str], test: impl FnOnce(&Node<'_>) + Send) {
