@@ -130,11 +130,13 @@ fn explain_knows_a_label_of_63_unusual_characters_and_the_first_of_two_ports_of_
     let other = format!("{}z", &value[..62]);
     let rule = format!("{{from: [{{podSelector: {{matchLabels: {{odd.example.org/a_B-c.D: '{value}'}}}}}}], ports: [{{port: twice}}]}}");
     let text = namespace("a")
-        + &labelled("x", value)
-        + &labelled("y", &other)
+        + &labelled("same", value)
+        + &labelled("other", &other)
         + &policy("a", "p", &format!("{{podSelector: {{}}, ingress: [{rule}]}}"));
     let manifests = Manifests::new(&text);
-    for (from, to, port, passes) in [("a/x", "a/y", "80", true), ("a/x", "a/y", "81", false), ("a/y", "a/x", "80", false)] {
+    for (from, to, port, passes) in
+        [("a/same", "a/other", "80", true), ("a/same", "a/other", "81", false), ("a/other", "a/same", "80", false)]
+    {
         let directory = manifests.path().to_str().unwrap();
         let arguments = ["explain", "--from", from, "--to", to, "--port", port, "--output", "json", "--file", directory];
         let explained = run(palisade(arguments)).expect_code(0).json();

@@ -171,7 +171,7 @@ impl Action {
         match self {
             Self::Apply(yaml) => {
                 let text = fill(world, yaml)?;
-                // As in Kubernetes: `y` is a text.
+                // Else the namespace `y` would be `true`, as YAML 1.1 has it.
                 let options = serde_saphyr::options! { strict_booleans: true };
                 let object: Value = serde_saphyr::from_str_with_options(&text, options).with_context(|| format!("reading {text}"))?;
                 applied.push(object.clone());
