@@ -194,7 +194,7 @@ fn machine_path(line: &str) -> Option<&str> {
         &["bin", "boot", "dev", "etc", "lib", "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys", "tmp", "usr", "var"];
     // Not files of a machine: paths of the Kubernetes API, of JSON pointers, of the image of a kind node, of the BPF file system, of this repository.
     const OTHERS: &[&str] =
-        &["api", "apis", "v1", "definitions", "metadata", "kind", "host", "bpf", "links", "src", "tests", "nonexistent"];
+        &["api", "apis", "v1", "definitions", "metadata", "kind", "host", "bpf", "links", "src", "status", "tests", "nonexistent"];
     line.match_indices('/').find_map(|(at, _)| {
         let before = line[..at].chars().next_back();
         if before.is_some_and(|character| character.is_alphanumeric() || "_.-/}$".contains(character)) {
