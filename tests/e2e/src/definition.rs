@@ -50,8 +50,12 @@ impl Installed {
             cluster.run(&["get", "customresourcedefinition", DEFINITION, "--ignore-not-found", "--output", "name"])?.trim().is_empty();
         let file = upstream(channel, directory)?;
         cluster.run(&["apply", "--server-side", "--force-conflicts", "--filename", file.to_str().context("a path that is no text")?])?;
-        cluster.run(&["wait", "--for=condition=Established", "customresourcedefinition", DEFINITION, "--timeout=60s"])?;
-        Ok(Self { cluster: cluster.clone(), ours })
+        let installed = Self { cluster: cluster.clone(), ours };
+        // Until the API server has looked at it, it has no conditions, and kubectl takes that for an error.
+        for what in ["--for=jsonpath={.status.acceptedNames.kind}=ClusterNetworkPolicy", "--for=condition=Established"] {
+            cluster.run(&["wait", what, "customresourcedefinition", DEFINITION, "--timeout=60s"])?;
+        }
+        Ok(installed)
     }
 }
 
