@@ -39,6 +39,8 @@ pub struct Compiler {
     named_ports: BTreeMap<(Protocol, String), usize>,
     /// The port tables that rows refer to.
     tables: BTreeSet<u32>,
+    /// The addresses of this node's pods in the last model and in the one before; `None` where there is none before.
+    near: Option<BTreeSet<IpAddr>>,
 }
 
 /// A subject number in use.
@@ -92,6 +94,11 @@ impl Compiler {
         std::ptr::eq(&*self.compiled, rows)
     }
 
+    /// The addresses that pods of this node had in the last model or in the one before; `None` where that is not known.
+    pub fn near(&self) -> Option<&BTreeSet<IpAddr>> {
+        self.near.as_ref()
+    }
+
     /// The numbers that the last rows refer to.
     pub(crate) fn used(&self) -> Used {
         let mut used = Used::default();
@@ -116,6 +123,9 @@ impl Compiler {
         self.universe.reuse();
         self.write_rows(&fresh, &dead, &altered, &mut next, numbers);
         self.write_ports(&mut next, numbers);
+        let pods = || self.compiled.subjects.keys().chain(next.subjects.keys());
+        let of = |model: &Model| -> Vec<IpAddr> { pods().flat_map(|pod| addresses(model.pods.get(pod)).to_vec()).collect() };
+        self.near = (!first).then(|| of(&before).into_iter().chain(of(model)).collect());
         self.compiled = Arc::new(next);
         Arc::clone(&self.compiled)
     }

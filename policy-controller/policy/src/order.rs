@@ -31,15 +31,15 @@ use std::net::IpAddr;
 /// What a list of subjects finds about one identity: ingress and egress row of each.
 type Effect = Vec<[Option<PolicyEntry>; 2]>;
 
-/// The steps from `old` to `next`.
-pub(crate) fn steps(old: &Compiled, next: &Compiled, numbers: &mut Numbers) -> Vec<Step> {
+/// The steps from `old` to `next`. `near`: the addresses that endpoints of this node have before or after; `None` where that is not known.
+pub(crate) fn steps(old: &Compiled, next: &Compiled, near: Option<&BTreeSet<IpAddr>>, numbers: &mut Numbers) -> Vec<Step> {
     let same_rows = old.policy == next.policy && old.ports == next.ports;
     let same_pods = old.subjects == next.subjects && old.audits == next.audits;
     if same_rows && same_pods && old.addresses == next.addresses && old.prefixes == next.prefixes {
         return Vec::new();
     }
     let mut change = Change::new(old, next);
-    let two_sided = change.alters_both_sides();
+    let two_sided = change.alters_both_sides(near);
     if two_sided {
         change.flip_altered();
     }
@@ -130,15 +130,21 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// The identities of addresses before and after, each pair once; those that stay, and any peer, among them.
-    fn identities(&self) -> BTreeSet<(u32, u32)> {
-        let moved = self.moves.iter().map(|entry| (entry.from, entry.to));
+    /// The identities of addresses before and after, each pair once; those that stay, and any peer, among them. Of the addresses that
+    /// move, only those that endpoints of this node may have.
+    fn identities(&self, near: Option<&BTreeSet<IpAddr>>) -> BTreeSet<(u32, u32)> {
+        let is_near = |place: Place| match place {
+            Place::Address(address) => near.is_none_or(|near| near.contains(&address)),
+            Place::Prefix(_) => true,
+        };
+        let moved = self.moves.iter().filter(|entry| is_near(entry.place)).map(|entry| (entry.from, entry.to));
         moved.chain(self.staying_identities().into_iter().map(|identity| (identity, identity))).collect()
     }
 
-    /// Whether what one endpoint may send changes, and what another may receive.
-    fn alters_both_sides(&self) -> bool {
-        let all = self.identities();
+    /// Whether what one endpoint may send changes, and what another may receive. Of a flow to or from elsewhere one side is judged here: an address
+    /// that no endpoint of this node has, such as that of a new pod of another node, makes no change of both.
+    fn alters_both_sides(&self, near: Option<&BTreeSet<IpAddr>>) -> bool {
+        let all = self.identities(near);
         // A subject that stays says the same of an identity that stays, for their numbers mean the same.
         let moved: BTreeSet<(u32, u32)> = all.iter().filter(|(before, after)| before != after).copied().collect();
         let mut altered: HashMap<(u32, u32), [bool; 2]> = HashMap::new();

@@ -91,12 +91,14 @@ impl Planner {
     /// not all be made, read the maps back into a [`Compiled`] and plan from that.
     pub fn plan(&mut self, old: &Compiled, model: &Model, local: &BTreeSet<ObjectName>, numbers: &mut Numbers) -> Plan {
         // What was planned last is in use already.
-        if !self.compiler.made(old) {
+        let known = self.compiler.made(old);
+        if !known {
             numbers.hold(&old.used());
         }
         numbers.begin_generation();
         let next = self.compiler.compile(model, local, numbers);
-        let steps = crate::order::steps(old, &next, numbers);
+        let near = self.compiler.near().filter(|_| known);
+        let steps = crate::order::steps(old, &next, near, numbers);
         numbers.release_except(&self.compiler.used());
         Plan { steps, next }
     }

@@ -80,7 +80,7 @@ fn measure_one(plan: &Plan, policies: usize, pin: &PinDir) -> Result<PolicyRow> 
         numbers: Numbers::default(),
         compiled: Arc::default(),
         local: (0..PODS_OF_NODE.min(plan.pods)).map(|number| pod_name(number * (plan.pods / PODS_OF_NODE).max(1))).collect(),
-        datapath: Datapath::open(pin, &Sizes::default()).context("load the datapath")?,
+        datapath: Datapath::open(pin, &roomy(plan.pods)).context("load the datapath")?,
     };
     let began = Instant::now();
     let steps = node.plan(&index);
@@ -134,6 +134,12 @@ fn measure_one(plan: &Plan, policies: usize, pin: &PinDir) -> Result<PolicyRow> 
         subjects: used.subjects.len(),
         memory,
     })
+}
+
+/// Maps that need not grow: what that costs is not what is measured here.
+fn roomy(pods: usize) -> Sizes {
+    let addresses = (2 * pods).next_power_of_two() as u32;
+    Sizes { policy: 1 << 18, ports: 1 << 18, addresses, prefixes: 1 << 16, ..Sizes::default() }
 }
 
 /// One node: what the agent does with an index, without the agent.

@@ -5,7 +5,7 @@ use crate::judge::{compiled_verdict, expected_verdict};
 use ipnet::{IpNet, Ipv4Net};
 use palisade_policy::model::{Model, ObjectName, Peer, Peers, Pod, Policy, Ports, Rule};
 use palisade_policy::oracle::Flow;
-use palisade_policy::{Compiled, Numbers, Step, compile, plan};
+use palisade_policy::{Compiled, Numbers, Planner, Step, compile, plan};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
@@ -67,6 +67,22 @@ fn a_change_of_one_policy_writes_what_it_touches_and_not_the_cluster() {
     let moves = planned.steps.iter().filter(|step| matches!(step, Step::WriteAddress { .. })).count();
     assert!(moves <= 2_000, "{moves} addresses moved");
     assert!(planned.steps.iter().any(|step| matches!(step, Step::Flip { .. })));
+}
+
+#[test]
+fn a_pod_that_comes_to_another_node_writes_its_addresses_and_flips_no_endpoint() {
+    let mut model = cluster(5_000, 50);
+    let local: BTreeSet<ObjectName> = model.pods.keys().step_by(50).cloned().collect();
+    let (mut numbers, mut planner) = (Numbers::default(), Planner::new());
+    let begin = planner.plan(&Compiled::default(), &model, &local, &mut numbers);
+    // Another one of an application that is there, so that policies name it on both sides.
+    let twin = model.pods[&ObjectName::new("team-3", "pod-3")].clone();
+    let addresses = ["10.200.0.1", "fd00:200::1"].map(|address| address.parse().expect("an address")).to_vec();
+    model.pods.insert(ObjectName::new("team-3", "new"), Pod { addresses, ..Pod::clone(&twin) });
+    let planned = planner.plan(&begin.next, &model, &local, &mut numbers);
+    let addresses = planned.steps.iter().filter(|step| matches!(step, Step::WriteAddress { .. })).count();
+    assert_eq!((addresses, planned.steps.last()), (2, Some(&Step::BumpEpoch)), "{:#?}", planned.steps);
+    assert_eq!(planned.steps.len(), 3, "{:#?}", planned.steps);
 }
 
 /// A policy of `big` for all of its pods.
