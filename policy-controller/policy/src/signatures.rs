@@ -100,8 +100,8 @@ impl Universe {
             }
             let of_world = world.filter(|_| !owners.has(address) && !inside.iter().any(|range| range.contains(address)));
             let named = by_pods.into_iter().chain(by_nodes).flatten();
-            let of_api_server = faulty!(of_api_server, ApiServerForgotten => None);
-            Some(ordered(named.chain(of_api_server).chain(of_world).chain(self.blocks_around(IpNet::from(*address)))))
+            let told = faulty!(of_api_server, ApiServerForgotten => None);
+            Some(ordered(named.chain(told).chain(of_world).chain(self.blocks_around(IpNet::from(*address)))))
         };
         let signatures: Vec<_> = addresses.iter().map(|address| (*address, signature(address))).collect();
         signatures.into_iter()
