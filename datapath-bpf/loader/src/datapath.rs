@@ -201,13 +201,15 @@ impl Datapath {
         self.cell(cell::EPOCH)
     }
 
-    /// Moves the policy epoch on, so that every flow is judged again at its next packet. Returns the new one.
+    /// Moves the policy epoch on, so that every flow is judged again at its next packet, and waits until every program has ended that
+    /// may have read rows before: what nobody refers to any more may go after that. Returns the new one.
     ///
     /// # Errors
     /// [`LoaderError::Table`].
     pub fn bump_epoch(&mut self) -> Result<u32, LoaderError> {
         let next = self.epoch()?.wrapping_add(1);
         self.set_cell(cell::EPOCH, next)?;
+        wait_for_programs();
         Ok(next)
     }
 
@@ -326,6 +328,16 @@ fn tell(larger: &[(Larger, usize)], began: Instant) -> Vec<Grown> {
         Grown { map, from: *from, to: *to, copied: *copied, duration }
     });
     grown.collect()
+}
+
+/// Waits until every program that runs now has ended: they run on the read side of RCU, and membarrier(2) with MEMBARRIER_CMD_GLOBAL waits for a
+/// grace period. Where it is refused (nohz_full, a filter of system calls) there is no wait.
+fn wait_for_programs() {
+    // SAFETY: the call takes three integers and touches no memory of this process.
+    let waited = unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, nix::libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if waited != 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "membarrier is refused");
+    }
 }
 
 fn row_refused(map: &'static str, operation: &'static str, key: u32, error: MapError) -> LoaderError {
