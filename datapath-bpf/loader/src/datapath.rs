@@ -22,6 +22,9 @@ use crate::{
     sizes::roomy,
 };
 
+/// A program runs for microseconds; the machine may stop it in between.
+const LONG_AFTER: Duration = Duration::from_millis(50);
+
 /// How many rows a map has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
@@ -201,16 +204,27 @@ impl Datapath {
         self.cell(cell::EPOCH)
     }
 
-    /// Moves the policy epoch on, so that every flow is judged again at its next packet, and waits until every program has ended that
-    /// may have read rows before: what nobody refers to any more may go after that. Returns the new one.
+    /// Moves the policy epoch on, so that every flow is judged again at its next packet. Returns the new one.
     ///
     /// # Errors
     /// [`LoaderError::Table`].
     pub fn bump_epoch(&mut self) -> Result<u32, LoaderError> {
         let next = self.epoch()?.wrapping_add(1);
         self.set_cell(cell::EPOCH, next)?;
-        wait_for_programs();
         Ok(next)
+    }
+
+    /// Waits until every program has ended that runs now, so that nobody has read what is about to go. Some ten milliseconds.
+    ///
+    /// Programs run on the read side of RCU, and membarrier(2) with MEMBARRIER_CMD_GLOBAL waits for a grace period. Where the kernel
+    /// refuses it (nohz_full, a filter of system calls), it is waited for much longer than a program runs.
+    pub fn await_programs(&self) {
+        // SAFETY: the call takes three integers and touches no memory of this process.
+        let waited = unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, nix::libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+        if waited != 0 {
+            tracing::debug!(error = %std::io::Error::last_os_error(), "membarrier is refused");
+            std::thread::sleep(LONG_AFTER);
+        }
     }
 
     /// Whether new flows that are allowed make events too.
@@ -328,16 +342,6 @@ fn tell(larger: &[(Larger, usize)], began: Instant) -> Vec<Grown> {
         Grown { map, from: *from, to: *to, copied: *copied, duration }
     });
     grown.collect()
-}
-
-/// Waits until every program that runs now has ended: they run on the read side of RCU, and membarrier(2) with MEMBARRIER_CMD_GLOBAL waits for a
-/// grace period. Where it is refused (nohz_full, a filter of system calls) there is no wait.
-fn wait_for_programs() {
-    // SAFETY: the call takes three integers and touches no memory of this process.
-    let waited = unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, nix::libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if waited != 0 {
-        tracing::debug!(error = %std::io::Error::last_os_error(), "membarrier is refused");
-    }
 }
 
 fn row_refused(map: &'static str, operation: &'static str, key: u32, error: MapError) -> LoaderError {

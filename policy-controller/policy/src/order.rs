@@ -12,6 +12,9 @@
 //! slip through between. Then every endpoint first goes to rows that allow what the old and the new rows both
 //! allow, and only when all are there, on to the new ones.
 //!
+//! A program reads one after the other, too, and the writes go on meanwhile. Between those that it must not meet together it is waited
+//! for: what it began with stays until it has ended.
+//!
 //! What policies in audit mode would say is not kept to this order: while a change lasts it may be asked about an
 //! identity between, and then say what the policies say of any peer. It decides nothing.
 
@@ -341,8 +344,14 @@ impl<'a> Change<'a> {
             steps.push(entry.write(entry.between));
         }
         // Endpoints.
-        steps.extend(self.flips.iter().filter_map(|change| Some(flip(change.pod, change.narrowed?))));
+        let narrowed: Vec<Step> = self.flips.iter().filter_map(|change| Some(flip(change.pod, change.narrowed?))).collect();
+        if !narrowed.is_empty() {
+            steps.extend(narrowed);
+            // A program may have read the old subject of one end, and not yet that of the other.
+            steps.push(Step::AwaitPrograms);
+        }
         steps.extend(self.flips.iter().map(|change| flip(change.pod, change.through)));
+        let flipped = steps.len();
         // Addresses to where they belong; rows that go, last: addresses before the prefixes around them.
         for entry in self.moves.iter().filter(|entry| entry.stays && entry.between != entry.to) {
             steps.push(entry.write(entry.to));
@@ -352,6 +361,10 @@ impl<'a> Change<'a> {
                 Place::Address(address) => Step::RemoveAddress(address),
                 Place::Prefix(prefix) => Step::RemovePrefix(prefix),
             });
+        }
+        if steps.len() > flipped && !self.flips.is_empty() {
+            // Who has read a subject that endpoints left finds its rows only where addresses were until now.
+            steps.insert(flipped, Step::AwaitPrograms);
         }
         steps.extend(self.flips.iter().filter(|change| change.through != change.to).map(|change| flip(change.pod, change.to)));
         steps.extend(self.arrived.iter().map(|&(pod, subject)| flip(pod, subject)));
@@ -366,6 +379,9 @@ impl<'a> Change<'a> {
         // of a change that was interrupted before it came to this.
         if self.alters(&steps) || !removals.is_empty() {
             steps.push(Step::BumpEpoch);
+        }
+        if !removals.is_empty() {
+            steps.push(Step::AwaitPrograms);
         }
         steps.extend(removals);
         steps

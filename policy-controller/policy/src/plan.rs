@@ -52,6 +52,9 @@ pub enum Step {
         /// The number of what policies in audit mode would make of it; `SUBJECT_NONE` where none selects the pod.
         audit: u32,
     },
+    /// Wait until every program has ended that runs now: it may have read what the steps so far have altered, and goes on to read what the
+    /// next ones alter.
+    AwaitPrograms,
     /// Move the policy epoch: flows that are judged already are judged again.
     BumpEpoch,
     /// Remove an address.

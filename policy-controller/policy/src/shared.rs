@@ -232,12 +232,6 @@ impl<K: Grouped, V: Clone> SharedMap<K, V> {
         Arc::make_mut(&mut self.groups[position]).get_mut(key)
     }
 
-    /// Forgets the entries for which `stays` is false.
-    pub fn retain(&mut self, mut stays: impl FnMut(&K, &V) -> bool) {
-        let gone: Vec<K> = self.iter().filter(|(key, value)| !stays(key, value)).map(|(key, _)| key.clone()).collect();
-        gone.iter().for_each(|key| drop(self.remove(key)));
-    }
-
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.groups.clear();

@@ -176,6 +176,7 @@ impl PolicyNode {
                 Step::WritePolicy { key, entry } => datapath.policy.insert(key, entry)?,
                 Step::WritePrefix { prefix, identity } => datapath.prefixes.insert(prefix, identity)?,
                 Step::WriteAddress { address, identity } => datapath.addresses.insert(address, identity)?,
+                Step::AwaitPrograms => datapath.await_programs(),
                 Step::BumpEpoch => drop(datapath.bump_epoch()?),
                 Step::RemoveAddress(address) => drop(datapath.addresses.remove(address)?),
                 Step::RemovePrefix(prefix) => drop(datapath.prefixes.remove(prefix)?),

@@ -64,6 +64,7 @@ fn write(datapath: &mut Datapath, ifindex: u32, step: &Step) {
             let row = datapath.endpoints.get(&ifindex).unwrap().unwrap();
             datapath.endpoints.insert(&ifindex, &Endpoint { subject: *subject, audit: *audit, ..row }).unwrap();
         }
+        Step::AwaitPrograms => datapath.await_programs(),
         Step::BumpEpoch => drop(datapath.bump_epoch().unwrap()),
         Step::RemoveAddress(address) => drop(datapath.addresses.remove(address).unwrap()),
         Step::RemovePrefix(prefix) => drop(datapath.prefixes.remove(prefix).unwrap()),

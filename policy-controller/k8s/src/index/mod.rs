@@ -359,8 +359,12 @@ impl Index {
     }
 
     fn set_namespace(&mut self, name: String, record: Record<Labels>) -> bool {
-        self.model.namespaces.insert(name.clone(), record.value.clone());
-        self.namespaces.insert(name, record.clone()) != Some(record)
+        let changed = self.namespaces.get(&name) != Some(&record);
+        if changed {
+            self.model.namespaces.insert(name.clone(), record.value.clone());
+            self.namespaces.insert(name, record);
+        }
+        changed
     }
 
     fn remove_namespace(&mut self, name: &str) -> bool {
@@ -422,10 +426,14 @@ impl Index {
                 IdentityRecord { members, refused: Some(error) }
             }
         };
-        if let Some(members) = &record.members {
-            self.model.identities.insert(name.clone(), members.clone());
+        let changed = self.identities.get(&name) != Some(&record);
+        if changed {
+            if let Some(members) = &record.members {
+                self.model.identities.insert(name.clone(), members.clone());
+            }
+            self.identities.insert(name, record);
         }
-        self.identities.insert(name, record.clone()) != Some(record)
+        changed
     }
 
     fn remove_identity(&mut self, name: &str) -> bool {

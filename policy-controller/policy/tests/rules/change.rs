@@ -3,7 +3,7 @@
 //! `PALISADE_CHANGES=N` runs N sequences of changes, `PALISADE_SEED=S` begins with seed S.
 
 use crate::judge::from_environment;
-use crate::judge::kernel::{Ask, Kernel, resolved, side};
+use crate::judge::kernel::{Ask, Kernel, SlowProgram, resolved, side};
 use palisade_datapath_core::abi::{Direction, SUBJECT_NONE};
 use palisade_datapath_core::verdict::Side;
 use palisade_policy::generate::{self, Random};
@@ -76,6 +76,31 @@ fn follow_flows(kernel: &Kernel, steps: &[Step], next: &Compiled, pairs: &[Pair]
                 "{what}: after step {index} {step:?}: passes: {passes}, before {old}, after {new}: {:?} {:?}\n{steps:#?}",
                 pair.egress,
                 pair.ingress
+            );
+        }
+    }
+}
+
+/// Applies the steps one by one, while programs run that are slow: each says of a flow what it was before the change or what it is after. One
+/// that is waited for has ended.
+fn follow_slowly(random: &mut Random, kernel: &Kernel, steps: &[Step], next: &Compiled, asks: &[Ask], what: &str) {
+    let before = sides(kernel, asks);
+    let after: Vec<Side> = asks.iter().map(|ask| side(next, next.subjects[&ask.pod], ask)).collect();
+    let mut moments = vec![kernel.clone()];
+    for (index, step) in steps.iter().enumerate() {
+        let mut now = moments[moments.len() - 1].clone();
+        now.apply(step);
+        if *step == Step::AwaitPrograms {
+            moments.clear();
+        }
+        moments.push(now);
+        for (position, ask) in asks.iter().enumerate() {
+            let said = SlowProgram::new(&moments, random).side(ask);
+            assert!(
+                [before[position], after[position]].contains(&said),
+                "{what}: at step {index} {step:?}: {ask:?} is {said:?}, before {:?}, after {:?}\n{steps:#?}",
+                before[position],
+                after[position]
             );
         }
     }
@@ -157,6 +182,7 @@ fn every_point_of_a_change_gives_each_side_and_each_flow_the_old_or_the_new_verd
             let asks = asks(&mut random, &old, &planned.next, [&before, &model], 60);
             let pairs = pairs(&mut random, &old, &planned.next, [&before, &model], 60);
             follow_flows(&kernel, &planned.steps, &planned.next, &pairs, &what);
+            follow_slowly(&mut random, &kernel, &planned.steps, &planned.next, &asks, &what);
             points += follow(&mut kernel, &planned.steps, &planned.next, &asks, &what);
             arrived(&kernel, &planned.next, &model, &local, &numbers, &what);
             old = planned.next;

@@ -1,13 +1,15 @@
 //! The maps as a simulated kernel holds them: one write at a time.
 
 use crate::judge::sides;
-use palisade_datapath_core::abi::{Direction, PolicyEntry, REASON_NONE, SUBJECT_NONE};
-use palisade_datapath_core::verdict::{Decision, Side};
+use palisade_datapath_core::abi::{Address, Direction, PolicyEntry, PolicyKey, PortEntry, REASON_NONE, SUBJECT_NONE, V4, V6};
+use palisade_datapath_core::verdict::{Decision, Side, Tables};
 use palisade_identity::Signature;
+use palisade_policy::generate::Random;
 use palisade_policy::model::ObjectName;
 use palisade_policy::oracle::Flow;
 use palisade_policy::rules::RuleSet;
 use palisade_policy::{Compiled, Numbers, Reason, Step};
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -43,6 +45,7 @@ impl Kernel {
                     self.rows.audits.insert(pod.clone(), *audit);
                 }
             }
+            Step::AwaitPrograms => {}
             Step::BumpEpoch => self.epoch += 1,
             Step::RemoveAddress(address) => assert!(self.rows.addresses.remove(address).is_some(), "no row for {address}"),
             Step::RemovePrefix(prefix) => assert!(self.rows.prefixes.remove(prefix).is_some(), "no row for {prefix}"),
@@ -69,6 +72,55 @@ impl Kernel {
     }
 }
 
+/// A program that is slow: between two of its reads any number of writes may be made. It reads the subject, the identity of the peer, then rows.
+pub struct SlowProgram<'a> {
+    /// What the maps held since the program began, and at what moment it is.
+    moments: &'a [Kernel],
+    at: Cell<usize>,
+    random: RefCell<&'a mut Random>,
+}
+
+impl<'a> SlowProgram<'a> {
+    /// A program that begins with the first of these moments.
+    pub fn new(moments: &'a [Kernel], random: &'a mut Random) -> Self {
+        Self { moments, at: Cell::new(0), random: RefCell::new(random) }
+    }
+
+    /// What it says of a peer.
+    pub fn side(&self, ask: &Ask) -> Side {
+        match self.read().endpoints.get(&ask.pod).copied().unwrap_or(SUBJECT_NONE) {
+            SUBJECT_NONE => Side { decision: Decision::Missing, reason: REASON_NONE },
+            subject => side(self, subject, ask),
+        }
+    }
+
+    /// The maps at its next read.
+    fn read(&self) -> &'a Kernel {
+        let (at, mut random) = (self.at.get(), self.random.borrow_mut());
+        if random.chance(60) {
+            self.at.set(at + random.below(self.moments.len() - at));
+        }
+        &self.moments[self.at.get()]
+    }
+}
+
+impl<A: Address> Tables<A> for SlowProgram<'_>
+where
+    Compiled: Tables<A>,
+{
+    fn identity(&self, address: &A) -> u32 {
+        Tables::<A>::identity(&self.read().rows, address)
+    }
+
+    fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry> {
+        Tables::<A>::policy(&self.read().rows, key)
+    }
+
+    fn port(&self, table: u32, protocol: u8, port: u16) -> Option<PortEntry> {
+        Tables::<A>::port(&self.read().rows, table, protocol, port)
+    }
+}
+
 /// A question to one pod's policy.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -80,7 +132,7 @@ pub struct Ask {
 }
 
 /// What a subject's rows say of a peer.
-pub fn side(tables: &Compiled, subject: u32, ask: &Ask) -> Side {
+pub fn side<T: Tables<V4> + Tables<V6>>(tables: &T, subject: u32, ask: &Ask) -> Side {
     // The address of the side that asks is not looked at.
     let flow = Flow { opener: ask.peer, responder: ask.peer, protocol: ask.protocol, port: ask.port };
     match ask.direction {
