@@ -83,7 +83,9 @@ fn follow_flows(kernel: &Kernel, steps: &[Step], next: &Compiled, pairs: &[Pair]
 
 /// Applies the steps one by one, while programs run that are slow: each says of a flow what it was before the change or what it is after. One
 /// that is waited for has ended.
-fn follow_slowly(random: &mut Random, kernel: &Kernel, steps: &[Step], next: &Compiled, asks: &[Ask], what: &str) {
+fn follow_slowly(random: &mut Random, kernel: &Kernel, steps: &[Step], next: &Compiled, asks: &[Ask], pairs: &[Pair], what: &str) {
+    let end = Kernel { rows: next.clone(), endpoints: next.subjects.clone(), epoch: 0 };
+    let (passed, passes) = (pass(kernel, pairs), pass(&end, pairs));
     let before = sides(kernel, asks);
     let after: Vec<Side> = asks.iter().map(|ask| side(next, next.subjects[&ask.pod], ask)).collect();
     let mut moments = vec![kernel.clone()];
@@ -101,6 +103,17 @@ fn follow_slowly(random: &mut Random, kernel: &Kernel, steps: &[Step], next: &Co
                 "{what}: at step {index} {step:?}: {ask:?} is {said:?}, before {:?}, after {:?}\n{steps:#?}",
                 before[position],
                 after[position]
+            );
+        }
+        for (position, pair) in pairs.iter().enumerate() {
+            // One program judges both ends.
+            let program = SlowProgram::new(&moments, random);
+            let said = program.side(&pair.egress).decision.passes() && program.side(&pair.ingress).decision.passes();
+            assert!(
+                said == passed[position] || said == passes[position],
+                "{what}: at step {index} {step:?}: passes: {said}, neither before nor after: {:?} {:?}\n{steps:#?}",
+                pair.egress,
+                pair.ingress
             );
         }
     }
@@ -182,7 +195,7 @@ fn every_point_of_a_change_gives_each_side_and_each_flow_the_old_or_the_new_verd
             let asks = asks(&mut random, &old, &planned.next, [&before, &model], 60);
             let pairs = pairs(&mut random, &old, &planned.next, [&before, &model], 60);
             follow_flows(&kernel, &planned.steps, &planned.next, &pairs, &what);
-            follow_slowly(&mut random, &kernel, &planned.steps, &planned.next, &asks, &what);
+            follow_slowly(&mut random, &kernel, &planned.steps, &planned.next, &asks, &pairs, &what);
             points += follow(&mut kernel, &planned.steps, &planned.next, &asks, &what);
             arrived(&kernel, &planned.next, &model, &local, &numbers, &what);
             old = planned.next;
