@@ -13,7 +13,7 @@ use crate::{
     attach,
     connections::{self, Connections},
     error::{Cause, cannot_open, refuse},
-    install::{Installation, classifier, program_missing},
+    install::{Installation, await_programs, classifier, program_missing},
     layout::Larger,
     packet_run,
     pin::program_name,
@@ -21,9 +21,6 @@ use crate::{
     row::Row,
     sizes::roomy,
 };
-
-/// A program runs for microseconds; the machine may stop it in between.
-const LONG_AFTER: Duration = Duration::from_millis(50);
 
 /// How many rows a map has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,16 +212,8 @@ impl Datapath {
     }
 
     /// Waits until every program has ended that runs now, so that nobody has read what is about to go. Some ten milliseconds.
-    ///
-    /// Programs run on the read side of RCU, and membarrier(2) with MEMBARRIER_CMD_GLOBAL waits for a grace period. Where the kernel
-    /// refuses it (nohz_full, a filter of system calls), it is waited for much longer than a program runs.
     pub fn await_programs(&self) {
-        // SAFETY: the call takes three integers and touches no memory of this process.
-        let waited = unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, nix::libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-        if waited != 0 {
-            tracing::debug!(error = %std::io::Error::last_os_error(), "membarrier is refused");
-            std::thread::sleep(LONG_AFTER);
-        }
+        await_programs();
     }
 
     /// Whether new flows that are allowed make events too.

@@ -10,7 +10,7 @@
 //! Nobody writes rows before the next run, which removes what still waits for its name, loads programs over what is
 //! pinned, and gives them to every endpoint.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
 use palisade_datapath_core::abi::Hook;
@@ -83,6 +83,8 @@ impl Installation {
             answer?;
             watch(InstallStep::Attached(hook));
         }
+        // An old program that still runs would find new rows in a map that is the same, and none in one that was replaced.
+        await_programs();
         Ok(self.replaced.len())
     }
 
@@ -106,6 +108,20 @@ impl Installation {
             watch(InstallStep::ProgramNamed(hook));
         }
         Ok(())
+    }
+}
+
+/// A program runs for microseconds; the machine may stop it in between.
+const LONG_AFTER: Duration = Duration::from_millis(50);
+
+/// Waits until every program that runs now has ended: programs run on the read side of RCU, and membarrier(2) with MEMBARRIER_CMD_GLOBAL waits
+/// for a grace period. Where the kernel refuses it (nohz_full, a filter of system calls), it is waited for much longer than a program runs.
+pub(crate) fn await_programs() {
+    // SAFETY: the call takes three integers and touches no memory of this process.
+    let waited = unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, nix::libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if waited != 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "membarrier is refused");
+        std::thread::sleep(LONG_AFTER);
     }
 }
 
