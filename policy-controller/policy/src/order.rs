@@ -352,6 +352,8 @@ impl<'a> Change<'a> {
         }
         steps.extend(self.flips.iter().map(|change| flip(change.pod, change.through)));
         let flipped = steps.len();
+        // From here on new flows are judged anew; those that are judged already must not be long behind.
+        let at_once = !self.flips.is_empty() && !self.alters_after_flips();
         // Addresses to where they belong; rows that go, last: addresses before the prefixes around them.
         for entry in self.moves.iter().filter(|entry| entry.stays && entry.between != entry.to) {
             steps.push(entry.write(entry.to));
@@ -365,6 +367,9 @@ impl<'a> Change<'a> {
         if steps.len() > flipped && !self.flips.is_empty() {
             // Who has read a subject that endpoints left finds its rows only where addresses were until now.
             steps.insert(flipped, Step::AwaitPrograms);
+            if at_once {
+                steps.insert(flipped, Step::BumpEpoch);
+            }
         }
         steps.extend(self.flips.iter().filter(|change| change.through != change.to).map(|change| flip(change.pod, change.to)));
         steps.extend(self.arrived.iter().map(|&(pod, subject)| flip(pod, subject)));
@@ -377,7 +382,7 @@ impl<'a> Change<'a> {
         removals.extend(ports.filter(|key| !self.next.ports.contains_key(key)).map(|(key, length)| Step::RemovePort(*key, *length)));
         // Flows are judged again after the last write that alters a verdict. Rows to be removed may be all that is left
         // of a change that was interrupted before it came to this.
-        if self.alters(&steps) || !removals.is_empty() {
+        if !steps.contains(&Step::BumpEpoch) && (self.alters(&steps) || !removals.is_empty()) {
             steps.push(Step::BumpEpoch);
         }
         if !removals.is_empty() {
@@ -385,6 +390,17 @@ impl<'a> Change<'a> {
         }
         steps.extend(removals);
         steps
+    }
+
+    /// Whether a verdict changes after endpoints have flipped: that of one that does not flip, about an address that moves late; or of
+    /// a pod that becomes a subject, whose address may have been another's.
+    fn alters_after_flips(&self) -> bool {
+        let flipped: BTreeSet<&ObjectName> = self.flips.iter().map(|change| change.pod).collect();
+        let stays = |(pod, subject): (&ObjectName, &u32)| (!flipped.contains(pod)).then_some(*subject);
+        let staying: Vec<u32> = self.next.subjects.iter().filter_map(stays).collect::<BTreeSet<_>>().into_iter().collect();
+        let late = self.moves.iter().filter(|entry| !entry.stays || entry.between != entry.to);
+        let pairs: BTreeSet<(u32, u32)> = late.map(|entry| (entry.from, entry.to)).collect();
+        !self.arrived.is_empty() || pairs.into_iter().any(|(from, to)| effect(self.old, &staying, from) != effect(self.next, &staying, to))
     }
 
     /// Whether the change may alter a verdict.
