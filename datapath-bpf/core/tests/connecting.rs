@@ -1,8 +1,8 @@
 //! What the connection table says of a packet, and what packets do to its entries.
 
-use palisade_datapath_core::abi::{Connection, Outcome, SUBJECT_NONE, V4, V6, connection_flag as flag};
+use palisade_datapath_core::abi::{Connection, Outcome, SUBJECT_NONE, V4, V6, connection_flag as flag, connection_mark as mark};
 use palisade_datapath_core::packet::connection::{
-    End, Lookup, Now, Subjects, advance, denied, expired, flow, from_host, jiffies_at, judged, key, lifetime, look_up,
+    End, Lookup, Now, Subjects, advance, denied, expired, flow, from_host, jiffies_at, judged, key, later, lifetime, look_up,
 };
 use palisade_datapath_core::packet::{Packet, Segment, ending, neighbour};
 use palisade_datapath_core::verdict::Verdict;
@@ -13,7 +13,7 @@ const SCTP: u8 = 132;
 const ICMP: u8 = 1;
 
 const HERTZ: u32 = 250;
-const NOW: Now = Now { jiffies: 1_000_000_000, hertz: HERTZ, epoch: 5 };
+const NOW: Now = Now { jiffies: 1_000_000_000, hertz: HERTZ, epoch: 5, since: 3 };
 
 fn packet(source: u8, source_port: u16, destination: u8, destination_port: u16, protocol: u8) -> Packet<V4> {
     Packet {
@@ -27,8 +27,8 @@ fn packet(source: u8, source_port: u16, destination: u8, destination_port: u16, 
 }
 
 /// An entry last seen so many seconds ago, opened by the higher end where `flags` say so.
-fn entry(seconds: u64, flags: u32) -> Connection {
-    Connection { seen: NOW.jiffies - seconds * u64::from(HERTZ), epoch: NOW.epoch, flags, ..Connection::default() }
+fn entry(seconds: u64, marks: u8, flags: u8) -> Connection {
+    Connection { seen: NOW.jiffies - seconds * u64::from(HERTZ), epoch: NOW.epoch, marks, flags, ..Connection::default() }
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn an_echo_of_one_end_is_another_flow_than_an_echo_of_the_other() {
 #[test]
 fn a_packet_of_a_known_flow_passes_from_either_end() {
     for protocol in [TCP, UDP, SCTP, ICMP] {
-        let known = entry(1, flag::OPENED_BY_HIGH);
+        let known = entry(1, 0, flag::OPENED_BY_HIGH);
         for (source_is_high, from_opener) in [(true, true), (false, false)] {
             let lookup = look_up(Some(&known), protocol, Segment::MidStream, source_is_high, &NOW);
             assert_eq!(lookup, Lookup::Pass { from_opener }, "protocol {protocol}");
@@ -81,13 +81,13 @@ fn a_packet_of_a_known_flow_passes_from_either_end() {
 #[test]
 fn an_opening_never_rides_on_an_entry() {
     for source_is_high in [true, false] {
-        assert_eq!(look_up(Some(&entry(1, flag::REPLIED)), TCP, Segment::Opening, source_is_high, &NOW), Lookup::Open);
+        assert_eq!(look_up(Some(&entry(1, mark::REPLIED, 0)), TCP, Segment::Opening, source_is_high, &NOW), Lookup::Open);
     }
 }
 
 #[test]
 fn an_entry_of_another_epoch_is_judged_again_as_its_opener_s() {
-    let known = Connection { epoch: NOW.epoch - 1, ..entry(1, flag::OPENED_BY_HIGH) };
+    let known = Connection { epoch: NOW.epoch - 1, ..entry(1, 0, flag::OPENED_BY_HIGH) };
     for protocol in [TCP, UDP, SCTP, ICMP] {
         assert_eq!(look_up(Some(&known), protocol, Segment::MidStream, true, &NOW), Lookup::Again(End::Source));
         assert_eq!(look_up(Some(&known), protocol, Segment::MidStream, false, &NOW), Lookup::Again(End::Destination));
@@ -96,21 +96,33 @@ fn an_entry_of_another_epoch_is_judged_again_as_its_opener_s() {
 
 #[test]
 fn an_entry_that_was_denied_is_judged_again_though_its_epoch_is_current() {
-    let known = entry(1, flag::DENIED | flag::REPLIED);
+    let known = entry(1, mark::REPLIED, flag::DENIED);
     assert_eq!(look_up(Some(&known), TCP, Segment::MidStream, false, &NOW), Lookup::Again(End::Source));
 }
 
 #[test]
 fn what_the_node_opened_passes_in_every_epoch() {
-    let known = Connection { epoch: NOW.epoch - 1, ..entry(1, flag::FROM_HOST) };
+    let known = Connection { epoch: NOW.epoch - 1, ..entry(1, 0, flag::FROM_HOST) };
     for protocol in [TCP, UDP, ICMP] {
         assert_eq!(look_up(Some(&known), protocol, Segment::Datagram, true, &NOW), Lookup::Pass { from_opener: false });
     }
 }
 
 #[test]
+fn an_entry_from_before_an_end_was_made_is_none() {
+    let current = |entry: Connection, now: Now| look_up(Some(&entry), UDP, Segment::Datagram, true, &now) != Lookup::Open;
+    for flags in [0, flag::FROM_HOST, flag::DENIED] {
+        for (epoch, since, speaks) in [(3, 3, true), (2, 3, false), (u32::MAX, 0, false), (1, u32::MAX, true)] {
+            let now = Now { since, epoch: epoch.max(since), ..NOW };
+            assert_eq!(current(Connection { epoch, ..entry(1, 0, flags) }, now), speaks, "{flags} of {epoch}, since {since}");
+        }
+    }
+    assert_eq!((later(4, 9), later(9, 4), later(u32::MAX, 2)), (9, 9, 2));
+}
+
+#[test]
 fn an_old_entry_of_udp_is_none_and_one_of_tcp_still_knows_who_opened() {
-    let old = entry(lifetime::ESTABLISHED + 1, flag::REPLIED | flag::OPENED_BY_HIGH);
+    let old = entry(lifetime::ESTABLISHED + 1, mark::REPLIED, flag::OPENED_BY_HIGH);
     assert_eq!(look_up(Some(&old), UDP, Segment::Datagram, false, &NOW), Lookup::Open);
     assert_eq!(look_up(Some(&old), TCP, Segment::MidStream, false, &NOW), Lookup::Again(End::Destination));
     assert_eq!(look_up(Some(&old), ICMP, Segment::EchoReply, false, &NOW), Lookup::Refuse(Outcome::IcmpUnrelated));
@@ -136,50 +148,50 @@ fn without_an_entry_each_segment_has_its_answer() {
 
 #[test]
 fn each_state_has_its_lifetime() {
-    let finished = flag::REPLIED | flag::FIN_OPENER | flag::FIN_OTHER;
-    for (protocol, flags, seconds) in [
+    let finished = mark::REPLIED | mark::FIN_OPENER | mark::FIN_OTHER;
+    for (protocol, marks, seconds) in [
         (TCP, 0, 60),
-        (TCP, flag::REPLIED, 6 * 3600),
-        (TCP, flag::REPLIED | flag::FIN_OPENER, 6 * 3600),
+        (TCP, mark::REPLIED, 6 * 3600),
+        (TCP, mark::REPLIED | mark::FIN_OPENER, 6 * 3600),
         (TCP, finished, 10),
-        (TCP, flag::RESET, 10),
-        (SCTP, flag::REPLIED, 6 * 3600),
-        (SCTP, flag::REPLIED | flag::RESET, 10),
+        (TCP, mark::RESET, 10),
+        (SCTP, mark::REPLIED, 6 * 3600),
+        (SCTP, mark::REPLIED | mark::RESET, 10),
         (UDP, 0, 30),
-        (UDP, flag::REPLIED, 180),
-        (ICMP, flag::REPLIED, 30),
+        (UDP, mark::REPLIED, 180),
+        (ICMP, mark::REPLIED, 30),
         (58, 0, 30),
     ] {
-        assert!(!expired(protocol, &entry(seconds, flags), NOW.jiffies, HERTZ), "{protocol} {flags:#x} at {seconds} s");
-        assert!(expired(protocol, &entry(seconds + 1, flags), NOW.jiffies, HERTZ), "{protocol} {flags:#x} after {seconds} s");
+        assert!(!expired(protocol, &entry(seconds, marks, 0), NOW.jiffies, HERTZ), "{protocol} {marks:#x} at {seconds} s");
+        assert!(expired(protocol, &entry(seconds + 1, marks, 0), NOW.jiffies, HERTZ), "{protocol} {marks:#x} after {seconds} s");
     }
 }
 
 #[test]
 fn a_clock_of_another_cpu_that_is_ahead_expires_nothing() {
-    let ahead = Connection { seen: NOW.jiffies + 1, ..entry(0, 0) };
+    let ahead = Connection { seen: NOW.jiffies + 1, ..entry(0, 0, 0) };
     assert!(!expired(UDP, &ahead, NOW.jiffies, HERTZ));
 }
 
 #[test]
-fn packets_move_the_flags_forward_only() {
+fn packets_move_the_marks_forward_only() {
     assert_eq!(advance(0, 0, true), 0);
-    assert_eq!(advance(0, 0, false), flag::REPLIED);
-    assert_eq!(advance(0, ending::FIN, true), flag::FIN_OPENER);
-    assert_eq!(advance(flag::FIN_OPENER, ending::FIN, false), flag::FIN_OPENER | flag::FIN_OTHER | flag::REPLIED);
-    assert_eq!(advance(flag::OPENED_BY_HIGH, ending::RESET, true), flag::OPENED_BY_HIGH | flag::RESET);
+    assert_eq!(advance(0, 0, false), mark::REPLIED);
+    assert_eq!(advance(0, ending::FIN, true), mark::FIN_OPENER);
+    assert_eq!(advance(mark::FIN_OPENER, ending::FIN, false), mark::FIN_OPENER | mark::FIN_OTHER | mark::REPLIED);
+    assert_eq!(advance(mark::REPLIED, ending::RESET, true), mark::REPLIED | mark::RESET);
 }
 
 #[test]
 fn an_entry_remembers_who_opened_whichever_end_the_packet_came_from() {
     for (source_is_high, opener, expected) in [
-        (true, End::Source, flag::OPENED_BY_HIGH),
-        (false, End::Source, 0),
-        (true, End::Destination, flag::REPLIED),
-        (false, End::Destination, flag::REPLIED | flag::OPENED_BY_HIGH),
+        (true, End::Source, (0, flag::OPENED_BY_HIGH)),
+        (false, End::Source, (0, 0)),
+        (true, End::Destination, (mark::REPLIED, 0)),
+        (false, End::Destination, (mark::REPLIED, flag::OPENED_BY_HIGH)),
     ] {
         let made = judged(None, 0, source_is_high, opener, &Verdict::NOT_JUDGED, &NOW);
-        assert_eq!((made.flags, made.seen, made.epoch), (expected, NOW.jiffies, NOW.epoch));
+        assert_eq!(((made.marks, made.flags), made.seen, made.epoch), (expected, NOW.jiffies, NOW.epoch));
         let again = look_up(Some(&made), TCP, Segment::MidStream, source_is_high, &NOW);
         assert_eq!(again, Lookup::Pass { from_opener: opener == End::Source });
     }
@@ -187,16 +199,16 @@ fn an_entry_remembers_who_opened_whichever_end_the_packet_came_from() {
 
 #[test]
 fn judging_again_keeps_the_state_and_clears_the_denial() {
-    let before = entry(5, flag::REPLIED | flag::FIN_OTHER | flag::DENIED);
+    let before = entry(5, mark::REPLIED | mark::FIN_OTHER, flag::DENIED);
     let after = judged(Some(&before), 0, false, End::Source, &Verdict::NOT_JUDGED, &NOW);
-    assert_eq!(after.flags, flag::REPLIED | flag::FIN_OTHER);
+    assert_eq!((after.marks, after.flags), (mark::REPLIED | mark::FIN_OTHER, 0));
 }
 
 #[test]
 fn a_denied_flow_is_kept_as_denied_and_its_opener_with_it() {
-    let before = entry(5, flag::REPLIED | flag::OPENED_BY_HIGH);
+    let before = entry(5, mark::REPLIED, flag::OPENED_BY_HIGH);
     let kept = denied(&before, &NOW);
-    assert_eq!((kept.flags, kept.seen), (before.flags | flag::DENIED, before.seen));
+    assert_eq!((kept.marks, kept.flags, kept.seen), (before.marks, before.flags | flag::DENIED, before.seen));
     for (protocol, segment) in [(TCP, Segment::MidStream), (SCTP, Segment::MidStream), (UDP, Segment::Datagram)] {
         assert_eq!(look_up(Some(&kept), protocol, segment, false, &NOW), Lookup::Again(End::Destination));
     }

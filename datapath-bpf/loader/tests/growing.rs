@@ -51,7 +51,7 @@ fn fill(datapath: &mut Datapath, of: u16) {
         let wide = u32::from(number);
         let v4 = IpAddr::from(Ipv4Addr::from(0x0a40_0000 + wide));
         let v6 = IpAddr::from(Ipv6Addr::from((0xfd40 << 112) | u128::from(number)));
-        let local = LocalPod { ifindex: wide, pod_mac: [1; 6], host_mac: [2; 6] };
+        let local = LocalPod { ifindex: wide, pod_mac: [1; 6], host_mac: [2; 6], since: wide };
         let prefix = |address: IpAddr| IpNet::new(address, if address.is_ipv4() { 30 } else { 127 }).unwrap();
         let (high, low) = (
             IpAddr::from(Ipv4Addr::from(0x0a80_0000 + 4 * wide)),
@@ -69,7 +69,7 @@ fn fill(datapath: &mut Datapath, of: u16) {
             datapath.prefixes.insert(&prefix(address), &wide).unwrap();
         }
         if number < of.min(12) {
-            datapath.endpoints.insert(&(5000 + wide), &Endpoint { subject: wide, ..Endpoint::default() }).unwrap();
+            datapath.endpoints.insert(&(5000 + wide), &Endpoint { ifindex: 5000 + wide, subject: wide, ..Endpoint::default() }).unwrap();
             datapath.local.insert(&v4, &local).unwrap();
             datapath.local.insert(&v6, &local).unwrap();
         }
@@ -360,9 +360,12 @@ fn no_packet_is_lost_or_judged_otherwise_while_maps_grow_and_connections_stay() 
             // Two more endpoints, for runs over packets: one that may send, and one that may not.
             run("ip link add open type veth peer name shut");
             let index = |name: &str| nix::net::if_::if_nametoindex(name).unwrap();
-            let row =
-                |subject, last| Endpoint { subject, ipv4: [10, 7, 0, last], pod_mac: [2; 6], host_mac: [4; 6], ..Endpoint::default() };
-            let judged = [(index("open"), row(1, 1), PASS), (index("shut"), row(2, 2), SHOT)];
+            let row = |ifindex, subject, last| {
+                let (pod_mac, host_mac) = ([2; 6], [4; 6]);
+                Endpoint { ifindex, subject, ipv4: [10, 7, 0, last], pod_mac, host_mac, ..Endpoint::default() }
+            };
+            let (open, shut) = (index("open"), index("shut"));
+            let judged = [(open, row(open, 1, 1), PASS), (shut, row(shut, 2, 2), SHOT)];
             for (index, row, _) in &judged {
                 datapath.endpoints.insert(index, row).unwrap();
             }

@@ -90,12 +90,14 @@ fn rows_that_aya_has_written_read_the_same_through_libbpf() {
             |name: &str, key: &[u8]| pinned(&pin, name).lookup(key, MapFlags::ANY).unwrap().unwrap_or_else(|| panic!("{name}: no row"));
 
         let endpoint = Endpoint {
+            ifindex: 12,
             subject: 5,
             audit: 6,
             ipv4: [10, 0, 0, 7],
             ipv6: [0xfd; 16],
             pod_mac: [1, 2, 3, 4, 5, 6],
             host_mac: [6, 5, 4, 3, 2, 1],
+            since: 9,
         };
         datapath.endpoints.insert(&12, &endpoint).unwrap();
         assert_eq!(read(map::ENDPOINTS, &12_u32.to_ne_bytes()), endpoint.as_bytes());

@@ -34,7 +34,7 @@ fn takeover_keeps_rows_and_links_and_replaces_programs() {
         let pod = Pod::new(1);
         let mut first = open(base);
         assert_eq!(first.attach_kind(), AttachKind::Tcx, "this test wants Linux 6.6 or later");
-        let row = LocalPod { ifindex: pod.index, pod_mac: [1; 6], host_mac: [2; 6] };
+        let row = LocalPod { ifindex: pod.index, pod_mac: [1; 6], host_mac: [2; 6], since: 0 };
         first.local.insert(&"10.9.1.2".parse().unwrap(), &row).unwrap();
         let epoch = first.bump_epoch().unwrap();
         attach_endpoint_with(&pin, AttachKind::Tcx, &pod.host, pod.index).unwrap();

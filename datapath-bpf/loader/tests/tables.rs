@@ -20,7 +20,7 @@ const SHOT: i32 = 2;
 fn rows_are_written_read_and_removed() {
     alone(|base| {
         let mut datapath = open(base);
-        let endpoint = Endpoint { subject: 9, ipv4: [10, 0, 0, 1], pod_mac: [1; 6], ..Endpoint::default() };
+        let endpoint = Endpoint { ifindex: 5, subject: 9, ipv4: [10, 0, 0, 1], pod_mac: [1; 6], ..Endpoint::default() };
         assert_eq!(datapath.endpoints.get(&5).unwrap(), None);
         datapath.endpoints.insert(&5, &endpoint).unwrap();
         assert_eq!(datapath.endpoints.get(&5).unwrap(), Some(endpoint));
@@ -50,7 +50,7 @@ fn addresses_of_both_families_live_in_one_table() {
         assert_eq!(datapath.addresses.get(&v6).unwrap(), Some(2));
         assert!(datapath.addresses.remove(&v6).unwrap());
         assert_eq!(datapath.addresses.get(&v6).unwrap(), None);
-        let pod = LocalPod { ifindex: 3, pod_mac: [1; 6], host_mac: [2; 6] };
+        let pod = LocalPod { ifindex: 3, pod_mac: [1; 6], host_mac: [2; 6], since: 0 };
         datapath.local.insert(&v6, &pod).unwrap();
         assert_eq!(datapath.local.rows().unwrap(), BTreeMap::from([(v6, pod)]));
     });
@@ -178,7 +178,7 @@ fn a_run_sees_the_interface_that_it_is_given() {
     alone(|base| {
         stage::run("ip link add pod index 321 type veth peer name peer");
         let mut datapath = open(base);
-        datapath.endpoints.insert(&321, &Endpoint { subject: 1, pod_mac: [1; 6], ..Endpoint::default() }).unwrap();
+        datapath.endpoints.insert(&321, &Endpoint { ifindex: 321, subject: 1, pod_mac: [1; 6], ..Endpoint::default() }).unwrap();
         let mut events = datapath.events().unwrap();
         datapath.test_run(Hook::FromPod, &[0; 60], &PacketContext { ifindex: 321, ..PacketContext::default() }).unwrap();
         let event = events.next().unwrap().expect("an event");

@@ -1,6 +1,6 @@
 //! What both programs do with a packet of a flow.
 
-use palisade_datapath_core::abi::{Connection, Endpoint, FragmentPorts, Hook, Outcome, SUBJECT_NONE, V4, V6, cell};
+use palisade_datapath_core::abi::{Connection, Endpoint, FragmentPorts, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6, cell};
 use palisade_datapath_core::packet::connection::{self, End, Lookup, Subjects, lifetime};
 use palisade_datapath_core::packet::icmp::{self, Quoting};
 use palisade_datapath_core::packet::{Fragment, Packet, ipv4, ipv6};
@@ -23,8 +23,8 @@ impl Policies {
     /// Those of an endpoint.
     #[inline(always)]
     pub fn of(endpoint: &Endpoint) -> Self {
-        let audit = if endpoint.audit == SUBJECT_NONE { endpoint.subject } else { endpoint.audit };
-        Self { subject: endpoint.subject, audit }
+        let (subject, audit) = (endpoint.subject, endpoint.audit);
+        Self { subject, audit: if audit == SUBJECT_NONE { subject } else { audit } }
     }
 }
 
@@ -33,10 +33,12 @@ impl Policies {
 pub fn policies_of<A: Family>(address: &A) -> Result<Policies, Outcome> {
     let Some(local) = address.local() else { return Ok(Policies { subject: SUBJECT_NONE, audit: SUBJECT_NONE }) };
     // A pod that is not realised yet, or no more, gets nothing.
-    match maps::endpoint(local.ifindex) {
-        Some(endpoint) if endpoint.subject != SUBJECT_NONE => Ok(Policies::of(endpoint)),
-        _ => Err(Outcome::EndpointMissing),
+    let Some(endpoint) = maps::endpoint(local.ifindex) else { return Err(Outcome::EndpointMissing) };
+    let policies = Policies::of(endpoint);
+    if policies.subject == SUBJECT_NONE || !maps::is_still(endpoint, local.ifindex) {
+        return Err(Outcome::EndpointMissing);
     }
+    Ok(policies)
 }
 
 /// Asks the policies of both ends; whether the flow passes.
@@ -139,10 +141,10 @@ pub fn touch<A: Family>(frame: &Frame, packet: &Packet<A>, entry: *mut Connectio
         if (*entry).seen != jiffies {
             (*entry).seen = jiffies;
         }
-        let flags = (*entry).flags;
-        let advanced = connection::advance(flags, packet.ending, from_opener);
-        if advanced != flags {
-            (*entry).flags = advanced;
+        let marks = (*entry).marks;
+        let advanced = connection::advance(marks, packet.ending, from_opener);
+        if advanced != marks {
+            (*entry).marks = advanced;
         }
     }
     event::count(frame, if from_opener { Outcome::AllowedEstablished } else { Outcome::AllowedReply });
@@ -155,9 +157,21 @@ pub struct Pod {
     pub policies: Policies,
     /// The program that runs, which says what end of a packet the pod is.
     pub hook: Hook,
+    /// The epoch since which this end, and the other one, have been who they are.
+    pub since: u32,
 }
 
 impl Pod {
+    /// The pod of an endpoint, and who is reached at the other end's address.
+    #[inline(always)]
+    pub fn of(endpoint: &Endpoint, other: Option<LocalPod>, hook: Hook) -> Self {
+        let since = match other {
+            Some(other) => connection::later(endpoint.since, other.since),
+            None => endpoint.since,
+        };
+        Self { policies: Policies::of(endpoint), hook, since }
+    }
+
     /// The policy numbers of both ends of a packet: source and destination.
     #[inline(always)]
     fn ends<A: Family>(self, packet: &Packet<A>) -> Result<(Policies, Policies), Outcome> {
@@ -175,7 +189,7 @@ impl Pod {
 /// On an error the caller drops and counts.
 #[inline(always)]
 pub fn admit<A: Family>(frame: &Frame, pod: Pod, packet: &Packet<A>, result: &mut Judgement) -> Result<(), Outcome> {
-    let how = established(frame, packet);
+    let how = established(frame, packet, pod.since);
     if how >= 0 {
         return refusal(how);
     }
@@ -197,8 +211,8 @@ const OPEN: i32 = -2;
 
 /// Passes a packet by the entry of its flow, and counts it.
 #[inline(never)]
-fn established<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
-    let now = maps::now();
+fn established<A: Family>(frame: &Frame, packet: &Packet<A>, since: u32) -> i32 {
+    let now = maps::now(since);
     let (key, source_is_high) = connection::key(packet);
     let entry = A::connection(&key);
     // SAFETY: the pointer is to a row of the connection table; see `touch` for what a reuse meanwhile can do.
@@ -222,7 +236,7 @@ fn ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Judgement
 
 #[inline(always)]
 fn try_ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Judgement) -> Result<(), Outcome> {
-    let now = maps::now();
+    let now = maps::now(pod.since);
     let (key, source_is_high) = connection::key(packet);
     // SAFETY: as in `established`.
     let before = if how == AGAIN { A::connection(&key).map(|entry| unsafe { &*entry }) } else { None };
@@ -270,7 +284,7 @@ fn quotes_flow<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, pod: Pod) 
     if quoted.source != outer.destination || (matches!(pod.hook, Hook::FromPod) && quoted.destination != outer.source) {
         return Outcome::IcmpUnrelated as i32;
     }
-    let opener = match opener_of(&quoted) {
+    let opener = match opener_of(&quoted, pod.since) {
         ESTABLISHED => return Outcome::AllowedRelated as i32,
         OPENED_BY_SOURCE => End::Source,
         OPENED_BY_DESTINATION => End::Destination,
@@ -302,8 +316,8 @@ const UNKNOWN: i32 = 3;
 
 /// Whether the entry of a quoted packet's flow lets it stand, or who opened the flow that is to be judged again.
 #[inline(never)]
-fn opener_of<A: Family>(quoted: &Packet<A>) -> i32 {
-    let now = maps::now();
+fn opener_of<A: Family>(quoted: &Packet<A>, since: u32) -> i32 {
+    let now = maps::now(since);
     let (key, source_is_high) = connection::key(quoted);
     // SAFETY: as in `established`.
     let Some(entry) = A::connection(&key).map(|entry| unsafe { &*entry }) else { return UNKNOWN };

@@ -8,7 +8,7 @@ use palisade_datapath_core::packet::{Bytes, Packet, Segment, arp, ipv4, neighbou
 use palisade_datapath_core::verdict::Judgement;
 
 use crate::event::{count, drop_frame, drop_packet};
-use crate::flow::{self, Pod, Policies};
+use crate::flow::{self, Pod};
 use crate::frame::{Frame, action};
 use crate::maps::{self, Family};
 
@@ -114,7 +114,11 @@ fn judge<A: Family + Quoting>(
     if packet.source != *own || *own == A::default() {
         return Err(Outcome::SourceAddressForeign);
     }
-    let pod = Pod { policies: Policies::of(endpoint), hook: HOOK };
+    let pod = Pod::of(endpoint, packet.destination.local(), HOOK);
+    // The pod may be gone by now, or its policy another: a subject of another row is no policy of this pod.
+    if !maps::is_still(endpoint, frame.ifindex()) {
+        return Err(Outcome::EndpointMissing);
+    }
     if matches!(packet.segment, Segment::Error) {
         return flow::related(frame, packet, pod);
     }
@@ -127,7 +131,7 @@ fn judge<A: Family + Quoting>(
 /// Takes a packet for a pod of this node straight into the pod's namespace; leaves any other to the stack.
 #[inline(always)]
 fn forward<A: Family>(frame: &Frame, packet: &Packet<A>, lower_hop_limit: impl Fn() -> bool) -> Result<i32, Outcome> {
-    let Some(&LocalPod { ifindex, pod_mac, host_mac }) = packet.destination.local() else { return Ok(action::PASS) };
+    let Some(LocalPod { ifindex, pod_mac, host_mac, .. }) = packet.destination.local() else { return Ok(action::PASS) };
     // The stack tells the sender that the packet has come to its end.
     if packet.hop_limit <= 1 {
         return Ok(action::PASS);

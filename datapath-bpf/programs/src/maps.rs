@@ -2,6 +2,8 @@
 //!
 //! The sizes here are defaults: the loader sets the ones that a node wants.
 
+use core::sync::atomic::{Ordering, compiler_fence};
+
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
@@ -13,8 +15,10 @@ use palisade_datapath_core::abi::{
 use palisade_datapath_core::packet::connection::Now;
 use palisade_datapath_core::verdict::Tables;
 
-// Rows that the agent replaces while packets read them: without preallocation the kernel keeps an old row as long as
-// any program may look at it, so that a reader never sees half of two rows.
+// Rows that the agent replaces while packets read them. Without preallocation a new row is written before the old one is
+// let go, so that a reader meets one or the other. But since 6.1 the memory of the old one may hold the agent's next row at
+// once (`bpf_mem_cache_free`), also while a program looks at it: rows are copied as soon as they are found, and of an
+// endpoint, whose row says most, it is checked that it is still the same.
 const SHARED: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map]
@@ -61,10 +65,10 @@ pub fn config(index: u32) -> u32 {
     CONFIG.get(index).copied().unwrap_or(0)
 }
 
-/// The clock and the epoch, read once per packet.
+/// The clock and the epoch, for a packet whose ends have been who they are since that epoch.
 #[inline(always)]
-pub fn now() -> Now {
-    Now { jiffies: jiffies(), hertz: config(cell::HERTZ), epoch: config(cell::EPOCH) }
+pub fn now(since: u32) -> Now {
+    Now { jiffies: jiffies(), hertz: config(cell::HERTZ), epoch: config(cell::EPOCH), since }
 }
 
 /// The kernel's jiffies.
@@ -74,17 +78,25 @@ pub fn jiffies() -> u64 {
     unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() }
 }
 
-/// The endpoint behind a host-side interface.
+/// The endpoint behind a host-side interface. What was read of it counts once [`is_still`] has said so.
 #[inline(always)]
 pub fn endpoint(ifindex: u32) -> Option<&'static Endpoint> {
-    // SAFETY: the map is not preallocated: the row stays as it is until no program can look at it.
+    // SAFETY: the memory of a row can be read as long as the program runs.
     unsafe { ENDPOINTS.get(ifindex) }
+}
+
+/// Whether the row is still that of the interface, and so everything that was read of it before.
+#[inline(always)]
+pub fn is_still(endpoint: &Endpoint, ifindex: u32) -> bool {
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: a reference can be read. Volatile, so that it is read now.
+    unsafe { (&raw const endpoint.ifindex).read_volatile() == ifindex }
 }
 
 /// The maps of one address family.
 pub trait Family: Address + Default + 'static {
     /// Where a pod of this node is reached.
-    fn local(&self) -> Option<&'static LocalPod>;
+    fn local(&self) -> Option<LocalPod>;
     /// The identity of an address by its own row, else by its longest prefix.
     fn identity(&self) -> u32;
     /// The entry of a connection, to be read and written in place.
@@ -105,14 +117,14 @@ macro_rules! family {
     ($address:ty, $bits:literal, $field:ident, $local:ident, $addresses:ident, $prefixes:ident, $connections:ident, $fragments:ident) => {
         impl Family for $address {
             #[inline(always)]
-            fn local(&self) -> Option<&'static LocalPod> {
-                // SAFETY: as in `endpoint`.
-                unsafe { $local.get(self) }
+            fn local(&self) -> Option<LocalPod> {
+                // SAFETY: a plain copy.
+                unsafe { $local.get(self) }.copied()
             }
 
             #[inline(always)]
             fn identity(&self) -> u32 {
-                // SAFETY: as in `endpoint`.
+                // SAFETY: a plain copy.
                 if let Some(identity) = unsafe { $addresses.get(self) } {
                     return *identity;
                 }
@@ -171,7 +183,7 @@ impl<A: Family> Tables<A> for Kernel {
 
     #[inline(always)]
     fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry> {
-        // SAFETY: as in `endpoint`.
+        // SAFETY: a plain copy.
         unsafe { POLICY.get(key) }.copied()
     }
 

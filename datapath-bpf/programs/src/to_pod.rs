@@ -1,6 +1,6 @@
 //! Packets that go to a pod through the node's stack. What `from_pod` redirects never comes here.
 
-use palisade_datapath_core::abi::{Endpoint, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6};
+use palisade_datapath_core::abi::{Endpoint, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6, connection_flag as flag};
 use palisade_datapath_core::packet::connection::{self, Lookup};
 use palisade_datapath_core::packet::ethernet::{self, ether_type};
 use palisade_datapath_core::packet::icmp::Quoting;
@@ -8,7 +8,7 @@ use palisade_datapath_core::packet::{Bytes, Fragment, Packet, Segment};
 use palisade_datapath_core::verdict::Judgement;
 
 use crate::event::{count, drop_frame, drop_packet};
-use crate::flow::{self, Pod, Policies};
+use crate::flow::{self, Pod};
 use crate::frame::{Frame, action};
 use crate::maps::{self, Family};
 
@@ -52,9 +52,8 @@ fn made_by_host<A: Family>(frame: &Frame, packet: &Packet<A>) -> bool {
 /// Whether a packet that was forwarded can have the source that it states: not the receiver's own address, and that of
 /// another pod of this node only from that pod's interface.
 #[inline(always)]
-fn source_can_be<A: Family>(frame: &Frame, packet: &Packet<A>) -> bool {
-    let from = |local: &LocalPod| local.ifindex == frame.ingress_ifindex();
-    packet.source != packet.destination && packet.source.local().is_none_or(from)
+fn source_can_be<A: Family>(frame: &Frame, packet: &Packet<A>, local: Option<LocalPod>) -> bool {
+    packet.source != packet.destination && local.is_none_or(|local| local.ifindex == frame.ingress_ifindex())
 }
 
 #[inline(always)]
@@ -108,13 +107,18 @@ fn judge<A: Family + Quoting>(
         return Err(Outcome::DestinationForeign);
     }
     if host {
-        pass_host(frame, packet);
+        pass_host(frame, packet, endpoint.since);
         return Ok(());
     }
-    if !source_can_be(frame, packet) {
+    let other = packet.source.local();
+    if !source_can_be(frame, packet, other) {
         return Err(Outcome::SourceAddressForeign);
     }
-    let pod = Pod { policies: Policies::of(endpoint), hook: HOOK };
+    let pod = Pod::of(endpoint, other, HOOK);
+    // The pod may be gone by now, or its policy another: a subject of another row is no policy of this pod.
+    if !maps::is_still(endpoint, frame.ifindex()) {
+        return Err(Outcome::EndpointMissing);
+    }
     if matches!(packet.segment, Segment::Error) {
         return flow::related(frame, packet, pod);
     }
@@ -126,8 +130,8 @@ fn judge<A: Family + Quoting>(
 
 /// Passes a packet of the node's own, and sees to it that the pod can answer.
 #[inline(never)]
-fn pass_host<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
-    let now = maps::now();
+fn pass_host<A: Family>(frame: &Frame, packet: &Packet<A>, since: u32) -> i32 {
+    let now = maps::now(since);
     let (key, source_is_high) = connection::key(packet);
     let entry = A::connection(&key);
     // SAFETY: a plain copy of a row; see `flow::touch` for what a reuse meanwhile can do.
@@ -141,7 +145,15 @@ fn pass_host<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
             }
             None => count(frame, Outcome::AllowedReply),
         },
-        // The flow may be the pod's own, whose policy the pod's next packet will be asked about.
+        // The flow may be the pod's own, whose policy the pod's next packet will be asked about. That it was denied is not
+        // forgotten as long as the node talks: what it says would else open a flow, and the pod's packets be its replies.
+        (Lookup::Again(_), Some(entry)) => {
+            if known.is_some_and(|known| known.flags & flag::DENIED != 0) {
+                // SAFETY: see `flow::touch`.
+                unsafe { (*entry).seen = now.jiffies };
+            }
+            count(frame, Outcome::AllowedReply);
+        }
         (Lookup::Again(_) | Lookup::Pass { .. }, _) => count(frame, Outcome::AllowedReply),
         (Lookup::Refuse(_), _) => count(frame, Outcome::AllowedRelated),
     }

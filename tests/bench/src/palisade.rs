@@ -73,13 +73,13 @@ impl Palisade {
     /// Writes the rows of a pod. Its number is that of its subject and of its identity.
     pub fn realise(&mut self, end: End, ifindex: u32) -> Result<()> {
         let (pod_mac, host_mac) = (end.pod_mac.0, end.host_mac.0);
-        let mut endpoint = Endpoint { subject: end.number.into(), pod_mac, host_mac, ..Endpoint::default() };
+        let mut endpoint = Endpoint { ifindex, subject: end.number.into(), pod_mac, host_mac, ..Endpoint::default() };
         match end.address {
             IpAddr::V4(address) => endpoint.ipv4 = address.octets(),
             IpAddr::V6(address) => endpoint.ipv6 = address.octets(),
         }
         self.datapath.addresses.insert(&end.address, &end.number.into())?;
-        self.datapath.local.insert(&end.address, &LocalPod { ifindex, pod_mac, host_mac })?;
+        self.datapath.local.insert(&end.address, &LocalPod { ifindex, pod_mac, host_mac, since: 0 })?;
         self.datapath.endpoints.insert(&ifindex, &endpoint)?;
         Ok(())
     }

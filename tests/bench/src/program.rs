@@ -108,7 +108,7 @@ pub fn measure(plan: &Plan, palisade: &mut Palisade) -> Result<Times> {
 fn redirect_only(pod: End) -> Result<Ebpf> {
     let mut redirect = EbpfLoader::new().load(redirect_object()).context("load redirect_only")?;
     let IpAddr::V4(address) = pod.address else { anyhow::bail!("redirect_only knows IPv4") };
-    let local = LocalPod { ifindex: SERVER_IFINDEX, pod_mac: pod.pod_mac.0, host_mac: pod.host_mac.0 };
+    let local = LocalPod { ifindex: SERVER_IFINDEX, pod_mac: pod.pod_mac.0, host_mac: pod.host_mac.0, since: 0 };
     let mut row = [0; size_of::<LocalPod>()];
     row.copy_from_slice(local.as_bytes());
     let table = redirect.map_mut(map::LOCAL_V4).context("redirect_only has no table")?;

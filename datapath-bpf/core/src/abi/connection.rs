@@ -29,30 +29,39 @@ pub struct Connection {
     pub seen: u64,
     /// The policy epoch under which the flow was judged.
     pub epoch: u32,
+    /// Bits of [`connection_mark`]. The one field, beside `seen`, that changes in place: where the row is another flow's by
+    /// then, that flow only looks further on than it is.
+    pub marks: u8,
     /// Bits of [`connection_flag`].
-    pub flags: u32,
+    pub flags: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
     /// Reason number of the egress verdict.
     pub egress_reason: u32,
     /// Reason number of the ingress verdict.
     pub ingress_reason: u32,
 }
 
-/// Bits of [`Connection::flags`].
+/// Bits of [`Connection::marks`]: what was seen of a flow.
+pub mod connection_mark {
+    /// A packet of the other end.
+    pub const REPLIED: u8 = 1 << 0;
+    /// A FIN of the opening end.
+    pub const FIN_OPENER: u8 = 1 << 1;
+    /// A FIN of the other end.
+    pub const FIN_OTHER: u8 = 1 << 2;
+    /// A RST of one end.
+    pub const RESET: u8 = 1 << 3;
+}
+
+/// Bits of [`Connection::flags`]: what was made of a flow.
 pub mod connection_flag {
     /// The higher end of the key opened the flow; otherwise the lower end did.
-    pub const OPENED_BY_HIGH: u32 = 1 << 0;
-    /// A packet of the other end was seen.
-    pub const REPLIED: u32 = 1 << 1;
-    /// The opening end sent FIN.
-    pub const FIN_OPENER: u32 = 1 << 2;
-    /// The other end sent FIN.
-    pub const FIN_OTHER: u32 = 1 << 3;
-    /// One end sent RST.
-    pub const RESET: u32 = 1 << 4;
+    pub const OPENED_BY_HIGH: u8 = 1 << 0;
     /// The node's own processes opened the flow: its ingress is not judged.
-    pub const FROM_HOST: u32 = 1 << 5;
+    pub const FROM_HOST: u8 = 1 << 1;
     /// The flow was judged again and denied; it passes nothing. Kept so that who opened it is not forgotten.
-    pub const DENIED: u32 = 1 << 6;
+    pub const DENIED: u8 = 1 << 2;
 }
 
 /// What the fragments of one datagram have in common.

@@ -5,6 +5,9 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
 pub struct Endpoint {
+    /// The key once more. It stands first: whoever has read a row and then finds another number here may have read the row of
+    /// another endpoint, which the kernel put into the same memory meanwhile.
+    pub ifindex: u32,
     /// Number of the effective policy; [`SUBJECT_NONE`](super::SUBJECT_NONE) denies everything.
     pub subject: u32,
     /// Number of what the policies in audit mode would make of it; [`SUBJECT_NONE`](super::SUBJECT_NONE) where none selects the pod.
@@ -18,6 +21,9 @@ pub struct Endpoint {
     pub pod_mac: [u8; 6],
     /// Hardware address of the host's end.
     pub host_mac: [u8; 6],
+    /// The policy epoch that began when the endpoint was made. What the connection table holds of an older one is of
+    /// another pod that had the address.
+    pub since: u32,
 }
 
 /// Where a pod of this node is reached, by its address.
@@ -31,7 +37,9 @@ pub struct LocalPod {
     pub pod_mac: [u8; 6],
     /// Hardware address of the host's end.
     pub host_mac: [u8; 6],
+    /// As [`Endpoint::since`].
+    pub since: u32,
 }
 
-const _: () = assert!(size_of::<Endpoint>() == 40 && align_of::<Endpoint>() == 4);
-const _: () = assert!(size_of::<LocalPod>() == 16 && align_of::<LocalPod>() == 4);
+const _: () = assert!(size_of::<Endpoint>() == 48 && align_of::<Endpoint>() == 4);
+const _: () = assert!(size_of::<LocalPod>() == 20 && align_of::<LocalPod>() == 4);

@@ -10,7 +10,7 @@ mod endpoint;
 mod event;
 mod policy;
 
-pub use connection::{Connection, ConnectionKey, FragmentKey, FragmentPorts, connection_flag};
+pub use connection::{Connection, ConnectionKey, FragmentKey, FragmentPorts, connection_flag, connection_mark};
 pub use counter::{Counter, Outcome};
 pub use endpoint::{Endpoint, LocalPod};
 pub use event::{DatapathEvent, EventBudget, EventKey, Hook};

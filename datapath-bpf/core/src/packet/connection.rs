@@ -1,7 +1,7 @@
 //! What the connection table says of a packet, and what the packet does to its entry.
 
 use super::{Packet, Segment, ending, protocol};
-use crate::abi::{Address, Connection, ConnectionKey, Outcome, SUBJECT_NONE, connection_flag as flag};
+use crate::abi::{Address, Connection, ConnectionKey, Outcome, SUBJECT_NONE, connection_flag as flag, connection_mark as mark};
 use crate::verdict::{Flow, Verdict};
 
 /// Seconds after which an entry no longer speaks for its flow.
@@ -31,6 +31,20 @@ pub struct Now {
     pub hertz: u32,
     /// The policy epoch.
     pub epoch: u32,
+    /// The epoch since which both ends of the packet have been who they are. An older entry is of another pod.
+    pub since: u32,
+}
+
+/// The later one of two epochs.
+#[inline(always)]
+pub const fn later(one: u32, other: u32) -> u32 {
+    if before(one, other) { other } else { one }
+}
+
+/// Whether an epoch is before another one. They are counted round.
+#[inline(always)]
+const fn before(one: u32, other: u32) -> bool {
+    (one.wrapping_sub(other) as i32) < 0
 }
 
 /// An end of a packet.
@@ -80,20 +94,20 @@ pub fn source_is_high<A: Address>(packet: &Packet<A>) -> bool {
 
 /// Seconds that an entry lives after its last packet.
 #[inline(always)]
-pub const fn lifetime_of(protocol: u8, flags: u32) -> u64 {
+pub const fn lifetime_of(protocol: u8, marks: u8) -> u64 {
     match protocol {
         protocol::TCP | protocol::SCTP => {
-            let finished = flag::FIN_OPENER | flag::FIN_OTHER;
-            if flags & flag::RESET != 0 || flags & finished == finished {
+            let finished = mark::FIN_OPENER | mark::FIN_OTHER;
+            if marks & mark::RESET != 0 || marks & finished == finished {
                 lifetime::CLOSED
-            } else if flags & flag::REPLIED != 0 {
+            } else if marks & mark::REPLIED != 0 {
                 lifetime::ESTABLISHED
             } else {
                 lifetime::HALF_OPEN
             }
         }
         protocol::UDP => {
-            if flags & flag::REPLIED != 0 {
+            if marks & mark::REPLIED != 0 {
                 lifetime::DATAGRAM_REPLIED
             } else {
                 lifetime::DATAGRAM
@@ -107,7 +121,7 @@ pub const fn lifetime_of(protocol: u8, flags: u32) -> u64 {
 #[inline(always)]
 pub const fn expired(protocol: u8, entry: &Connection, jiffies: u64, hertz: u32) -> bool {
     // Another CPU may have seen a later jiffy than this one.
-    jiffies.saturating_sub(entry.seen) > lifetime_of(protocol, entry.flags) * hertz as u64
+    jiffies.saturating_sub(entry.seen) > lifetime_of(protocol, entry.marks) * hertz as u64
 }
 
 /// Whether the protocol marks the packet that opens a flow, so that no other packet can be taken for one.
@@ -127,6 +141,7 @@ pub const fn opener(entry: &Connection, source_is_high: bool) -> End {
 pub fn look_up(entry: Option<&Connection>, protocol: u8, segment: Segment, source_is_high: bool, now: &Now) -> Lookup {
     if let Some(entry) = entry
         && !matches!(segment, Segment::Opening)
+        && !before(entry.epoch, now.since)
     {
         let opener = opener(entry, source_is_high);
         let old = expired(protocol, entry, now.jiffies, now.hertz);
@@ -199,14 +214,16 @@ pub fn judged(
 ) -> Connection {
     let from_opener = matches!(opener, End::Source);
     let opened_by_high = if source_is_high == from_opener { flag::OPENED_BY_HIGH } else { 0 };
-    let before = match before {
-        Some(before) => before.flags & (flag::REPLIED | flag::FIN_OPENER | flag::FIN_OTHER | flag::RESET | flag::FROM_HOST),
-        None => 0,
+    let (marks, from_host) = match before {
+        Some(before) => (before.marks, before.flags & flag::FROM_HOST),
+        None => (0, 0),
     };
     Connection {
         seen: now.jiffies,
         epoch: now.epoch,
-        flags: advance(before | opened_by_high, segment_ending, from_opener),
+        marks: advance(marks, segment_ending, from_opener),
+        flags: from_host | opened_by_high,
+        reserved: [0; 2],
         egress_reason: verdict.egress.reason,
         ingress_reason: verdict.ingress.reason,
     }
@@ -225,26 +242,26 @@ pub fn from_host(segment: Segment, source_is_high: bool, now: &Now) -> Option<Co
     Some(connection)
 }
 
-/// The flags of an entry after a packet of its flow has passed.
+/// The marks of an entry after a packet of its flow has passed.
 #[inline(always)]
-pub const fn advance(flags: u32, segment_ending: u8, from_opener: bool) -> u32 {
-    let heard = if from_opener { 0 } else { flag::REPLIED };
+pub const fn advance(marks: u8, segment_ending: u8, from_opener: bool) -> u8 {
+    let heard = if from_opener { 0 } else { mark::REPLIED };
     let finished = match (segment_ending & ending::FIN != 0, from_opener) {
         (false, _) => 0,
-        (true, true) => flag::FIN_OPENER,
-        (true, false) => flag::FIN_OTHER,
+        (true, true) => mark::FIN_OPENER,
+        (true, false) => mark::FIN_OTHER,
     };
-    let reset = if segment_ending & ending::RESET != 0 { flag::RESET } else { 0 };
-    flags | heard | finished | reset
+    let reset = if segment_ending & ending::RESET != 0 { mark::RESET } else { 0 };
+    marks | heard | finished | reset
 }
 
 /// The entry of a flow that was judged again and denied.
 ///
 /// It is kept so that the opener is not forgotten: what the other end goes on sending would else open a flow in the other
-/// direction, of which the opener's packets were the replies. The entry admits nothing, and grows old as if nothing came.
+/// direction, of which the opener's packets were the replies. The entry admits nothing, and grows old as if its opener were silent.
 #[inline(always)]
 pub const fn denied(entry: &Connection, now: &Now) -> Connection {
-    Connection { seen: entry.seen, epoch: now.epoch, flags: entry.flags | flag::DENIED, egress_reason: 0, ingress_reason: 0 }
+    Connection { epoch: now.epoch, flags: entry.flags | flag::DENIED, egress_reason: 0, ingress_reason: 0, ..*entry }
 }
 
 /// The jiffies of a moment, for a sweep in user space, which cannot read them: within seconds of the kernel's.

@@ -79,8 +79,8 @@ fn write(world: &mut World, model: &Model, compiled: &Compiled) -> BTreeMap<IpAd
     for (index, (name, subject)) in compiled.subjects.iter().enumerate() {
         let ifindex = ELSEWHERE + index as u32;
         let audit = compiled.audits.get(name).copied().unwrap_or_default();
-        datapath.endpoints.insert(&ifindex, &Endpoint { subject: *subject, audit, ..Endpoint::default() }).unwrap();
-        let local = LocalPod { ifindex, pod_mac: [2, 0, 0, 0, 3, index as u8], host_mac: [2, 0, 0, 0, 4, index as u8] };
+        datapath.endpoints.insert(&ifindex, &Endpoint { ifindex, subject: *subject, audit, ..Endpoint::default() }).unwrap();
+        let local = LocalPod { ifindex, pod_mac: [2, 0, 0, 0, 3, index as u8], host_mac: [2, 0, 0, 0, 4, index as u8], since: 0 };
         for address in owners.iter().filter(|(_, owner)| *owner == name).map(|(address, _)| address) {
             datapath.local.insert(address, &local).unwrap();
         }
@@ -104,7 +104,7 @@ fn send(
     };
     let (pod_mac, host_mac) = (world.a.mac, world.a.host_mac);
     let audit = compiled.audits.get(name).copied().unwrap_or_default();
-    let mut endpoint = Endpoint { subject: compiled.subjects[name], audit, pod_mac, host_mac, ..Endpoint::default() };
+    let mut endpoint = Endpoint { ifindex, subject: compiled.subjects[name], audit, pod_mac, host_mac, ..Endpoint::default() };
     for address in model.pods[name].addresses.iter().filter(|address| owners.get(*address) == Some(name)) {
         match address {
             // Of several addresses of a family the one that the packet has.

@@ -119,6 +119,40 @@ fn a_datagram_of_the_node_does_not_reopen_a_flow_of_the_pod_that_a_change_denied
 }
 
 #[test]
+fn a_flow_that_a_change_denied_stays_denied_as_long_as_the_node_talks() {
+    each_family(|world, family| {
+        let (there, back) = (world.b.to(node(family)), world.b.from(node(family)));
+        world.b_sends(there.udp(40000, 443)).passed(Outcome::AllowedNew);
+        world.host_sends(back.udp(443, 40000)).passed(Outcome::AllowedReply);
+        world.isolate(world.b, Direction::Egress, 43);
+        world.datapath.bump_epoch().unwrap();
+        world.b_sends(there.udp(40000, 443)).dropped(Outcome::EgressDefaultDenied);
+        for _ in 0..3 {
+            world.let_pass(family, 150);
+            world.host_sends(back.udp(443, 40000)).passed(Outcome::AllowedReply);
+        }
+        world.b_sends(there.udp(40000, 443)).dropped_silently(Outcome::EgressDefaultDenied);
+    });
+}
+
+#[test]
+fn what_the_node_opened_to_a_pod_is_not_open_to_the_next_that_has_its_address() {
+    each_family(|world, family| {
+        world.isolate(world.b, Direction::Egress, 43);
+        let (there, back) = (world.b.to(node(family)), world.b.from(node(family)));
+        world.host_sends(back.tcp(50000, 80, SYN)).passed(Outcome::AllowedNew);
+        world.b_sends(there.tcp(80, 50000, SYN | ACK)).passed(Outcome::AllowedReply);
+        world.host_sends(back.udp(50000, 53)).passed(Outcome::AllowedNew);
+        world.b_sends(there.udp(53, 50000)).passed(Outcome::AllowedReply);
+        world.replace(world.b);
+        world.b_sends(there.tcp(80, 50000, ACK)).dropped(Outcome::EgressDefaultDenied);
+        world.b_sends(there.udp(53, 50000)).dropped(Outcome::EgressDefaultDenied);
+        world.host_sends(back.udp(50000, 53)).passed(Outcome::AllowedNew);
+        world.b_sends(there.udp(53, 50000)).passed(Outcome::AllowedReply);
+    });
+}
+
+#[test]
 fn a_pod_does_not_reach_its_node_by_the_address_of_its_link() {
     each_family(|world, family| {
         let gateway: IpAddr = match family {

@@ -1,6 +1,6 @@
 //! The connection table: who opened a flow, replies, time-outs, and changes of policy.
 
-use palisade_datapath_core::abi::{Direction, IDENTITY_ANY, Outcome, RowVerdict, connection_flag as flag};
+use palisade_datapath_core::abi::{Direction, IDENTITY_ANY, Outcome, RowVerdict, connection_mark as mark};
 use palisade_datapath_core::verdict::Decision;
 use palisade_test_support::packet::{sctp_chunk, tcp_flag::*};
 
@@ -14,9 +14,9 @@ fn connect(world: &mut World, family: Family) {
     world.a_sends(there.tcp(40000, 80, ACK)).redirected_to(world.b, Outcome::AllowedEstablished);
 }
 
-fn flags(world: &World, family: Family) -> u32 {
+fn marks(world: &World, family: Family) -> u8 {
     let [entry] = world.connections(family)[..] else { panic!("there is one entry") };
-    entry.flags & !flag::OPENED_BY_HIGH
+    entry.marks
 }
 
 #[test]
@@ -113,16 +113,16 @@ fn a_denied_packet_leaves_nothing_that_admits_the_other_direction() {
 fn fin_of_both_ends_and_rst_close_a_flow() {
     each_family(|world, family| {
         connect(world, family);
-        assert_eq!(flags(world, family), flag::REPLIED);
+        assert_eq!(marks(world, family), mark::REPLIED);
         world.a_sends(world.a_to_b(family).tcp(40000, 80, FIN | ACK)).redirected_to(world.b, Outcome::AllowedEstablished);
-        assert_eq!(flags(world, family), flag::REPLIED | flag::FIN_OPENER);
+        assert_eq!(marks(world, family), mark::REPLIED | mark::FIN_OPENER);
         world.b_sends(world.b_to_a(family).tcp(80, 40000, FIN | ACK)).redirected_to(world.a, Outcome::AllowedReply);
-        assert_eq!(flags(world, family), flag::REPLIED | flag::FIN_OPENER | flag::FIN_OTHER);
+        assert_eq!(marks(world, family), mark::REPLIED | mark::FIN_OPENER | mark::FIN_OTHER);
         world.a_sends(world.a_to_b(family).tcp(40000, 80, ACK)).redirected_to(world.b, Outcome::AllowedEstablished);
         world.let_pass(family, 11);
         world.a_sends(world.a_to_b(family).tcp(40000, 80, ACK)).redirected_to(world.b, Outcome::AllowedNew);
         world.b_sends(world.b_to_a(family).tcp(80, 40000, RST)).redirected_to(world.a, Outcome::AllowedReply);
-        assert_ne!(flags(world, family) & flag::RESET, 0);
+        assert_ne!(marks(world, family) & mark::RESET, 0);
     });
 }
 
@@ -132,7 +132,38 @@ fn a_new_opening_on_the_ports_of_a_closed_flow_starts_afresh() {
         connect(world, family);
         world.b_sends(world.b_to_a(family).tcp(80, 40000, RST | ACK)).redirected_to(world.a, Outcome::AllowedReply);
         world.a_sends(world.a_to_b(family).tcp(40000, 80, SYN)).redirected_to(world.b, Outcome::AllowedNew);
-        assert_eq!(flags(world, family), 0);
+        assert_eq!(marks(world, family), 0);
+    });
+}
+
+#[test]
+fn no_flow_of_a_pod_is_taken_for_one_of_the_next_that_has_its_address() {
+    each_family(|world, family| {
+        let (there, back) = (world.a_to_b(family), world.b_to_a(family));
+        connect(world, family);
+        world.a_sends(there.udp(40000, 53)).redirected_to(world.b, Outcome::AllowedNew);
+        world.b_sends(back.udp(53, 40000)).redirected_to(world.a, Outcome::AllowedReply);
+        world.replace(world.a);
+        // The new A may open to B, but not B to it: what B goes on saying to the old one does not come in as its answers.
+        world.isolate(world.a, Direction::Ingress, 42);
+        world.b_sends(back.udp(53, 40000)).dropped(Outcome::IngressDefaultDenied);
+        world.b_sends(back.tcp(80, 40000, ACK)).dropped(Outcome::IngressDefaultDenied);
+        world.a_sends(there.udp(40000, 53)).redirected_to(world.b, Outcome::AllowedNew);
+        world.b_sends(back.udp(53, 40000)).redirected_to(world.a, Outcome::AllowedReply);
+    });
+}
+
+#[test]
+fn no_flow_from_the_network_to_a_pod_is_taken_for_one_of_the_next_that_has_its_address() {
+    each_family(|world, family| {
+        let (there, back) = (world.b.to(outside(family)), world.b.from(outside(family)));
+        world.b_sends(there.udp(40000, 53)).passed(Outcome::AllowedNew);
+        world.network_sends(back.udp(53, 40000)).passed(Outcome::AllowedReply);
+        world.replace(world.b);
+        world.isolate(world.b, Direction::Ingress, 42);
+        world.network_sends(back.udp(53, 40000)).dropped(Outcome::IngressDefaultDenied);
+        world.b_sends(there.udp(40000, 53)).passed(Outcome::AllowedNew);
+        world.network_sends(back.udp(53, 40000)).passed(Outcome::AllowedReply);
     });
 }
 

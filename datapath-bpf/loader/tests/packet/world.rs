@@ -72,17 +72,19 @@ impl Pod {
 
     pub fn endpoint(&self) -> Endpoint {
         Endpoint {
+            ifindex: self.ifindex,
             subject: self.subject,
             audit: SUBJECT_NONE,
             ipv4: self.v4.octets(),
             ipv6: self.v6.octets(),
             pod_mac: self.mac,
             host_mac: self.host_mac,
+            since: 0,
         }
     }
 
     pub fn local(&self) -> LocalPod {
-        LocalPod { ifindex: self.ifindex, pod_mac: self.mac, host_mac: self.host_mac }
+        LocalPod { ifindex: self.ifindex, pod_mac: self.mac, host_mac: self.host_mac, since: 0 }
     }
 }
 
@@ -201,6 +203,18 @@ impl World {
         for prefix in ["192.0.2.0/24", "2001:db8::/32"] {
             datapath.prefixes.insert(&prefix.parse().unwrap(), &IDENTITY_OUTSIDE).unwrap();
         }
+    }
+
+    /// Another pod gets the addresses of `pod` and the same policy, as the agent does it.
+    pub fn replace(&mut self, pod: Pod) {
+        let datapath = &mut self.datapath;
+        datapath.endpoints.remove(&pod.ifindex).unwrap();
+        let since = datapath.bump_epoch().unwrap() + 1;
+        for family in [V4, V6] {
+            datapath.local.insert(&pod.address(family), &LocalPod { since, ..pod.local() }).unwrap();
+        }
+        assert_eq!(datapath.bump_epoch().unwrap(), since);
+        datapath.endpoints.insert(&pod.ifindex, &Endpoint { since, ..pod.endpoint() }).unwrap();
     }
 
     /// Takes every row away.
@@ -385,7 +399,9 @@ fn connection(bytes: [u8; 24]) -> Connection {
     Connection {
         seen: u64::from_ne_bytes(bytes[..8].try_into().unwrap()),
         epoch: word(8),
-        flags: word(12),
+        marks: bytes[12],
+        flags: bytes[13],
+        reserved: [bytes[14], bytes[15]],
         egress_reason: word(16),
         ingress_reason: word(20),
     }

@@ -161,7 +161,7 @@ impl Pod {
     /// The pod's row, with the given subject.
     pub fn endpoint(&self, subject: u32) -> Endpoint {
         let pod_mac = self.inside(|| mac("eth0"));
-        Endpoint { subject, audit: 0, ipv4: self.address, ipv6: [0; 16], pod_mac, host_mac: mac(&self.host) }
+        Endpoint { ifindex: self.index, subject, audit: 0, ipv4: self.address, ipv6: [0; 16], pod_mac, host_mac: mac(&self.host), since: 0 }
     }
 
     /// Whether a datagram of the pod reaches the host and its answer the pod.

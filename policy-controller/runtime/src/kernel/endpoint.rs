@@ -189,16 +189,21 @@ impl Kernel {
         }
     }
 
-    /// Writes where the endpoint is reached, then its own row, which opens it; then flows are judged again.
+    /// Writes where the endpoint is reached, begins an epoch, and writes the endpoint's own row, which opens it.
+    ///
+    /// Of an address whose pod has a row here nothing is judged before the endpoint's own row is there. So no entry of the
+    /// new epoch, or of a later one, is another pod's, and older ones are not the endpoint's.
     fn write_rows(&mut self, spec: &EndpointSpec, rows: &Rows) -> Result<(), KernelError> {
         let (subject, audit) = (self.subject(spec)?, self.audit(spec));
+        let datapath = self.datapath()?;
+        let next = datapath.epoch()?.wrapping_add(1);
+        // An endpoint that an earlier agent made keeps its flows.
+        let since = datapath.endpoints.get(&spec.host_index)?.filter(|row| rows.are(row)).map_or(next, |row| row.since);
         self.write_growing(|datapath| {
-            for address in &spec.addresses {
-                datapath.local.insert(address, &rows.local)?;
-            }
-            datapath.endpoints.insert(&spec.host_index, &Endpoint { subject, audit, ..rows.endpoint })
+            spec.addresses.iter().try_for_each(|address| datapath.local.insert(address, &LocalPod { since, ..rows.local }))
         })?;
         self.datapath()?.bump_epoch()?;
+        self.write_growing(|datapath| datapath.endpoints.insert(&spec.host_index, &Endpoint { subject, audit, since, ..rows.endpoint }))?;
         if let Some(endpoint) = self.endpoints.get_mut(&spec.attachment) {
             (endpoint.subject, endpoint.audit) = (subject, audit);
         }
@@ -225,10 +230,11 @@ impl Kernel {
                 differences.push(what);
             }
         };
-        let wanted = Endpoint { subject, audit, ..rows.endpoint };
-        compare("the endpoint's row".to_owned(), datapath.endpoints.get(&spec.host_index)? == Some(wanted));
+        let found = datapath.endpoints.get(&spec.host_index)?;
+        let since = found.map(|row| row.since).unwrap_or_default();
+        compare("the endpoint's row".to_owned(), found == Some(Endpoint { subject, audit, since, ..rows.endpoint }));
         for (address, identity) in identities {
-            compare(format!("the local row of {address}"), datapath.local.get(&address)? == Some(rows.local));
+            compare(format!("the local row of {address}"), datapath.local.get(&address)? == Some(LocalPod { since, ..rows.local }));
             compare(format!("the identity of {address}"), datapath.addresses.get(&address)? == identity && identity.is_some());
         }
         for direction in [Direction::Ingress, Direction::Egress] {
@@ -239,7 +245,7 @@ impl Kernel {
     }
 }
 
-/// The rows of an endpoint, but for its subject.
+/// The rows of an endpoint, but for its subject and since when it is there.
 struct Rows {
     endpoint: Endpoint,
     local: LocalPod,
@@ -251,13 +257,19 @@ impl Rows {
             text.parse::<MacAddress>().map(|mac| mac.0).map_err(|error| KernelError::Invalid(error.to_string()))
         };
         let (pod_mac, host_mac) = (mac(&spec.pod_mac)?, mac(&spec.host_mac)?);
-        let mut endpoint = Endpoint { subject: SUBJECT_NONE, pod_mac, host_mac, ..Endpoint::default() };
+        let mut endpoint = Endpoint { ifindex: spec.host_index, pod_mac, host_mac, ..Endpoint::default() };
         for address in &spec.addresses {
             match address {
                 IpAddr::V4(address) => endpoint.ipv4 = address.octets(),
                 IpAddr::V6(address) => endpoint.ipv6 = address.octets(),
             }
         }
-        Ok(Self { endpoint, local: LocalPod { ifindex: spec.host_index, pod_mac, host_mac } })
+        Ok(Self { endpoint, local: LocalPod { ifindex: spec.host_index, pod_mac, host_mac, since: 0 } })
+    }
+
+    /// Whether a row is that of this endpoint.
+    fn are(&self, row: &Endpoint) -> bool {
+        let Endpoint { subject, audit, since, .. } = *row;
+        *row == Endpoint { subject, audit, since, ..self.endpoint }
     }
 }
