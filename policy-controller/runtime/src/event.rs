@@ -109,7 +109,6 @@ pub async fn read(state: Arc<State>, ring: EventRing) -> io::Result<Infallible> 
     let mut suppressed = 0_u64;
     loop {
         let mut ready = ring.readable_mut().await?;
-        let published = state.published();
         let now = Clocks::now();
         let mut taken = 0;
         while taken < BATCH {
@@ -118,7 +117,8 @@ pub async fn read(state: Arc<State>, ring: EventRing) -> io::Result<Infallible> 
                     suppressed += event.suppressed;
                     state.metrics.events_suppressed(event.suppressed);
                     if state.events.has_observers() {
-                        let mut event = named(&event, &published, now);
+                        // Asked for each: what the numbers of a change stand for is known before its rows are there.
+                        let mut event = named(&event, &state.published(), now);
                         event.suppressed = std::mem::take(&mut suppressed);
                         state.events.send(event);
                     } else {

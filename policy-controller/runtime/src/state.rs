@@ -35,7 +35,7 @@ pub struct State {
 }
 
 /// What is in the kernel, as of the last change.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Published {
     /// Whether the model of the source has been put into the kernel yet.
     pub reconciled: bool,
@@ -148,6 +148,15 @@ impl State {
     pub fn publish(&self, published: Published) {
         *self.published.write().expect("no holder of this lock panics") = Arc::new(published);
         self.publications.send_modify(|publication| *publication += 1);
+    }
+
+    /// Tells what numbers stand for, before rows with them are written. What older rows hold keeps its meaning: a number is
+    /// given to others only by a later change.
+    pub fn name_numbers(&self, numbers: Arc<Numbers>) {
+        let mut published = self.published.write().expect("no holder of this lock panics");
+        if !Arc::ptr_eq(&published.numbers, &numbers) {
+            Arc::make_mut(&mut published).numbers = numbers;
+        }
     }
 
     /// Tells of every change of what is in the kernel.

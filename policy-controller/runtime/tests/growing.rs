@@ -166,6 +166,41 @@ fn a_policy_beyond_a_limit_is_held_back_by_name_and_its_new_pods_are_denied_befo
 }
 
 #[test]
+fn a_policy_that_is_in_force_is_not_taken_back_for_a_new_pod_s_nor_after_a_restart() {
+    // The one in force is the larger.
+    let elsewhere = |networks: u32| listing("of-client", "client", networks).replace("cidr: 32.", "cidr: 40.");
+    let policies = [("web.yaml", listing("of-web", "web", 45)), ("client.yaml", elsewhere(40))];
+    node(&[("shop.yaml", SHOP), (policies[0].0, &policies[0].1), (policies[1].0, &policies[1].1)], |node| {
+        let limits = Limits { prefixes: 64, ..Limits::DEFAULT };
+        let config = config(node, Sizes { limits, ..SIZES });
+        let other = |number: u32| Ipv4Addr::from(0x2000_0000 + 512 * number + 9).to_string();
+        let check = |status: &Status| {
+            let [refused] = &status.refused[..] else { panic!("one policy is held back: {status:?}") };
+            assert_eq!(refused.object, "shop/of-client");
+            assert_eq!(from_outside(node, &other(44), "shop/web").ingress.verdict, VerdictName::Allow);
+            assert_eq!(from_outside(node, "40.0.0.9", "shop/client").ingress.verdict, VerdictName::DefaultDeny);
+        };
+        start(node, &config);
+        node.add(WEB.0, WEB.1);
+        assert_eq!(node.status().refused, []);
+        node.add(FRIEND.0, FRIEND.1);
+        check(&node.status());
+        // What comes later is put into the kernel beside it.
+        node.write("policy.yaml", POLICY);
+        check(&node.wait("it is there", |status| status.counts.policies == 3));
+        node.stop();
+        check(&start(node, &config));
+        // Once the other one makes room it is in force.
+        node.write(policies[0].0, &listing("of-web", "web", 20));
+        node.wait("nothing is held back", |status| status.refused.is_empty());
+        assert_eq!(from_outside(node, "40.0.0.9", "shop/client").ingress.verdict, VerdictName::Allow);
+        for (namespace, pod) in [WEB, FRIEND] {
+            node.remove(namespace, pod);
+        }
+    });
+}
+
+#[test]
 fn a_pod_beyond_the_limit_of_endpoints_is_refused_with_the_map_and_the_others_go_on() {
     node(&[("shop.yaml", SHOP), ("policy.yaml", POLICY)], |node| {
         let limits = Limits { endpoints: 2, ..Limits::DEFAULT };

@@ -1,13 +1,17 @@
 //! A change of the model, put into the kernel.
 
-use super::{Good, Kernel, KernelError, chain, fit, pod_name};
+use super::fit::{self, Fitting, Held};
+use super::{Good, Kernel, KernelError, chain, pod_name};
 use palisade_datapath_core::abi::{Endpoint, SUBJECT_NONE};
-use palisade_policy::model::{Model, ObjectName};
+use palisade_policy::model::{Model, ObjectName, PolicyName};
 use palisade_policy::{Compiled, Plan, Step};
 use palisade_protocol::EndpointSpec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
+
+/// How many writes there were, what was put into the kernel, and the policies that are held back.
+type Applied = (usize, Arc<Model>, BTreeMap<PolicyName, Held>);
 
 impl Kernel {
     /// Puts the model of what is known now into the kernel.
@@ -31,16 +35,14 @@ impl Kernel {
         let local = self.local();
         let began = Instant::now();
         self.close_former()?;
-        let applied = match self.apply(&model, &local) {
-            Err(error @ KernelError::TooLarge { .. }) => match self.fitting(&model, &local, &error) {
-                Some((fitting, held)) => {
-                    let fitting = Arc::new(fitting);
-                    self.apply(&fitting, &local).map(|rows| (rows, fitting, held))
-                }
-                None => Err(error),
-            },
-            applied => applied.map(|rows| (rows, model, BTreeMap::new())),
+        let kept = match self.still_held(&model).map(|fitting| self.apply_fitting(fitting, &local)) {
+            // What went may have made room for what is held back.
+            Some(Ok(applied)) => self.still_held(&model).is_some().then_some(Ok(applied)),
+            Some(Err(KernelError::TooLarge { .. })) | None => None,
+            Some(Err(error)) => Some(Err(error)),
         };
+        let tried_anew = kept.is_none();
+        let applied = kept.unwrap_or_else(|| self.apply_or_hold(model, &local));
         match applied {
             Ok((rows_changed, model, held)) => {
                 self.good = Some(Good { model, digests, local });
@@ -48,6 +50,9 @@ impl Kernel {
                     tracing::warn!(%policy, reason = held.reason, "the policy does not fit");
                 }
                 self.held = held;
+                if tried_anew {
+                    self.note_room();
+                }
                 self.state.metrics.reconciled(began.elapsed(), rows_changed);
                 if rows_changed > 0 {
                     tracing::debug!(rows_changed, duration = ?began.elapsed(), "the model is in the kernel");
@@ -63,6 +68,23 @@ impl Kernel {
                 Err(error)
             }
         }
+    }
+
+    /// Puts the model into the kernel, without the policies that do not fit.
+    fn apply_or_hold(&mut self, model: Arc<Model>, local: &BTreeSet<ObjectName>) -> Result<Applied, KernelError> {
+        match self.apply(&model, local) {
+            Ok(rows) => Ok((rows, model, BTreeMap::new())),
+            Err(error @ KernelError::TooLarge { .. }) => match self.fitting(&model, local, &error) {
+                Some(fitting) => self.apply_fitting(fitting, local),
+                None => Err(error),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    fn apply_fitting(&mut self, fitting: Fitting, local: &BTreeSet<ObjectName>) -> Result<Applied, KernelError> {
+        let model = Arc::new(fitting.model);
+        self.apply(&model, local).map(|rows| (rows, model, fitting.held))
     }
 
     /// Makes the writes from what the maps hold to what the model wants. Returns how many there were.
@@ -81,6 +103,8 @@ impl Kernel {
             self.applied = Some(old);
             return Err(error.into());
         }
+        // Packets meet the new rows before this change is over, and events tell of them.
+        self.state.name_numbers(self.numbering.shared());
         for step in &steps {
             self.make(step)?;
         }
@@ -171,25 +195,33 @@ impl Kernel {
         }
     }
 
-    /// What the maps hold.
+    /// What the maps hold. Endpoints of which nobody knows whose policy is right are closed: their numbers are given out anew.
     pub(super) fn read_back(&mut self) -> Result<Compiled, KernelError> {
-        let endpoints: Vec<_> = self.endpoints.values().map(|endpoint| (pod_name(&endpoint.spec), endpoint.spec.host_index)).collect();
+        let pods: BTreeMap<u32, ObjectName> =
+            self.endpoints.values().map(|endpoint| (endpoint.spec.host_index, pod_name(&endpoint.spec))).collect();
         let datapath = self.datapath()?;
         let (mut subjects, mut audits) = (BTreeMap::<ObjectName, u32>::new(), BTreeMap::new());
-        for (pod, index) in endpoints {
-            let Some(row) = datapath.endpoints.get(&index)? else { continue };
-            if row.audit != SUBJECT_NONE {
-                audits.insert(pod.clone(), row.audit);
-            }
-            // Two endpoints of one pod that differ: the flip was cut short. No number is right for both, so they are flipped again.
-            subjects
-                .entry(pod)
-                .and_modify(|known| {
-                    if *known != row.subject {
-                        *known = SUBJECT_NONE
+        let mut closed = false;
+        for (index, row) in datapath.endpoints.rows()? {
+            let known = pods.get(&index).map(|pod| (pod, *subjects.entry(pod.clone()).or_insert(row.subject)));
+            match known {
+                Some((pod, subject)) if subject == row.subject => {
+                    if row.audit != SUBJECT_NONE {
+                        audits.insert(pod.clone(), row.audit);
                     }
-                })
-                .or_insert(row.subject);
+                }
+                // Its record cannot be read, or it is one of two endpoints of a pod that differ, since a flip was cut short.
+                _ => {
+                    datapath.endpoints.insert(&index, &Endpoint { subject: SUBJECT_NONE, audit: SUBJECT_NONE, ..row })?;
+                    closed = true;
+                    if let Some((pod, _)) = known {
+                        subjects.insert(pod.clone(), SUBJECT_NONE);
+                    }
+                }
+            }
+        }
+        if closed {
+            datapath.bump_epoch()?;
         }
         Ok(Compiled {
             subjects,

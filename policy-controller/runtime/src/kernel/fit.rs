@@ -8,9 +8,10 @@ use palisade_policy::selected::selected;
 use palisade_policy::{Compiled, Step, plan};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-/// How many policies are held back at most; where more would have to be, nothing is changed.
-const HELD: usize = 16;
+/// How many policies are tried once more, one by one, whether they must really be held back: each try compiles the whole model.
+const TRIES: usize = 16;
 
 /// The maps that must have more room than they have while a change is made, each with the rows that it then holds.
 ///
@@ -70,6 +71,8 @@ pub(super) fn check(datapath: &Datapath, old: &Compiled, steps: &[Step]) -> Resu
 /// A policy whose present version does not fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Held {
+    /// The version that does not fit.
+    pub refused: Arc<Policy>,
     /// What is in force instead.
     pub instead: Policy,
     /// Whether that is a version that was in force before, and not one that allows nothing.
@@ -78,61 +81,111 @@ pub(super) struct Held {
     pub reason: String,
 }
 
+/// What a change without room is made into.
+pub(super) struct Fitting {
+    /// The model without what does not fit.
+    pub model: Model,
+    /// The policies that are held back.
+    pub held: BTreeMap<PolicyName, Held>,
+}
+
+/// How many rows each map has, to be compared.
+pub(super) type Taken = [usize; 6];
+
 impl Kernel {
-    /// A model that fits where `model` does not: as few policies as possible are held back, those that changed since the last good
-    /// model before others, and of these the largest first. With those that are held; `None` where it is not for policies
-    /// that the change does not fit, or for too many of them.
-    pub(super) fn fitting(
-        &self,
-        model: &Model,
-        local: &BTreeSet<ObjectName>,
-        error: &KernelError,
-    ) -> Option<(Model, BTreeMap<PolicyName, Held>)> {
+    /// A model that fits where `model` does not: as few policies as possible are held back. `None` where it is not for policies
+    /// that may be held back that the change does not fit.
+    ///
+    /// What is in force and has not changed is never held back: the change, or the new pod, is what does not fit.
+    pub(super) fn fitting(&self, model: &Model, local: &BTreeSet<ObjectName>, error: &KernelError) -> Option<Fitting> {
         let (datapath, old) = (self.datapath.as_ref()?, self.applied.as_ref()?);
         let fits = |model: &Model| {
             let mut numbers = self.numbering.numbers.clone();
             check(datapath, old, &plan(old, model, local, &mut numbers).steps).is_ok()
         };
-        let good = self.good.as_ref().map(|good| &good.model);
-        let changed = |name: &PolicyName| good.and_then(|good| good.policies.get(name)) != model.policies.get(name);
-        // What selects no pod of this node takes no room here.
-        let selects = |name: &&PolicyName| selected(model, name).into_iter().any(|pod| local.contains(pod));
-        let mut candidates: Vec<&PolicyName> = model.policies.keys().filter(selects).collect();
-        candidates.sort_by_key(|name| std::cmp::Reverse((changed(name), weight(&model.policies[*name]))));
-        let mut fitting = model.clone();
-        let mut held = BTreeMap::new();
-        for name in candidates.into_iter().take(HELD) {
-            let hold = self.instead(name, &model.policies[name], error);
-            fitting.policies.insert(name.clone(), hold.instead.clone());
-            held.insert(name.clone(), hold);
-            if fits(&fitting) {
-                break;
-            }
-        }
-        if !fits(&fitting) {
+        let candidates = self.candidates(model, local, error);
+        let without = |count: usize| {
+            let held: BTreeMap<_, _> = candidates[..count].iter().cloned().collect();
+            Fitting { model: stand_in(model, &held), held }
+        };
+        if !fits(&without(candidates.len()).model) {
             return None;
         }
-        // The last one made it fit: those before it may have been held in vain.
-        for name in held.keys().cloned().collect::<Vec<_>>() {
-            let mut with = fitting.clone();
-            with.policies.insert(name.clone(), model.policies[&name].clone());
-            if fits(&with) {
-                fitting = with;
-                held.remove(&name);
+        // The fewest in their order, by halves: each try compiles the whole model.
+        let (mut too_few, mut enough) = (0, candidates.len());
+        while enough - too_few > 1 {
+            let count = too_few.midpoint(enough);
+            if fits(&without(count).model) {
+                enough = count;
+            } else {
+                too_few = count;
             }
         }
-        Some((fitting, held))
+        let mut fitting = without(enough);
+        // The last one made it fit: those before it may have been held in vain.
+        for (name, _) in candidates[..enough].iter().rev().skip(1).take(TRIES) {
+            let mut with = fitting.model.clone();
+            with.policies.insert(name.clone(), model.policies[name].clone());
+            if fits(&with) {
+                fitting.model = with;
+                fitting.held.remove(name);
+            }
+        }
+        Some(fitting)
+    }
+
+    /// The policies that may be held back, those first whose absence cuts nobody off: new ones, and those whose last good
+    /// version can stay; among them such that are only in audit mode; then the largest.
+    fn candidates(&self, model: &Model, local: &BTreeSet<ObjectName>, error: &KernelError) -> Vec<(PolicyName, Held)> {
+        let selects = |model: &Model, name: &PolicyName, local: &BTreeSet<ObjectName>| {
+            selected(model, name).into_iter().any(|pod| local.contains(pod))
+        };
+        // An agent that has just started knows no last good model. The rows tell whose rules are in force.
+        let subjects = self.numbering.numbers.subjects.iter().filter(|_| self.good.is_none()).filter_map(|(_, rules)| rules);
+        let enforced: BTreeSet<&PolicyName> =
+            subjects.flat_map(|set| [&set.ingress.rules, &set.egress.rules]).flatten().map(|rule| &rule.policy).collect();
+        let mut candidates = Vec::new();
+        // What selects no pod of this node takes no room here.
+        for (name, policy) in model.policies.iter().filter(|(name, _)| selects(model, name, local)) {
+            let (in_force, changed) = match &self.good {
+                Some(good) => (selects(&good.model, name, &good.local), good.model.policies.get(name) != Some(policy)),
+                None => (enforced.contains(name), true),
+            };
+            if changed || !in_force {
+                let hold = self.instead(name, policy, error);
+                let cuts_off = in_force && !hold.last_good;
+                let order = (cuts_off, policy.mode == Mode::Enforce, std::cmp::Reverse(weight(policy)));
+                candidates.push((order, name.clone(), hold));
+            }
+        }
+        candidates.sort_by(|one, other| (&one.0, &one.1).cmp(&(&other.0, &other.1)));
+        candidates.into_iter().map(|(_, name, hold)| (name, hold)).collect()
+    }
+
+    /// The model with the stand-ins of the policies that are held back already, where nothing has come since that could make
+    /// room for them: to find that out anew costs several compilations from nothing.
+    pub(super) fn still_held(&self, model: &Model) -> Option<Fitting> {
+        let before = self.without_room?;
+        let freed = taken(self.applied.as_ref()?).iter().zip(before).any(|(now, before)| *now < before);
+        let same = |(name, held): (&PolicyName, &Held)| model.policies.get(name) == Some(&held.refused);
+        (!self.held.is_empty() && !freed && self.held.iter().all(same))
+            .then(|| Fitting { model: stand_in(model, &self.held), held: self.held.clone() })
+    }
+
+    /// Remembers how full the maps are while policies are held back.
+    pub(super) fn note_room(&mut self) {
+        self.without_room = self.applied.as_ref().filter(|_| !self.held.is_empty()).map(|applied| taken(applied));
     }
 
     /// What stands for a policy that does not fit: the last version that was in force, where the new one isolates no more and
     /// selects the same pods; else one that allows nothing.
-    fn instead(&self, name: &PolicyName, policy: &Policy, error: &KernelError) -> Held {
+    fn instead(&self, name: &PolicyName, policy: &Arc<Policy>, error: &KernelError) -> Held {
         let before = match self.held.get(name) {
             Some(held) => held.last_good.then_some(&held.instead),
             None => self.good.as_ref().and_then(|good| good.model.policies.get(name)).map(|policy| &**policy),
         };
         let covers = |good: &&Policy| {
-            *good != policy
+            **good != **policy
                 && good.subject == policy.subject
                 && good.tier == policy.tier
                 && (good.mode == Mode::Enforce || policy.mode == Mode::Audit)
@@ -140,9 +193,40 @@ impl Kernel {
                 && (good.egress.is_some() || policy.egress.is_none())
         };
         let last_good = before.filter(covers).cloned();
-        let (what, last) = if last_good.is_some() { ("its last good version stays in force", true) } else { ("it allows nothing", false) };
-        Held { instead: last_good.unwrap_or_else(|| policy.closed()), last_good: last, reason: format!("{error} ({what})") }
+        let (what, last) = match last_good {
+            Some(_) => ("its last good version stays in force", true),
+            None if policy.mode == Mode::Audit => ("it says nothing of any flow", false),
+            None => ("it allows nothing", false),
+        };
+        Held {
+            refused: Arc::clone(policy),
+            instead: last_good.unwrap_or_else(|| policy.closed()),
+            last_good: last,
+            reason: format!("{error} ({what})"),
+        }
     }
+}
+
+/// The model with what stands for policies that are held back.
+fn stand_in(model: &Model, held: &BTreeMap<PolicyName, Held>) -> Model {
+    let mut model = model.clone();
+    for (name, held) in held {
+        model.policies.insert(name.clone(), held.instead.clone());
+    }
+    model
+}
+
+fn taken(compiled: &Compiled) -> Taken {
+    let addresses = compiled.addresses.len_of_groups(IpAddr::is_ipv4);
+    let prefixes = compiled.prefixes.keys().filter(|prefix| prefix.addr().is_ipv4()).count();
+    [
+        addresses,
+        compiled.addresses.len() - addresses,
+        prefixes,
+        compiled.prefixes.len() - prefixes,
+        compiled.policy.len(),
+        compiled.ports.len(),
+    ]
 }
 
 /// About how many rows the rules of a policy make, next to those of others.

@@ -133,6 +133,8 @@ pub struct Kernel {
     good: Option<Good>,
     /// Policies whose present version does not fit.
     held: BTreeMap<PolicyName, Held>,
+    /// How full the maps were when policies were found not to fit.
+    without_room: Option<fit::Taken>,
     /// Held as long as anybody may write: an operation outlives the task that asked for it.
     _lock: RunLock,
 }
@@ -173,6 +175,7 @@ impl Kernel {
             incomplete: false,
             good: None,
             held: BTreeMap::new(),
+            without_room: None,
             _lock: lock,
         })
     }

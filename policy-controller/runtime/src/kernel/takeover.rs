@@ -6,6 +6,7 @@ use crate::state::Realised;
 use palisade_cni::link::{Link, Netlink};
 use palisade_datapath_core::abi::SUBJECT_NONE;
 use palisade_loader::{detach_endpoint, pinned_links};
+use palisade_policy::Planner;
 use palisade_protocol::EndpointSpec;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,8 @@ impl Kernel {
     /// without an endpoint row it is closed.
     pub(super) fn take_over(&mut self) -> Result<(), KernelError> {
         self.numbering.load()?;
+        // It knows the numbers that were in memory, which may be ahead of those that were written down.
+        self.planner = Planner::new();
         self.applied = None;
         self.incomplete = true;
         self.endpoints.clear();
@@ -39,11 +42,12 @@ impl Kernel {
             self.state.problems.clear(Part::Records);
             self.sweep_rows()?;
         } else {
-            // A row of an endpoint whose record cannot be read would be swept, and its pod cut off.
+            // A row of an endpoint whose record cannot be read would be swept, and its pod cut off before anything is known.
             let files = found.unreadable.join("; ");
-            self.state
-                .problems
-                .set(Part::Records, format!("cannot be read, so no rows are swept: {files}; delete the pods that they name, or the files"));
+            self.state.problems.set(
+                Part::Records,
+                format!("cannot be read: {files}; their pods are closed as soon as policy is compiled: delete those pods, and the files"),
+            );
         }
         self.sweep_pins()
     }
