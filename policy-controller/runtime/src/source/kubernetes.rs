@@ -2,6 +2,7 @@
 //!
 //! Nothing of an object is kept but what the index makes of it, at once when it arrives.
 
+use super::access::configuration;
 use super::fault::{Asked, SourceError};
 use super::order::{Order, Use, version};
 use crate::agent::Agent;
@@ -13,13 +14,12 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, ListParams};
-use kube::config::KubeConfigOptions;
-use kube::core::ObjectList;
+use kube::api::{Api, DynamicObject, ListParams};
+use kube::core::{ApiResource, ObjectList};
 use kube::runtime::watcher::{self, Event};
-use kube::{Client, Config, Resource};
+use kube::{Client, Resource, ResourceExt};
 use palisade_k8s::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
-use palisade_k8s::index::{Index, Indexed};
+use palisade_k8s::index::{Index, Indexed, Kind};
 use palisade_policy::model::{ObjectName, PolicyKind};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -33,9 +33,6 @@ use std::time::Duration;
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// How long one watch lasts, in seconds; also the time after which a silent connection counts as dead.
 const WATCH_SECONDS: u32 = 60;
-/// How long a connection may take, and an answer that is no watch.
-const PATIENCE: Duration = Duration::from_secs(5);
-const LONGEST_SILENCE: Duration = Duration::from_secs(90);
 /// How often a kind is looked for that the API server does not know.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The code of the answer about a kind that the API server does not know.
@@ -94,6 +91,45 @@ impl Watched for ClusterNetworkPolicy {
     const INSTALLED_BY_USERS: bool = true;
 }
 
+/// A kind that is watched, as a value: what asks the API server is compiled once for all kinds, and an object is read as what
+/// it is when it has arrived.
+struct Watch {
+    resource: ApiResource,
+    kind: Kind,
+    plural: &'static str,
+    label: Option<&'static str>,
+    installed_by_users: bool,
+    take: fn(&Reader, &State, Event<DynamicObject>) -> Result<(), SourceError>,
+}
+
+impl Watch {
+    fn of<K: Watched>() -> Self {
+        Self {
+            resource: ApiResource::erase::<K>(&()),
+            kind: K::KIND,
+            plural: K::PLURAL,
+            label: K::LABEL,
+            installed_by_users: K::INSTALLED_BY_USERS,
+            take: Reader::take::<K>,
+        }
+    }
+
+    fn asked<'a>(&self, server: &'a str, verb: &'static str) -> Asked<'a> {
+        Asked { server, verb, resource: self.plural }
+    }
+}
+
+/// An object as what it is.
+fn read<K: Watched>(object: DynamicObject, asked: Asked<'_>) -> Result<K, SourceError> {
+    let name = ObjectName { namespace: object.metadata.namespace.clone().unwrap_or_default(), name: object.name_any() };
+    object.try_parse().map_err(|error| SourceError::Answer {
+        server: asked.server.to_owned(),
+        verb: asked.verb,
+        resource: asked.resource,
+        message: format!("{name} cannot be read: {error}"),
+    })
+}
+
 /// Keeps the index as the API server says, for ever.
 pub async fn watch(agent: Arc<Agent>, server: Option<String>) -> Infallible {
     let mut backoff = Backoff::new();
@@ -107,14 +143,14 @@ pub async fn watch(agent: Arc<Agent>, server: Option<String>) -> Infallible {
     let reader = agent.reader.get_or_init(async || reader).await;
     let state = &agent.state;
     tokio::select! {
-        never = reader.follow::<Namespace>(state) => never,
-        never = reader.follow::<Pod>(state) => never,
-        never = reader.follow::<Node>(state) => never,
-        never = reader.follow::<EndpointSlice>(state) => never,
-        never = reader.follow::<NetworkPolicy>(state) => never,
-        never = reader.follow::<Identity>(state) => never,
-        never = reader.follow::<IdentityPolicy>(state) => never,
-        never = reader.follow::<ClusterNetworkPolicy>(state) => never,
+        never = reader.follow(state, Watch::of::<Namespace>()) => never,
+        never = reader.follow(state, Watch::of::<Pod>()) => never,
+        never = reader.follow(state, Watch::of::<Node>()) => never,
+        never = reader.follow(state, Watch::of::<EndpointSlice>()) => never,
+        never = reader.follow(state, Watch::of::<NetworkPolicy>()) => never,
+        never = reader.follow(state, Watch::of::<Identity>()) => never,
+        never = reader.follow(state, Watch::of::<IdentityPolicy>()) => never,
+        never = reader.follow(state, Watch::of::<ClusterNetworkPolicy>()) => never,
     }
 }
 
@@ -133,73 +169,81 @@ impl Reader {
     }
 
     /// Watches one kind, for ever.
-    async fn follow<K: Watched>(&self, state: &State) -> Infallible {
-        let api = Api::<K>::all(self.client.clone());
-        let asked = Asked { server: &self.server, verb: "watch", resource: K::PLURAL };
-        let narrowed = watcher::Config { label_selector: K::LABEL.map(str::to_owned), ..watcher::Config::default() };
+    async fn follow(&self, state: &State, watch: Watch) -> Infallible {
+        let api = Api::<DynamicObject>::all_with(self.client.clone(), &watch.resource);
+        let asked = watch.asked(&self.server, "watch");
+        let part = Part::Watch(watch.plural);
+        let narrowed = watcher::Config { label_selector: watch.label.map(str::to_owned), ..watcher::Config::default() };
         let begin = || Box::pin(watcher::watcher(api.clone(), narrowed.clone().timeout(WATCH_SECONDS)));
         let mut events = begin();
         let mut backoff = Backoff::new();
         loop {
             let error = match events.try_next().await {
                 Ok(Some(event)) => {
-                    backoff.reset();
-                    self.take(state, event);
+                    if let Err(fault) = (watch.take)(self, state, event) {
+                        // What is known stays in force. The watch does not go on as if it had been taken.
+                        state.problems.set(part, fault.to_string());
+                        tokio::time::sleep(backoff.pause()).await;
+                        events = begin();
+                    } else {
+                        backoff.reset();
+                    }
                     continue;
                 }
                 // The stream of a watcher has no end.
                 Ok(None) => std::future::pending().await,
                 Err(error) => error,
             };
-            if K::INSTALLED_BY_USERS && is_not_found(&error) {
-                self.without_the_kind(state, &api).await;
+            if watch.installed_by_users && is_not_found(&error) {
+                self.without_the_kind(state, &watch, &api).await;
                 // A watch goes on from where it was, and would not list what came meanwhile.
                 events = begin();
                 continue;
             }
-            state.metrics.watch_restarted(K::PLURAL);
+            state.metrics.watch_restarted(watch.plural);
             let Some(fault) = SourceError::of_watch(&error, asked) else {
                 // Not at once: a server that says it again and again would be listed as often.
                 tokio::time::sleep(backoff.pause()).await;
                 continue;
             };
-            state.problems.set(Part::Watch(K::PLURAL), fault.to_string());
+            state.problems.set(part, fault.to_string());
             // A watch on which nothing happens does not tell that it works again; a small list does.
             loop {
                 tokio::time::sleep(backoff.pause()).await;
                 match api.list_metadata(&ListParams::default().limit(1)).await {
                     Ok(_) => break,
-                    Err(kube::Error::Api(status)) if K::INSTALLED_BY_USERS && status.code == NOT_FOUND => break,
+                    Err(kube::Error::Api(status)) if watch.installed_by_users && status.code == NOT_FOUND => break,
                     Err(error) => {
                         let fault = SourceError::of(&error, Asked { verb: "list", ..asked });
-                        state.problems.set(Part::Watch(K::PLURAL), fault.to_string());
+                        state.problems.set(part, fault.to_string());
                     }
                 }
             }
-            state.problems.clear(Part::Watch(K::PLURAL));
+            state.problems.clear(part);
         }
     }
 
     /// The API server has no such resource. Where it says that it does not know the kind, there are no objects of it, until it comes;
     /// anything else is a fault, and what is known stays in force.
-    async fn without_the_kind<K: Watched>(&self, state: &State, api: &Api<K>) {
-        let part = Part::Watch(K::PLURAL);
+    async fn without_the_kind(&self, state: &State, watch: &Watch, api: &Api<DynamicObject>) {
+        let part = Part::Watch(watch.plural);
+        let taken = |event| drop((watch.take)(self, state, event));
         let mut told = false;
         loop {
-            match self.knows::<K>().await {
-                Ok(false) if !state.index().holds(K::KIND) => {
+            match self.knows(watch).await {
+                Ok(false) if !state.index().holds(watch.kind) => {
                     if !std::mem::replace(&mut told, true) {
-                        self.take::<K>(state, Event::Init);
-                        self.take::<K>(state, Event::InitDone);
-                        tracing::info!(kind = %K::KIND, "the API server does not know this kind; it is looked for every {} s", LOOK_AGAIN.as_secs());
+                        taken(Event::Init);
+                        taken(Event::InitDone);
+                        tracing::info!(kind = %watch.kind, "the API server does not know this kind; it is looked for every {} s", LOOK_AGAIN.as_secs());
                     }
                     state.problems.clear(part);
                 }
                 Ok(false) => {
-                    let (group, version) = (K::group(&()), K::version(&()));
+                    let ApiResource { group, version, .. } = &watch.resource;
                     state.problems.set(
                         part,
-                        format!("the API server serves no {} of {group}/{version} any more; what was known stays in force", K::PLURAL),
+                        format!("the API server serves no {} of {group}/{version} any more; what was known stays in force", watch.plural),
                     );
                 }
                 Ok(true) => {}
@@ -216,21 +260,25 @@ impl Reader {
     }
 
     /// Whether the API server says that it knows a kind. That one answer was "not found" says little: a proxy may have given it.
-    async fn knows<K: Watched>(&self) -> Result<bool, SourceError> {
-        let asked = Asked { server: &self.server, verb: "discover", resource: K::PLURAL };
+    async fn knows(&self, watch: &Watch) -> Result<bool, SourceError> {
+        let asked = watch.asked(&self.server, "discover");
         let groups = self.client.list_api_groups().await.map_err(|error| SourceError::of(&error, asked))?;
-        let (group, version) = (K::group(&()), K::version(&()));
-        let served = groups.groups.iter().any(|known| known.name == group && known.versions.iter().any(|known| known.version == version));
+        let ApiResource { group, version, .. } = &watch.resource;
+        let served = groups.groups.iter().any(|known| known.name == *group && known.versions.iter().any(|known| known.version == *version));
         if !served {
             return Ok(false);
         }
         let resources = self.client.list_api_group_resources(&format!("{group}/{version}")).await;
         let resources = resources.map_err(|error| SourceError::of(&error, asked))?;
-        Ok(resources.resources.iter().any(|resource| resource.name == K::PLURAL))
+        Ok(resources.resources.iter().any(|resource| resource.name == watch.plural))
     }
 
     /// Feeds what a watch brings into the index.
-    fn take<K: Watched>(&self, state: &State, event: Event<K>) {
+    ///
+    /// # Errors
+    /// An object is none of its kind.
+    fn take<K: Watched>(&self, state: &State, event: Event<DynamicObject>) -> Result<(), SourceError> {
+        let read = |object| read::<K>(object, Asked { server: &self.server, verb: "watch", resource: K::PLURAL });
         // Held while the index changes, so that no list comes in between.
         let mut order = self.order.lock().expect("no holder of this lock panics");
         match event {
@@ -242,11 +290,13 @@ impl Reader {
                 });
             }
             Event::InitApply(object) | Event::Apply(object) => {
+                let object = read(object)?;
                 if order.watched(K::KIND, object.meta()) {
                     state.change(|index| index.upsert(&object));
                 }
             }
             Event::Delete(object) => {
+                let object = read(object)?;
                 if order.watched(K::KIND, object.meta()) {
                     state.change(|index| index.delete(&object));
                 }
@@ -254,6 +304,7 @@ impl Reader {
             Event::InitDone => {
                 order.end_listing(K::KIND);
                 state.change(|index| index.resync_end::<K>());
+                state.problems.clear(Part::Watch(K::PLURAL));
                 tracing::info!(kind = %K::KIND, "all objects are listed");
                 if state.index().synced() {
                     state.problems.clear(Part::Source);
@@ -263,6 +314,7 @@ impl Reader {
                 }
             }
         }
+        Ok(())
     }
 
     /// Brings the index up to what is true now for a pod that is about to start: the pod, its namespace and the policies
@@ -281,28 +333,20 @@ impl Reader {
     }
 
     async fn try_read_afresh(&self, state: &State, pod: &ObjectName) -> Result<(), SourceError> {
-        let namespaced = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
+        let own = Some(pod.namespace.as_str());
         let named = |name: &str| ListParams::default().fields(&format!("metadata.name={name}"));
         let (pods, namespaces, policies, identity_policies, cluster_policies) = futures::try_join!(
-            self.list(namespaced, named(&pod.name)),
-            self.list(Api::<Namespace>::all(self.client.clone()), named(&pod.namespace)),
-            self.list(Api::<NetworkPolicy>::namespaced(self.client.clone(), &pod.namespace), ListParams::default()),
-            self.list_if_installed(Api::<IdentityPolicy>::namespaced(self.client.clone(), &pod.namespace)),
-            self.list_if_installed(Api::<ClusterNetworkPolicy>::all(self.client.clone())),
+            self.list(Watch::of::<Pod>(), own, named(&pod.name)),
+            self.list(Watch::of::<Namespace>(), None, named(&pod.namespace)),
+            self.list(Watch::of::<NetworkPolicy>(), own, ListParams::default()),
+            self.list(Watch::of::<IdentityPolicy>(), own, ListParams::default()),
+            self.list(Watch::of::<ClusterNetworkPolicy>(), None, ListParams::default()),
         )?;
         let metadata = |namespace: Option<&str>, name: &str| ObjectMeta {
             namespace: namespace.map(str::to_owned),
             name: Some(name.to_owned()),
             ..ObjectMeta::default()
         };
-        let mut order = self.order.lock().expect("no holder of this lock panics");
-        let known = |_: &Index| vec![metadata(Some(&pod.namespace), &pod.name)];
-        adopt(state, &mut order, &metadata(Some(&pod.namespace), &pod.name), &pods, known, |metadata| Pod { metadata, ..Pod::default() })?;
-        let known = |_: &Index| vec![metadata(None, &pod.namespace)];
-        adopt(state, &mut order, &metadata(None, &pod.namespace), &namespaces, known, |metadata| Namespace {
-            metadata,
-            ..Namespace::default()
-        })?;
         let of = |kind, namespace: Option<&str>| {
             let namespace = namespace.map(str::to_owned);
             move |index: &Index| -> Vec<ObjectMeta> {
@@ -310,7 +354,22 @@ impl Reader {
                 names.iter().map(|name| metadata(namespace.as_deref(), &name.name)).collect()
             }
         };
-        let own = Some(pod.namespace.as_str());
+        // Read before anything is taken of them.
+        let pods = pods.map(|list| self.read_list::<Pod>(list)).transpose()?;
+        let namespaces = namespaces.map(|list| self.read_list::<Namespace>(list)).transpose()?;
+        let policies = policies.map(|list| self.read_list::<NetworkPolicy>(list)).transpose()?;
+        let identity_policies = identity_policies.map(|list| self.read_list::<IdentityPolicy>(list)).transpose()?;
+        let cluster_policies = cluster_policies.map(|list| self.read_list::<ClusterNetworkPolicy>(list)).transpose()?;
+        let mut order = self.order.lock().expect("no holder of this lock panics");
+        if let Some(pods) = pods {
+            let known = |_: &Index| vec![metadata(own, &pod.name)];
+            adopt(state, &mut order, &metadata(own, &pod.name), &pods, known, |metadata| Pod { metadata, ..Pod::default() })?;
+        }
+        if let Some(namespaces) = namespaces {
+            let known = |_: &Index| vec![metadata(None, &pod.namespace)];
+            let bare = |metadata| Namespace { metadata, ..Namespace::default() };
+            adopt(state, &mut order, &metadata(None, &pod.namespace), &namespaces, known, bare)?;
+        }
         if let Some(policies) = identity_policies {
             let known = of(PolicyKind::IdentityPolicy, own);
             let bare = |metadata| IdentityPolicy { metadata, ..IdentityPolicy::default() };
@@ -321,25 +380,38 @@ impl Reader {
             let bare = |metadata| ClusterNetworkPolicy { metadata, ..ClusterNetworkPolicy::default() };
             adopt(state, &mut order, &metadata(None, ""), &policies, known, bare)?;
         }
-        let known = of(PolicyKind::NetworkPolicy, own);
-        let bare = |metadata| NetworkPolicy { metadata, ..NetworkPolicy::default() };
-        adopt(state, &mut order, &metadata(own, ""), &policies, known, bare)
+        if let Some(policies) = policies {
+            let known = of(PolicyKind::NetworkPolicy, own);
+            let bare = |metadata| NetworkPolicy { metadata, ..NetworkPolicy::default() };
+            adopt(state, &mut order, &metadata(own, ""), &policies, known, bare)?;
+        }
+        Ok(())
     }
 
-    /// Lists all objects of a kind that the API server may not know.
-    async fn list_if_installed<K: Watched>(&self, api: Api<K>) -> Result<Option<ObjectList<K>>, SourceError> {
-        let asked = Asked { server: &self.server, verb: "list", resource: K::PLURAL };
-        match api.list(&ListParams::default()).await {
+    /// Lists without a resource version: answered from the present, not from a cache. `None`: the API server does not know the
+    /// kind, which it need not.
+    async fn list(
+        &self,
+        watch: Watch,
+        namespace: Option<&str>,
+        parameters: ListParams,
+    ) -> Result<Option<ObjectList<DynamicObject>>, SourceError> {
+        let api = match namespace {
+            Some(namespace) => Api::<DynamicObject>::namespaced_with(self.client.clone(), namespace, &watch.resource),
+            None => Api::all_with(self.client.clone(), &watch.resource),
+        };
+        match api.list(&parameters).await {
             Ok(list) => Ok(Some(list)),
-            Err(kube::Error::Api(status)) if status.code == NOT_FOUND => Ok(None),
-            Err(error) => Err(SourceError::of(&error, asked)),
+            Err(kube::Error::Api(status)) if watch.installed_by_users && status.code == NOT_FOUND => Ok(None),
+            Err(error) => Err(SourceError::of(&error, watch.asked(&self.server, "list"))),
         }
     }
 
-    /// Lists without a resource version: answered from the present, not from a cache.
-    async fn list<K: Watched>(&self, api: Api<K>, parameters: ListParams) -> Result<ObjectList<K>, SourceError> {
+    /// The objects of a list as what they are.
+    fn read_list<K: Watched>(&self, list: ObjectList<DynamicObject>) -> Result<ObjectList<K>, SourceError> {
         let asked = Asked { server: &self.server, verb: "list", resource: K::PLURAL };
-        api.list(&parameters).await.map_err(|error| SourceError::of(&error, asked))
+        let items = list.items.into_iter().map(|object| read(object, asked)).collect::<Result<_, _>>()?;
+        Ok(ObjectList { types: list.types, metadata: list.metadata, items })
     }
 }
 
@@ -385,62 +457,11 @@ fn adopt<K: Watched>(
     Ok(())
 }
 
-/// How to reach the API server and as whom.
-async fn configuration(server: Option<&str>, account: &Path) -> Result<Config, SourceError> {
-    let token = account.join("token");
-    let mut config = if token.exists() {
-        let url = match server {
-            Some(server) => url(server),
-            None => environment_url()?,
-        };
-        let mut config = Config::new(url.parse().map_err(|error| SourceError::Configuration(format!("{url}: {error}")))?);
-        config.auth_info.token_file = Some(token.display().to_string());
-        // Read from the file, again and again: it may be renewed. No other authority is trusted.
-        config.root_cert = Some(Vec::new());
-        config.root_cert_file = Some(account.join("ca.crt"));
-        config
-    } else if std::env::var_os("KUBECONFIG").is_some() {
-        let mut config = Config::from_kubeconfig(&KubeConfigOptions::default())
-            .await
-            .map_err(|error| SourceError::Configuration(format!("KUBECONFIG: {error}")))?;
-        if let Some(server) = server {
-            let url = url(server);
-            config.cluster_url = url.parse().map_err(|error| SourceError::Configuration(format!("{url}: {error}")))?;
-        }
-        config
-    } else {
-        return Err(SourceError::Configuration(format!(
-            "there is no service account at {} and KUBECONFIG is not set; --directory reads manifests from a directory instead",
-            account.display()
-        )));
-    };
-    config.connect_timeout = Some(PATIENCE);
-    config.read_timeout = Some(LONGEST_SILENCE);
-    config.reset_reader_on_write = true;
-    Ok(config)
-}
-
-/// `host:port` as a URL.
-fn url(server: &str) -> String {
-    if server.contains("://") { server.to_owned() } else { format!("https://{server}") }
-}
-
-/// The address that every pod has in its environment.
-fn environment_url() -> Result<String, SourceError> {
-    let variable = |name: &str| {
-        std::env::var(name)
-            .map_err(|_| SourceError::Configuration(format!("{name} is not set; --api-server host:port says where the API server is")))
-    };
-    let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
-    Ok(if host.contains(':') { format!("https://[{host}]:{port}") } else { format!("https://{host}:{port}") })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{AgentConfig, Source};
     use kube::core::{ListMeta, TypeMeta};
-    use palisade_k8s::index::Kind;
 
     fn state() -> State {
         let state = State::new(AgentConfig::new("node", Source::Kubernetes { server: None }));
@@ -508,21 +529,5 @@ mod tests {
         order.begin_listing(Kind::NetworkPolicy);
         let refused = adopt_policies(&state, &mut order, &list(20, Vec::new()));
         assert_eq!(refused, Err(SourceError::Listing("networkpolicies")));
-    }
-
-    #[tokio::test]
-    async fn the_service_account_is_used_with_the_address_that_was_given() {
-        let account = tempfile::tempdir().unwrap();
-        std::fs::write(account.path().join("token"), "secret").unwrap();
-        let config = configuration(Some("192.0.2.1:6443"), account.path()).await.unwrap();
-        assert_eq!(config.cluster_url.to_string(), "https://192.0.2.1:6443/");
-        assert_eq!(config.root_cert_file.as_deref(), Some(account.path().join("ca.crt").as_path()));
-        assert_eq!(config.auth_info.token_file.as_deref(), account.path().join("token").to_str());
-    }
-
-    #[test]
-    fn an_address_without_a_scheme_is_reached_by_https() {
-        assert_eq!(url("192.0.2.1:6443"), "https://192.0.2.1:6443");
-        assert_eq!(url("http://[::1]:8080"), "http://[::1]:8080");
     }
 }

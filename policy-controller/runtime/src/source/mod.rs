@@ -3,5 +3,6 @@
 pub mod directory;
 pub mod kubernetes;
 
+mod access;
 mod fault;
 mod order;
