@@ -8,7 +8,7 @@ use crate::lab::outside;
 use crate::print;
 use crate::table::{Cell, Paint, Table, Tone};
 use palisade_protocol::{
-    Call, Client, ClientError, ErrorKind, Explained, Family, FlowEnd, FlowQuery, Reply, RuleAction, RuleFate, RuleSaid, SideVerdict,
+    Call, Client, ClientError, ErrorKind, Explained, Family, FlowEnd, FlowQuery, Reply, RuleAction, RuleFate, RuleSaid, Unjudged,
     VerdictName,
 };
 use std::cell::RefCell;
@@ -19,7 +19,8 @@ use std::net::IpAddr;
 struct Answer {
     #[serde(flatten)]
     query: FlowQuery,
-    passes: bool,
+    /// `null` where it takes another node's agent to know.
+    passes: Option<bool>,
     #[serde(flatten)]
     explained: Explained,
 }
@@ -69,8 +70,7 @@ fn answers(
         match ask(&query) {
             Ok(explained) => {
                 let query = FlowQuery { rules: false, ..query };
-                let passes = passes(&explained.egress) && passes(&explained.ingress);
-                answers.push(Answer { query, passes, explained });
+                answers.push(Answer { query, passes: explained.passes(), explained });
             }
             // An end without an address of one family is no failure as long as the other family answers.
             Err(ClientError::Refused(failure)) => problem = Some(failure),
@@ -135,10 +135,6 @@ fn end(text: &str, family: Family, in_lab: bool) -> Result<FlowEnd, CliError> {
     }
 }
 
-fn passes(side: &SideVerdict) -> bool {
-    matches!(side.verdict, VerdictName::Allow | VerdictName::None)
-}
-
 /// A verdict as users read it.
 pub fn verdict_text(verdict: VerdictName) -> &'static str {
     match verdict {
@@ -154,18 +150,25 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
     let mut table = Table::new(["FAMILY", "FLOW", "SIDE", "VERDICT", "REASON"]);
     let flow = format!("{} -> {} {}", arguments.from, arguments.to, arguments.port);
     for answer in answers {
-        for (side, said) in [("egress", &answer.explained.egress), ("ingress", &answer.explained.ingress)] {
-            let tone = if passes(said) { Tone::Good } else { Tone::Bad };
-            let reason = match (said.verdict, said.reason.is_empty()) {
-                (VerdictName::None, true) => "not judged on this side",
-                (VerdictName::Allow, true) => "no policy isolates this side",
-                _ => &said.reason,
+        let Explained { egress, ingress, egress_unjudged, ingress_unjudged, .. } = &answer.explained;
+        for (side, said, unjudged) in [("egress", egress, egress_unjudged), ("ingress", ingress, ingress_unjudged)] {
+            let tone = match unjudged {
+                Some(_) => Tone::Faint,
+                None if said.passes() => Tone::Good,
+                None => Tone::Bad,
+            };
+            let reason = match (said.verdict, said.reason.is_empty(), unjudged) {
+                (_, _, Some(unjudged)) => format!("not judged here: {}", whom_to_ask(unjudged)),
+                (VerdictName::None, true, None) => "not judged on this side".to_owned(),
+                (VerdictName::Allow, true, None) => "no policy isolates this side".to_owned(),
+                _ => said.reason.clone(),
             };
             let family = family_name(answer.query.family);
             table.row([family.into(), flow.as_str().into(), side.into(), Cell::toned(verdict_text(said.verdict), tone), reason.into()]);
         }
     }
     let mut text = table.render(paint);
+    text.push_str(&overall(answers, paint));
     let considered: Vec<_> = answers.iter().map(|answer| (&answer.explained.egress_rules, &answer.explained.ingress_rules)).collect();
     // Most rules fare the same in both families.
     let same = considered.windows(2).all(|pair| pair[0] == pair[1]);
@@ -193,6 +196,47 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
     text
 }
 
+/// A line that says what comes of both sides; one for each family where they differ.
+fn overall(answers: &[Answer], paint: Paint) -> String {
+    let mut lines: Vec<(String, Tone, Vec<&str>)> = Vec::new();
+    for answer in answers {
+        let (line, tone) = outcome(&answer.explained);
+        let family = family_name(answer.query.family);
+        match lines.iter_mut().find(|(known, ..)| *known == line) {
+            Some((.., families)) => families.push(family),
+            None => lines.push((line, tone, vec![family])),
+        }
+    }
+    let several = lines.len() > 1;
+    let of = |families: Vec<&str>| if several { format!("{}: ", families.join(", ")) } else { String::new() };
+    lines.into_iter().map(|(line, tone, families)| format!("{}{}\n", of(families), paint.text(tone, &line))).collect()
+}
+
+/// What comes of both sides together.
+fn outcome(explained: &Explained) -> (String, Tone) {
+    match explained.passes() {
+        Some(true) => ("passes".to_owned(), Tone::Good),
+        Some(false) => ("does not pass".to_owned(), Tone::Bad),
+        None => {
+            let mut ask: Vec<String> =
+                [&explained.egress_unjudged, &explained.ingress_unjudged].into_iter().flatten().map(whom_to_ask).collect();
+            ask.dedup();
+            let none = [&explained.egress, &explained.ingress].iter().all(|side| side.verdict == VerdictName::None);
+            let judged = if none { "this node judges neither end" } else { "this node judges only one end" };
+            (format!("{judged}: {}", ask.join(", and ")), Tone::Heading)
+        }
+    }
+}
+
+/// What to do where this node does not judge a pod.
+fn whom_to_ask(unjudged: &Unjudged) -> String {
+    match unjudged {
+        Unjudged::OtherNode(node) => format!("ask the agent of {node}"),
+        Unjudged::NotWired => "ask again when the pod is wired".to_owned(),
+        Unjudged::UnknownNode => "ask the agent of the pod's node".to_owned(),
+    }
+}
+
 fn said(rule: &RuleSaid) -> (&'static str, &'static str, Tone) {
     let action = match rule.action {
         RuleAction::Allow => "allow",
@@ -214,5 +258,54 @@ const fn family_name(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "ipv4",
         Family::Ipv6 => "ipv6",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_protocol::SideVerdict;
+
+    fn side(verdict: VerdictName) -> SideVerdict {
+        SideVerdict { verdict, reason: String::new() }
+    }
+
+    fn elsewhere(egress: VerdictName, node: &str) -> Explained {
+        Explained { ingress_unjudged: Some(Unjudged::OtherNode(node.into())), ..Explained::new(side(egress), side(VerdictName::None)) }
+    }
+
+    fn answer(family: Family, explained: Explained) -> Answer {
+        let end = || FlowEnd::Pod("a/b".into());
+        let query = FlowQuery { from: end(), to: end(), protocol: "TCP".into(), port: 80, family, rules: false };
+        Answer { query, passes: explained.passes(), explained }
+    }
+
+    #[test]
+    fn a_flow_passes_for_sure_only_where_no_other_node_judges_an_end() {
+        for (explained, passes) in [
+            (elsewhere(VerdictName::Allow, "n2"), None),
+            (elsewhere(VerdictName::None, "n2"), None),
+            (elsewhere(VerdictName::DefaultDeny, "n2"), Some(false)),
+            (elsewhere(VerdictName::Error, "n2"), Some(false)),
+            (Explained::new(side(VerdictName::Allow), side(VerdictName::None)), Some(true)),
+            (Explained::new(side(VerdictName::None), side(VerdictName::Deny)), Some(false)),
+        ] {
+            let json = serde_json::to_value(answer(Family::Ipv4, explained)).unwrap();
+            assert_eq!(json["passes"], serde_json::json!(passes), "{json}");
+        }
+    }
+
+    #[test]
+    fn the_line_below_the_sides_says_what_comes_of_both_or_whom_to_ask() {
+        let passing = || Explained::new(side(VerdictName::Allow), side(VerdictName::None));
+        let both = |ipv4, ipv6| overall(&[answer(Family::Ipv4, ipv4), answer(Family::Ipv6, ipv6)], Paint::none());
+        assert_eq!(both(passing(), passing()), "passes\n");
+        assert_eq!(
+            both(passing(), elsewhere(VerdictName::Allow, "n2")),
+            "ipv4: passes\nipv6: this node judges only one end: ask the agent of n2\n"
+        );
+        let neither = Explained { egress_unjudged: Some(Unjudged::UnknownNode), ..elsewhere(VerdictName::None, "n2") };
+        assert_eq!(outcome(&neither).0, "this node judges neither end: ask the agent of the pod's node, and ask the agent of n2");
+        assert_eq!(outcome(&elsewhere(VerdictName::Deny, "n2")).0, "does not pass");
     }
 }

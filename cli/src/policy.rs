@@ -72,9 +72,8 @@ mod tests {
         Condition { of: of.into(), status: status.into(), reason: reason.into(), message: message.into() }
     }
 
-    #[test]
-    fn a_policy_that_was_refused_is_not_enforced_as_written_and_says_why() {
-        let policy = PolicyStatus {
+    fn policy(conditions: [Condition; 2]) -> PolicyStatus {
+        PolicyStatus {
             kind: "IdentityPolicy".into(),
             object: "shop/p".into(),
             tier: "Workload".into(),
@@ -84,19 +83,28 @@ mod tests {
             pods: 3,
             pods_here: 1,
             enforced: true,
-            refused: Some("spec.ingress[0].action: there is no action".into()),
-            standing: Standing {
-                generation: Some(4),
-                nodes_enforcing: 2,
-                nodes: 3,
-                conditions: vec![
-                    condition("Accepted", "False", "InvalidField", "spec.ingress[0].action: there is no action"),
-                    condition("Enforced", "False", "NotAccepted", "not as it is written"),
-                ],
-            },
+            refused: None,
+            standing: Standing { generation: Some(4), nodes_enforcing: 2, nodes: 3, conditions: conditions.into() },
             selected: vec!["shop/a".into(), "shop/b".into()],
             peers: Some(PeersMatched { pods: 1, addresses: 2 }),
-        };
+        }
+    }
+
+    #[test]
+    fn where_nodes_are_silent_it_is_unknown_whether_a_policy_is_enforced_and_they_are_named() {
+        let enforced = condition("Enforced", "Unknown", "Unknown", "2 of 3 nodes; no report from: n2");
+        let text = rendered(&[policy([condition("Accepted", "True", "Accepted", ""), enforced])], Paint::none());
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].ends_with("True      Unknown"), "{text}");
+        assert_eq!(lines[2], "IdentityPolicy shop/p: 2 of 3 nodes; no report from: n2");
+    }
+
+    #[test]
+    fn a_policy_that_was_refused_is_not_enforced_as_written_and_says_why() {
+        let policy = policy([
+            condition("Accepted", "False", "InvalidField", "spec.ingress[0].action: there is no action"),
+            condition("Enforced", "False", "NotAccepted", "not as it is written"),
+        ]);
         let text = rendered(&[policy], Paint::none());
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(

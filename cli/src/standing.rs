@@ -10,8 +10,8 @@ pub fn cells(standing: &Standing) -> [Cell; 2] {
         if condition.status == "True" {
             return Cell::toned("True", Tone::Good);
         }
-        // What is on its way, and what only watches, is no fault.
-        let tone = if matches!(condition.reason.as_str(), "Pending" | "Audit") { Tone::Faint } else { Tone::Alarm };
+        // What is on its way, what only watches, and what is not known, is no fault.
+        let tone = if matches!(condition.reason.as_str(), "Pending" | "Audit" | "Unknown") { Tone::Faint } else { Tone::Alarm };
         Cell::toned(condition.reason.as_str(), tone)
     })
 }

@@ -145,6 +145,21 @@ fn explain_knows_a_label_of_63_unusual_characters_and_the_first_of_two_ports_of_
 }
 
 #[test]
+fn explain_takes_an_address_of_its_node_for_the_node_which_reaches_its_pods_always() {
+    let manifests = Manifests::new(&(base() + &policy("a", "p", "{podSelector: {}, ingress: []}")));
+    let passes = |from: &str, output: &str| {
+        let directory = manifests.path().to_str().unwrap();
+        run(palisade(["explain", "--from", from, "--to", "a/x", "--port", "80", "--output", output, "--file", directory])).expect_code(0)
+    };
+    for (from, expected) in [("198.19.255.254", true), ("2001:2:0:ffff::1", true), ("node", true), ("203.0.113.1", false)] {
+        let explained = passes(from, "json").json();
+        assert!(explained.as_array().unwrap().iter().all(|family| family["passes"] == expected), "{from}: {explained}");
+        let line = if expected { "\npasses\n" } else { "\ndoes not pass\n" };
+        assert!(passes(from, "table").output.contains(line), "{from}");
+    }
+}
+
+#[test]
 fn an_agent_that_is_not_there_is_one_sentence() {
     let directory = tempfile::tempdir().unwrap();
     for command in [&["status"][..], &["observe"], &["endpoint", "list"], &["explain", "--from", "a/b", "--to", "c/d", "--port", "80"]] {

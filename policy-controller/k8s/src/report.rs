@@ -79,6 +79,7 @@ pub struct Reports {
     ranks: BTreeMap<Kind, Vec<u64>>,
     /// By object, the nodes on which it is not in force as it is written.
     exceptions: BTreeMap<(Kind, ObjectName), Vec<(String, String)>>,
+    doubt: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -112,6 +113,8 @@ pub struct Enforcement {
     pub silent: Vec<String>,
     /// How many these are.
     pub silent_count: usize,
+    /// Why nobody knows of all nodes what they enforce.
+    pub doubt: Option<String>,
 }
 
 impl Reports {
@@ -180,6 +183,16 @@ impl Reports {
         self.silent = silent;
     }
 
+    /// The nodes that are known and have not reported.
+    pub fn silent(&self) -> &BTreeSet<String> {
+        &self.silent
+    }
+
+    /// Nobody knows of all nodes what they enforce: then nothing counts as enforced by all of them.
+    pub fn doubt(&mut self, why: impl Into<String>) {
+        self.doubt = Some(why.into());
+    }
+
     /// What the nodes say of the version of an object that became known by the change `step` of its kind. `vouched`: somebody has made
     /// sure before that all nodes enforce it; then those count of which it is not known how far they are.
     pub fn of(&self, kind: Kind, object: &ObjectName, step: u64, vouched: bool) -> Enforcement {
@@ -204,6 +217,7 @@ impl Reports {
             exception_count: exceptions.len(),
             silent: self.silent.iter().take(NAMED).cloned().collect(),
             silent_count: self.silent.len(),
+            doubt: self.doubt.clone(),
         }
     }
 }

@@ -33,6 +33,9 @@ pub enum Reason {
     NotAccepted,
     /// Not enforced: it is in audit mode, and only says what it would do.
     Audit,
+    /// Nobody knows whether it is enforced: not every node was heard of, and none that was lacks it. No status says so, for there a
+    /// node that never reported does not count; who asks an agent is told.
+    Unknown,
 }
 
 /// A condition of an object.
@@ -40,7 +43,7 @@ pub enum Reason {
 pub struct Condition {
     /// What is said.
     pub of: ConditionType,
-    /// Whether it holds.
+    /// Whether it holds, as far as is known.
     pub holds: bool,
     /// Why.
     pub reason: Reason,
@@ -84,9 +87,20 @@ impl ConditionType {
     }
 }
 
+impl Condition {
+    /// `True`, `False` or `Unknown`.
+    pub fn status(&self) -> &'static str {
+        match self.reason {
+            Reason::Unknown => "Unknown",
+            _ if self.holds => "True",
+            _ => "False",
+        }
+    }
+}
+
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 8] = [
+    pub const ALL: [Reason; 9] = [
         Self::Accepted,
         Self::InvalidField,
         Self::Unsupported,
@@ -95,6 +109,7 @@ impl Reason {
         Self::DoesNotFit,
         Self::NotAccepted,
         Self::Audit,
+        Self::Unknown,
     ];
 
     /// Its name in a status.
@@ -108,6 +123,7 @@ impl Reason {
             Self::DoesNotFit => "DoesNotFit",
             Self::NotAccepted => "NotAccepted",
             Self::Audit => "Audit",
+            Self::Unknown => "Unknown",
         }
     }
 
@@ -128,7 +144,7 @@ fn accepted(facts: &Facts<'_>) -> Condition {
         None => Condition { of, holds: true, reason: Reason::Accepted, message: "it can be used as it is written".to_owned() },
         Some(refused) => {
             let reason = if matches!(refused.error.problem, Problem::DomainNames) { Reason::Unsupported } else { Reason::InvalidField };
-            Condition { of, holds: false, reason, message: format!("{} ({})", refused.error, refused.instead) }
+            Condition { of, holds: false, reason, message: format!("{} ({})", refused.error, instead(facts, refused)) }
         }
     }
 }
@@ -136,7 +152,7 @@ fn accepted(facts: &Facts<'_>) -> Condition {
 fn enforced(facts: &Facts<'_>) -> Condition {
     let told = facts.enforcement;
     let (reason, message) = if let Some(refused) = facts.refused {
-        (Reason::NotAccepted, format!("not as it is written: {}; {}", refused.instead, nodes(facts)))
+        (Reason::NotAccepted, format!("not as it is written: {}; {}", instead(facts, refused), nodes(facts)))
     } else if told.exception_count > 0 {
         let named = told.exceptions.iter().map(|(node, reason)| format!("{node}: {reason}"));
         (Reason::DoesNotFit, format!("{}; {}", nodes(facts), few(named, told.exception_count, "; ")))
@@ -146,6 +162,8 @@ fn enforced(facts: &Facts<'_>) -> Condition {
         (Reason::Pending, format!("{}; not yet: {}", nodes(facts), few(told.behind.iter().cloned(), told.behind_count, ", ")))
     } else if facts.audit {
         (Reason::Audit, format!("in audit mode verdicts are as if it were absent; {}", nodes(facts)))
+    } else if let Some(doubt) = &told.doubt {
+        (Reason::Unknown, format!("{}; {doubt}", nodes(facts)))
     } else {
         (Reason::AllNodes, nodes(facts))
     };
@@ -155,6 +173,12 @@ fn enforced(facts: &Facts<'_>) -> Condition {
         let _ = write!(message, "; no report from: {}", few(told.silent.iter().cloned(), told.silent_count, ", "));
     }
     Condition { of: ConditionType::Enforced, holds: reason == Reason::AllNodes, reason, message }
+}
+
+/// What is done about an object that cannot be used as it is written.
+fn instead(facts: &Facts<'_>, refused: &Refused) -> String {
+    // Whatever stands in its place, verdicts do not depend on it.
+    if facts.audit { "it is in audit mode: verdicts are as if it were absent".to_owned() } else { refused.instead.to_string() }
 }
 
 /// How many nodes have it, and how many pods it is about.

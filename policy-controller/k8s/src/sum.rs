@@ -10,8 +10,10 @@ use palisade_policy::model::{Mode, ObjectName, PolicyKind, PolicyName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// How many events about policies that are enforced may wait; of more nobody is told.
-const MOST_GOOD_NEWS: usize = 1000;
+/// How many events may wait that tell of nothing wrong with a policy; of more nobody is told.
+const MOST_COMMON_NEWS: usize = 1000;
+/// After which time a write that failed is tried again, the first time and at most, in seconds.
+const AGAIN: (i64, i64) = (2, 300);
 
 /// Kind and name of an object.
 pub type Key = (Kind, ObjectName);
@@ -133,6 +135,7 @@ impl Told {
 
 /// Something to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there are a few dozen at a time")]
 pub enum Write {
     /// The status of an object.
     Status {
@@ -167,8 +170,12 @@ pub enum News {
     NotAccepted,
     /// A node does not enforce it as it is written.
     NotEnforced,
+    /// Nodes have not come to it in the time that it should take.
+    Pending,
     /// Every node enforces it.
     Enforced,
+    /// It is in audit mode.
+    Audit,
 }
 
 impl News {
@@ -177,13 +184,20 @@ impl News {
         match self {
             Self::NotAccepted => "NotAccepted",
             Self::NotEnforced => "NotEnforced",
+            Self::Pending => "Pending",
             Self::Enforced => "Enforced",
+            Self::Audit => "Audit",
         }
     }
 
     /// Whether it is a warning.
-    pub fn warns(self) -> bool {
-        self != Self::Enforced
+    pub const fn warns(self) -> bool {
+        !matches!(self, Self::Enforced | Self::Audit)
+    }
+
+    /// Whether it tells of nothing that is wrong with the object itself, so that it is no news of an object that was there before.
+    const fn is_common(self) -> bool {
+        matches!(self, Self::Pending | Self::Enforced | Self::Audit)
     }
 }
 
@@ -195,7 +209,7 @@ pub struct Sum {
     due: BTreeMap<Key, Due>,
     announced: BTreeMap<Key, Announced>,
     /// Events that are still to be made.
-    news: BTreeMap<Key, Write>,
+    news: BTreeMap<Key, Waiting>,
     begun: bool,
 }
 
@@ -207,6 +221,32 @@ struct Due {
     matters: bool,
     /// Since when it differs.
     since: i64,
+    failures: Failures,
+}
+
+/// An event that is still to be made.
+#[derive(Debug)]
+struct Waiting {
+    news: News,
+    write: Write,
+    since: i64,
+    failures: Failures,
+}
+
+/// How often a write has failed, and before which time it is not tried again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Failures {
+    count: u32,
+    next: i64,
+}
+
+impl Failures {
+    fn add(&mut self, now: i64) -> u32 {
+        let doubled = AGAIN.0.saturating_mul(1 << self.count.min(16));
+        self.next = now + doubled.min(AGAIN.1);
+        self.count = self.count.saturating_add(1);
+        self.count
+    }
 }
 
 /// What events have told of an object.
@@ -225,6 +265,11 @@ impl Sum {
         Self { told: told.into_iter().collect(), ..Self::default() }
     }
 
+    /// What the statuses of the objects say was read anew: somebody else may have changed one, or taken it away.
+    pub fn reread(&mut self, told: impl IntoIterator<Item = (Key, Told)>) {
+        self.told = told.into_iter().collect();
+    }
+
     /// Finds out what is to be said now, in seconds since the Unix epoch.
     pub fn compute(&mut self, snapshot: &Snapshot, reports: &Reports, counts: &BTreeMap<Key, Counts>, now: i64) {
         let mut due = BTreeMap::new();
@@ -237,12 +282,13 @@ impl Sum {
             let standing = snapshot.standing(&key, version, counts, reports, vouched);
             let matters = told.is_none_or(|told| !told.is_of(version) || said(told) != standing.said());
             let differs = matters || told.is_some_and(|told| told.small_print != standing.small_print());
-            self.announce(&key, version, &standing);
+            self.announce(&key, version, &standing, now);
             // A NetworkPolicy has no status.
             if kind != Kind::NetworkPolicy && differs {
                 let before = self.due.get(&key).filter(|due| due.uid == version.uid && due.standing.generation == version.generation);
                 let since = before.filter(|due| due.matters == matters).map_or(now, |due| due.since);
-                due.insert(key.clone(), Due { uid: version.uid.clone(), standing, matters, since });
+                let failures = before.map(|due| due.failures).unwrap_or_default();
+                due.insert(key.clone(), Due { uid: version.uid.clone(), standing, matters, since, failures });
             }
             present.insert(key);
         }
@@ -250,26 +296,36 @@ impl Sum {
         self.told.retain(|key, _| present.contains(key));
         self.announced.retain(|key, _| present.contains(key));
         self.news.retain(|key, _| present.contains(key));
-        let good = |write: &Write| matches!(write, Write::Event { news: News::Enforced, .. });
-        if self.news.values().filter(|write| good(write)).count() > MOST_GOOD_NEWS {
-            self.news.retain(|_, write| !good(write));
+        if self.news.values().filter(|waiting| waiting.news.is_common()).count() > MOST_COMMON_NEWS {
+            self.news.retain(|_, waiting| !waiting.news.is_common());
         }
         self.begun = true;
     }
 
-    fn announce(&mut self, key: &Key, version: &Version, standing: &Standing) {
+    fn announce(&mut self, key: &Key, version: &Version, standing: &Standing, now: i64) {
         let [accepted, enforced] = &standing.conditions;
+        // The others have a status that says the rest.
+        let without_status = key.0 == Kind::NetworkPolicy;
         let news = match enforced.reason {
             _ if !accepted.holds => Some((News::NotAccepted, &accepted.message)),
             Reason::DoesNotFit => Some((News::NotEnforced, &enforced.message)),
-            // The others have a status that says so.
-            Reason::AllNodes if key.0 == Kind::NetworkPolicy => Some((News::Enforced, &enforced.message)),
+            Reason::AllNodes if without_status => Some((News::Enforced, &enforced.message)),
+            Reason::Pending if without_status => Some((News::Pending, &enforced.message)),
+            Reason::Audit if without_status => Some((News::Audit, &enforced.message)),
             _ => None,
         };
         let known = self.announced.get(key).filter(|known| known.uid == version.uid && known.generation == version.generation);
         let old = known.map_or(!self.begun, |known| known.old);
         let which = news.map(|(news, _)| news);
-        if known.is_some_and(|known| known.news == which || which.is_none()) {
+        if known.is_some_and(|known| known.news == which) {
+            // What waits tells how it is when it is told.
+            if let (Some((_, latest)), Some(Waiting { write: Write::Event { message, .. }, .. })) = (news, self.news.get_mut(key)) {
+                message.clone_from(latest);
+            }
+            return;
+        }
+        // That a node lacks a version of which more was told is not told again: a node that has just come may be one.
+        if known.is_some_and(|known| which.is_none() || (which == Some(News::Pending) && known.news.is_some())) {
             return;
         }
         self.announced.insert(key.clone(), Announced { uid: version.uid.clone(), generation: version.generation, news: which, old });
@@ -278,23 +334,34 @@ impl Sum {
         let said_before = !self.begun && self.told.get(key).is_some_and(|told| told.is_of(version) && said(told) == standing.said());
         if let Some((news, message)) = news
             && !said_before
-            && !(old && news == News::Enforced)
+            && !(old && news.is_common())
         {
             let (uid, generation) = (version.uid.clone(), version.generation);
-            self.news.insert(key.clone(), Write::Event { key: key.clone(), uid, generation, news, message: message.clone() });
+            let write = Write::Event { key: key.clone(), uid, generation, news, message: message.clone() };
+            self.news.insert(key.clone(), Waiting { news, write, since: now, failures: Failures::default() });
         }
     }
 
     /// What to write now: at most `most` writes that matter, the oldest first, and `few` of those that only bring numbers up to date.
-    /// That nodes have not come to a version yet is not written before `settle` seconds have passed.
+    /// That nodes have not come to a version yet is not written before `settle` seconds have passed. What has failed comes after what
+    /// was due before its next time, and of events and statuses neither keeps the other from half of the writes.
     pub fn due(&self, now: i64, settle: i64, most: usize, few: usize) -> Vec<Write> {
-        let ripe = |due: &Due| due.standing.conditions[1].reason != Reason::Pending || now - due.since >= settle;
-        let matter = self.due.iter().filter(|(_, due)| due.matters && ripe(due)).map(|(key, due)| (due.since, key, due));
+        let settled = |pending: bool, since: i64| !pending || now - since >= settle;
+        let events = self.news.iter().filter_map(|(key, waiting)| {
+            let Waiting { news, since, failures, .. } = waiting;
+            let ready = failures.next <= now && settled(*news == News::Pending, *since);
+            ready.then(|| (failures.next.max(*since), key, waiting))
+        });
+        let ready = || self.due.iter().filter(move |(_, due)| due.failures.next <= now);
+        let ripe = |due: &Due| settled(due.standing.conditions[1].reason == Reason::Pending, due.since);
+        let matter = ready().filter(|(_, due)| due.matters && ripe(due)).map(|(key, due)| (due.failures.next.max(due.since), key, due));
         let at = |key: &Key| self.told.get(key).map_or(0, |told| told.at);
-        let numbers = self.due.iter().filter(|(_, due)| !due.matters).map(|(key, due)| (at(key), key, due));
-        let events = self.news.values().take(most).cloned();
-        let statuses = first(matter, most).into_iter().chain(first(numbers, few)).map(|(_, key, due)| self.write(key, due, now));
-        events.chain(statuses).take(most + few).collect()
+        let numbers = ready().filter(|(_, due)| !due.matters).map(|(key, due)| (due.failures.next.max(at(key)), key, due));
+        let (mut events, mut statuses) = (first(events, most), first(matter, most));
+        events.truncate(most - statuses.len().min(most / 2));
+        statuses.truncate(most - events.len());
+        let statuses = statuses.into_iter().chain(first(numbers, few)).map(|(_, key, due)| self.write(key, due, now));
+        events.into_iter().map(|(_, _, waiting)| waiting.write.clone()).chain(statuses).collect()
     }
 
     /// Whether anything is still to be written.
@@ -311,11 +378,22 @@ impl Sum {
         Write::Status { key: key.clone(), uid: due.uid.clone(), standing: due.standing.clone(), since: [since(0), since(1)] }
     }
 
+    /// A write failed: it is tried again later, and each time later than before. Tells how often it has failed.
+    pub fn failed(&mut self, write: &Write, now: i64) -> u32 {
+        let failures = match write {
+            Write::Event { key, .. } => {
+                self.news.get_mut(key).filter(|waiting| waiting.write == *write).map(|waiting| &mut waiting.failures)
+            }
+            Write::Status { key, uid, .. } => self.due.get_mut(key).filter(|due| due.uid == *uid).map(|due| &mut due.failures),
+        };
+        failures.map_or(0, |failures| failures.add(now))
+    }
+
     /// Something was written, or there is nothing any more to write it to.
     pub fn done(&mut self, write: &Write, now: i64) {
         match write {
             Write::Event { key, .. } => {
-                if self.news.get(key) == Some(write) {
+                if self.news.get(key).is_some_and(|waiting| waiting.write == *write) {
                     self.news.remove(key);
                 }
             }
@@ -340,7 +418,7 @@ fn said(told: &Told) -> [(bool, Reason); 2] {
 }
 
 /// The first of these by time and name.
-fn first<'a>(due: impl Iterator<Item = (i64, &'a Key, &'a Due)>, most: usize) -> Vec<(i64, &'a Key, &'a Due)> {
+fn first<'a, T>(due: impl Iterator<Item = (i64, &'a Key, &'a T)>, most: usize) -> Vec<(i64, &'a Key, &'a T)> {
     let mut due: Vec<_> = due.collect();
     if most < due.len() {
         due.select_nth_unstable_by_key(most, |(time, key, _)| (*time, *key));

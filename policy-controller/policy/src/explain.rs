@@ -47,7 +47,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Whether both sides let the flow pass.
+    /// Whether no side that is judged here refuses the flow; what a side that is [`Unjudged`] says is not known.
     pub fn passes(&self) -> bool {
         self.egress.decision.passes() && self.ingress.decision.passes()
     }
@@ -58,10 +58,23 @@ impl Answer {
 pub struct SideAnswer {
     /// The decision; `NotJudged` where the end is no pod of this node, and where no policy can speak.
     pub decision: Decision,
+    /// Why these rows do not know what a policy says that may speak: the end is a pod, and not one that they are for.
+    pub unjudged: Option<Unjudged>,
     /// The rule or the policies that isolate; empty where no policy made the decision.
     pub reason: String,
     /// The rules that were considered, in the order in which they are asked; none where this side is not judged, or nobody asked.
     pub rules: Vec<Considered>,
+}
+
+/// Why the rows do not judge an end that is a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unjudged {
+    /// It is on the node of this name, whose rows judge it.
+    OtherNode(String),
+    /// It is on the node that the rows are for, and not wired yet.
+    NotWired,
+    /// No node is known to have its address.
+    UnknownNode,
 }
 
 /// Why a question has no answer.
@@ -90,12 +103,20 @@ pub fn evaluate(compiled: &Compiled, numbers: &Numbers, model: &Model, question:
     let opener = resolve(&question.from, model, question.ipv6)?;
     let responder = resolve(&question.to, model, question.ipv6)?;
     let own_node = matches!(question.from, End::Node(_));
-    // A pod reaches itself always, and the node its own pods.
-    let judged = opener != responder && !own_node;
-    let subject = |end, address| if judged { subject(compiled, model, end, address) } else { None };
-    let (from, to) = (subject(&question.from, opener), subject(&question.to, responder));
-    let answer = |side: Side, subject: Option<(&ObjectName, u32)>, direction, peer| SideAnswer {
+    let judged = |end, address| match pod(model, end, address).map(|name| (name, compiled.subjects.get(name))) {
+        // A pod reaches itself always.
+        _ if opener == responder => (None, None),
+        // The node reaches its own pods always.
+        Some((_, Some(_))) if own_node => (None, None),
+        Some((name, Some(number))) => (Some((name, *number)), None),
+        Some((_, None)) => (None, Some(unjudged(model, address))),
+        None => (None, None),
+    };
+    let (from, from_unjudged) = judged(&question.from, opener);
+    let (to, to_unjudged) = judged(&question.to, responder);
+    let answer = |side: Side, subject: Option<(&ObjectName, u32)>, unjudged, direction, peer| SideAnswer {
         decision: side.decision,
+        unjudged,
         reason: numbers.reason(side.reason).map(ToString::to_string).unwrap_or_default(),
         rules: subject
             .filter(|_| question.rules)
@@ -108,7 +129,10 @@ pub fn evaluate(compiled: &Compiled, numbers: &Numbers, model: &Model, question:
     let number = |subject: Option<(&ObjectName, u32)>| subject.map_or(SUBJECT_NONE, |(_, number)| number);
     let egress = judge(compiled, opener, responder, question, number(from), SUBJECT_NONE).egress;
     let ingress = judge(compiled, opener, responder, question, SUBJECT_NONE, number(to)).ingress;
-    Ok(Answer { egress: answer(egress, from, Direction::Egress, responder), ingress: answer(ingress, to, Direction::Ingress, opener) })
+    Ok(Answer {
+        egress: answer(egress, from, from_unjudged, Direction::Egress, responder),
+        ingress: answer(ingress, to, to_unjudged, Direction::Ingress, opener),
+    })
 }
 
 fn judge(
@@ -151,13 +175,20 @@ fn resolve(end: &End, model: &Model, ipv6: bool) -> Result<IpAddr, ExplainError>
     addresses.into_iter().find(|address| address.is_ipv6() == ipv6).ok_or(ExplainError::NoAddress { end: name, family })
 }
 
-/// An end that is a pod of this node, with its subject number. Where several pods claim an address, the first in
-/// order of names is meant.
-fn subject<'a>(compiled: &Compiled, model: &'a Model, end: &'a End, address: IpAddr) -> Option<(&'a ObjectName, u32)> {
-    let pod = match end {
+/// The pod that an end is. Where several pods claim an address, the first in order of names is meant.
+fn pod<'a>(model: &'a Model, end: &'a End, address: IpAddr) -> Option<&'a ObjectName> {
+    match end {
         End::Pod(name) => Some(name),
         End::Address(_) => model.pods.iter().find(|(_, pod)| pod.addresses.contains(&address)).map(|(name, _)| name),
         End::Node(_) => None,
-    };
-    pod.and_then(|name| Some((name, *compiled.subjects.get(name)?)))
+    }
+}
+
+/// Whose pod range an address is in tells who judges it.
+fn unjudged(model: &Model, address: IpAddr) -> Unjudged {
+    match model.nodes.iter().find(|(_, node)| node.pod_ranges.iter().any(|range| range.contains(&address))) {
+        Some((name, _)) if *name == model.host => Unjudged::NotWired,
+        Some((name, _)) => Unjudged::OtherNode(name.clone()),
+        None => Unjudged::UnknownNode,
+    }
 }

@@ -4,10 +4,11 @@ use crate::state::State;
 use palisade_datapath_core::verdict::Decision;
 use palisade_identity::Protocol;
 use palisade_policy::model::{Action, Model, ObjectName, Tier};
-use palisade_policy::{Answer, Compiled, Considered, End, Fate, Numbers, Question, SideAnswer, evaluate};
+use palisade_policy::{self as policy, Answer, Compiled, Considered, End, Fate, Numbers, Question, SideAnswer, evaluate};
 use palisade_protocol::{
-    ErrorKind, Explained, Failure, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, SideVerdict, VerdictName,
+    ErrorKind, Explained, Failure, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, SideVerdict, Unjudged, VerdictName,
 };
+use std::net::IpAddr;
 
 /// What the rows in the kernel say of a flow.
 ///
@@ -26,14 +27,29 @@ pub fn explain(state: &State, query: &FlowQuery) -> Result<Explained, Failure> {
 /// # Errors
 /// [`ErrorKind::Invalid`] for a question that makes no sense, [`ErrorKind::NotFound`] for ends that are not known.
 pub fn explained(compiled: &Compiled, numbers: &Numbers, model: &Model, query: &FlowQuery) -> Result<Explained, Failure> {
-    let question = question(query, &model.host)?;
+    let question = question(query, model)?;
     let Answer { egress, ingress } =
         evaluate(compiled, numbers, model, &question).map_err(|error| Failure { kind: ErrorKind::NotFound, message: error.to_string() })?;
     let rules = |side: &SideAnswer| side.rules.iter().map(rule).collect();
-    Ok(Explained { egress_rules: rules(&egress), ingress_rules: rules(&ingress), egress: side(egress), ingress: side(ingress) })
+    Ok(Explained {
+        egress_rules: rules(&egress),
+        ingress_rules: rules(&ingress),
+        egress_unjudged: egress.unjudged.clone().map(unjudged),
+        ingress_unjudged: ingress.unjudged.clone().map(unjudged),
+        egress: side(egress),
+        ingress: side(ingress),
+    })
 }
 
-fn question(query: &FlowQuery, node: &str) -> Result<Question, Failure> {
+fn unjudged(why: policy::Unjudged) -> Unjudged {
+    match why {
+        policy::Unjudged::OtherNode(node) => Unjudged::OtherNode(node),
+        policy::Unjudged::NotWired => Unjudged::NotWired,
+        policy::Unjudged::UnknownNode => Unjudged::UnknownNode,
+    }
+}
+
+fn question(query: &FlowQuery, model: &Model) -> Result<Question, Failure> {
     let ipv6 = query.family == Family::Ipv6;
     let protocol = match query.protocol.to_ascii_uppercase().as_str() {
         "TCP" => Protocol::Tcp.number(),
@@ -43,7 +59,17 @@ fn question(query: &FlowQuery, node: &str) -> Result<Question, Failure> {
         "ICMP" => 1,
         other => return Err(invalid(format!("{other:?} is no protocol: TCP, UDP, SCTP and ICMP are"))),
     };
-    Ok(Question { from: end(&query.from, node)?, to: end(&query.to, node)?, protocol, port: query.port, ipv6, rules: query.rules })
+    // What has an address of this node opened is a process of this node, whatever name it is asked by.
+    let from = match &query.from {
+        FlowEnd::Address(address) if is_own(model, *address) => FlowEnd::Node,
+        from => from.clone(),
+    };
+    let node = &model.host;
+    Ok(Question { from: end(&from, node)?, to: end(&query.to, node)?, protocol, port: query.port, ipv6, rules: query.rules })
+}
+
+fn is_own(model: &Model, address: IpAddr) -> bool {
+    model.nodes.get(&model.host).is_some_and(|node| node.addresses.contains(&address))
 }
 
 fn end(end: &FlowEnd, node: &str) -> Result<End, Failure> {

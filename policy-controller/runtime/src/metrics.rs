@@ -47,6 +47,7 @@ pub struct Metrics {
     watch_restarts: Family<KindLabels, Counter>,
     expired: Counter,
     told: Family<WhatLabels, Counter>,
+    not_told: Family<WhatLabels, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -71,7 +72,7 @@ struct WhatLabels {
 }
 
 /// What is told to the API server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Told {
     /// What this node enforces.
     Report,
@@ -81,6 +82,18 @@ pub enum Told {
     Status,
     /// An event about an object.
     Event,
+}
+
+impl Told {
+    fn labels(self) -> WhatLabels {
+        let what = match self {
+            Self::Report => "report",
+            Self::Lease => "lease",
+            Self::Status => "status",
+            Self::Event => "event",
+        };
+        WhatLabels { what: what.to_owned() }
+    }
 }
 
 impl Metrics {
@@ -108,6 +121,7 @@ impl Metrics {
             watch_restarts: Family::default(),
             expired: Counter::default(),
             told: Family::default(),
+            not_told: Family::default(),
         };
         metrics.register();
         metrics
@@ -134,6 +148,7 @@ impl Metrics {
             self.reconciles.clone(),
         );
         registry.register("api_writes", "Writes to the API server, by what they tell", self.told.clone());
+        registry.register("api_write_failures", "Writes that the API server did not take", self.not_told.clone());
         registry.register("reconcile_failures", "Changes that could not be put into the kernel", self.reconcile_failures.clone());
         registry.register("rows_changed", "Rows written and removed", self.rows_changed.clone());
         registry.register("events_suppressed", "Events that the datapath's rate limit swallowed", self.events_suppressed.clone());
@@ -175,13 +190,12 @@ impl Metrics {
 
     /// Something was told to the API server.
     pub fn told(&self, what: Told) {
-        let what = match what {
-            Told::Report => "report",
-            Told::Lease => "lease",
-            Told::Status => "status",
-            Told::Event => "event",
-        };
-        self.told.get_or_create(&WhatLabels { what: what.to_owned() }).inc();
+        self.told.get_or_create(&what.labels()).inc();
+    }
+
+    /// Something could not be told to the API server.
+    pub fn not_told(&self, what: Told) {
+        self.not_told.get_or_create(&what.labels()).inc();
     }
 
     /// The sweep removed connections.

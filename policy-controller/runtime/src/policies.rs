@@ -28,11 +28,12 @@ pub fn policies(state: &State, reports: &Reports, object: Option<&str>) -> Vec<P
         let policy = model.policies.get(name)?;
         let pods = selected(&model, name);
         let here = pods.iter().filter(|pod| published.compiled.subjects.contains_key(**pod)).count();
-        let enforced = published.reconciled && (published.held.contains_key(name) || published.model.policies.get(name) == Some(policy));
+        let held = published.held.contains_key(name);
+        let enforced = published.reconciled && !held && published.model.policies.get(name) == Some(policy);
         let counts = Counts { pods: pods.len(), addresses: 0 };
         // Without an API server nobody counts generations: what this node has tells.
         let nobody = Reports::default();
-        let reports = if enforced || state.config.status_namespace.is_some() { reports } else { &nobody };
+        let reports = if enforced || held || state.config.status_namespace.is_some() { reports } else { &nobody };
         Some(PolicyStatus {
             kind: name.kind.to_string(),
             object: name.object.to_string(),
@@ -111,7 +112,7 @@ fn standing(snapshot: &Snapshot, versions: &BTreeMap<Key, &Version>, key: &Key, 
             .into_iter()
             .map(|condition| Condition {
                 of: condition.of.name().to_owned(),
-                status: if condition.holds { "True" } else { "False" }.to_owned(),
+                status: condition.status().to_owned(),
                 reason: condition.reason.name().to_owned(),
                 message: condition.message,
             })

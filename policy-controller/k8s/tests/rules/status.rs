@@ -298,7 +298,8 @@ fn an_event_tells_of_each_generation_of_a_network_policy_once_and_of_none_that_w
     cluster.report(0);
     assert_eq!(cluster.settle(), [], "it has no status, and it is no news that it is enforced");
     cluster.index.upsert(&network_policy("n", 2));
-    assert_eq!(cluster.settle(), [], "not yet");
+    cluster.compute();
+    assert_eq!(cluster.tick(), [], "not yet");
     cluster.report(0);
     let writes = cluster.settle();
     let [Write::Event { key: about, generation: Some(2), news: News::Enforced, .. }] = &writes[..] else { panic!("{writes:?}") };
@@ -311,6 +312,151 @@ fn an_event_tells_of_each_generation_of_a_network_policy_once_and_of_none_that_w
     let writes = cluster.settle();
     let [Write::Event { news: News::NotAccepted, message, .. }] = &writes[..] else { panic!("{writes:?}") };
     assert!(message.contains("palisade.dev/mode") && message.contains("Foo"), "{message}");
+}
+
+#[test]
+fn of_a_network_policy_that_nodes_lack_or_that_is_in_audit_mode_an_event_says_so() {
+    let mut cluster = Cluster::new(2);
+    (0..2).for_each(|node| cluster.report(node));
+    cluster.compute();
+    cluster.index.upsert(&network_policy("n", 1));
+    cluster.compute();
+    assert_eq!(cluster.tick(), [], "that nodes are on the way is no news yet");
+    cluster.report(0);
+    let writes = cluster.settle();
+    let [Write::Event { news: News::Pending, message, .. }] = &writes[..] else { panic!("{writes:?}") };
+    assert_eq!(message, "1 of 2 nodes enforces generation 1; 0 pods selected; not yet: n0001", "as it is when it is told");
+    cluster.report(1);
+    let writes = cluster.settle();
+    assert!(matches!(&writes[..], [Write::Event { news: News::Enforced, .. }]), "{writes:?}");
+    // A node that comes and of which it is not known yet how far it is.
+    let mut other = Cluster::new(1);
+    other.index.upsert(&good("other", 1));
+    cluster.nodes.push("n0002".to_owned());
+    cluster.report_of(2, Report::new(other.digests(), [], None));
+    assert_eq!(cluster.settle(), [], "it was told that this generation is enforced");
+    cluster.nodes.pop();
+    let mut audited = network_policy("n", 1);
+    audited.metadata.annotations = Some([("palisade.dev/mode".to_owned(), "Audit".to_owned())].into());
+    cluster.index.upsert(&audited);
+    (0..2).for_each(|node| cluster.report(node));
+    let writes = cluster.settle();
+    let [Write::Event { news: News::Audit, message, .. }] = &writes[..] else { panic!("{writes:?}") };
+    assert!(message.contains("as if it were absent"), "{message}");
+    assert!(News::Pending.warns() && !News::Audit.warns());
+}
+
+#[test]
+fn a_write_that_always_fails_keeps_no_other_waiting_and_is_tried_less_and_less() {
+    let mut cluster = Cluster::new(1);
+    // As many as are written at once fail, and one comes after them.
+    for policy in 0..=20 {
+        cluster.index.upsert(&good(&format!("p{policy:02}"), 1));
+    }
+    cluster.report(0);
+    cluster.compute();
+    let (mut tries, mut written) = (Vec::new(), None);
+    for second in 0..2000 {
+        let now = cluster.now + second;
+        for write in cluster.sum.due(now, SETTLE, 20, 1) {
+            let Write::Status { key, .. } = &write else { panic!("{write:?}") };
+            match key.1.name.as_str() {
+                "p20" => {
+                    cluster.sum.done(&write, now);
+                    written = Some(second);
+                }
+                name => {
+                    let count = cluster.sum.failed(&write, now);
+                    if name == "p00" {
+                        tries.push(second);
+                        assert_eq!(count as usize, tries.len());
+                    }
+                }
+            }
+        }
+        // What did not change keeps its time.
+        if second % 100 == 0 {
+            cluster.compute();
+        }
+    }
+    assert_eq!(written, Some(1));
+    let pauses: Vec<i64> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(pauses, [2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300, 300]);
+    // Another version may fare better.
+    cluster.now += 2000;
+    cluster.index.upsert(&good("p00", 2));
+    cluster.report(0);
+    cluster.compute();
+    let due = cluster.sum.due(cluster.now, SETTLE, 20, 1);
+    assert!(due.iter().any(|write| matches!(write, Write::Status { key, .. } if key.1.name == "p00")), "{due:?}");
+}
+
+#[test]
+fn of_statuses_and_events_neither_keeps_the_other_from_half_of_the_writes() {
+    let mut cluster = Cluster::new(1);
+    for policy in 0..30 {
+        cluster.index.upsert(&identity_policy(&format!("broken{policy:02}"), 1, &json!({"subject": {}})));
+    }
+    cluster.compute();
+    let due = cluster.sum.due(cluster.now, SETTLE, 20, 1);
+    let events = due.iter().filter(|write| matches!(write, Write::Event { .. })).count();
+    assert_eq!((events, due.len()), (10, 20));
+    // As long as both wait.
+    for write in due.iter().chain(&cluster.sum.due(cluster.now, SETTLE, 100, 0)) {
+        if matches!(write, Write::Status { .. }) {
+            cluster.sum.done(write, cluster.now);
+        }
+    }
+    assert_eq!(cluster.sum.due(cluster.now, SETTLE, 20, 1).len(), 20, "events alone");
+}
+
+#[test]
+fn a_status_that_somebody_else_took_away_is_written_again_and_one_that_stands_is_not() {
+    let mut cluster = Cluster::new(1);
+    cluster.index.upsert(&good("p", 1));
+    cluster.report(0);
+    let writes = cluster.settle();
+    cluster.sum.reread(read_back(&writes));
+    assert_eq!(cluster.settle(), []);
+    cluster.sum.reread([]);
+    assert_eq!(one(&cluster.settle())[1].1, Reason::AllNodes);
+}
+
+#[test]
+fn where_not_all_nodes_were_heard_of_it_is_unknown_whether_a_policy_is_enforced_unless_one_that_was_lacks_it() {
+    let mut cluster = Cluster::new(2);
+    cluster.index.upsert(&good("p", 1));
+    cluster.report(0);
+    cluster.compute();
+    cluster.reports.doubt("nobody asked n0001");
+    let (_, name) = key(Kind::IdentityPolicy, "p");
+    let enforced = |cluster: &Cluster| {
+        let version = cluster.index.versions().of(Kind::IdentityPolicy, &name).unwrap();
+        let key = (Kind::IdentityPolicy, name.clone());
+        let [_, enforced] = Snapshot::of(&cluster.index).standing(&key, version, Counts::default(), &cluster.reports, false).conditions;
+        (enforced.status(), enforced.reason, enforced.message)
+    };
+    let text = "1 of 1 node enforces generation 1; 0 pods selected; nobody asked n0001; no report from: n0001";
+    assert_eq!(enforced(&cluster), ("Unknown", Reason::Unknown, text.to_owned()));
+    cluster.index.upsert(&good("p", 2));
+    cluster.compute();
+    let (status, reason, _) = enforced(&cluster);
+    assert_eq!((status, reason), ("False", Reason::Pending));
+}
+
+#[test]
+fn of_a_policy_in_audit_mode_that_cannot_be_used_it_is_not_said_that_pods_are_isolated() {
+    let mut cluster = Cluster::new(1);
+    let rule = json!({"action": "Allow", "ports": [{"port": 9, "endPort": 8}]});
+    cluster.index.upsert(&identity_policy("p", 1, &json!({"subject": {}, "mode": "Audit", "ingress": [rule]})));
+    cluster.report(0);
+    cluster.compute();
+    let writes = cluster.tick();
+    let [accepted, enforced] = one(&writes[1..]);
+    assert_eq!((accepted.1, enforced.1), (Reason::InvalidField, Reason::NotAccepted));
+    for message in [accepted.2, enforced.2] {
+        assert!(message.contains("in audit mode") && !message.contains("isolated"), "{message}");
+    }
 }
 
 #[test]
@@ -345,6 +491,31 @@ fn a_report_is_read_back_as_it_was_written_and_stays_small() {
 }
 
 proptest! {
+    /// Whichever writes fail: all others are made as soon as if none did.
+    #[test]
+    fn writes_that_fail_cost_the_others_no_time(fails in proptest::collection::vec(proptest::bool::ANY, 1..100)) {
+        let mut cluster = Cluster::new(1);
+        for policy in 0..fails.len() {
+            cluster.index.upsert(&good(&format!("{policy}"), 1));
+        }
+        cluster.report(0);
+        cluster.compute();
+        let mut written = 0;
+        for _ in 0..fails.len().div_ceil(20) {
+            for write in cluster.sum.due(cluster.now, SETTLE, 20, 0) {
+                let Write::Status { key, .. } = &write else { panic!("{write:?}") };
+                if fails[key.1.name.parse::<usize>().unwrap()] {
+                    cluster.sum.failed(&write, cluster.now);
+                } else {
+                    cluster.sum.done(&write, cluster.now);
+                    written += 1;
+                }
+            }
+            cluster.now += 1;
+        }
+        prop_assert_eq!(written, fails.iter().filter(|fails| !**fails).count());
+    }
+
     /// Whatever happens to the objects, and however far a node is: it counts as enforcing a version exactly when it has it.
     #[test]
     fn a_node_enforces_what_it_has_and_nothing_else(changes in proptest::collection::vec((0usize..5, proptest::bool::weighted(0.2)), 1..40), at in 0usize..40) {

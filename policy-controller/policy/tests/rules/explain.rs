@@ -2,8 +2,8 @@
 
 use crate::judge::world::{World, doing, everything, from, object, own, pods, rule, tcp};
 use palisade_datapath_core::verdict::Decision;
-use palisade_policy::model::{Action, ObjectName, Tier};
-use palisade_policy::{Answer, End, ExplainError, Fate, Numbers, Question, compile, evaluate};
+use palisade_policy::model::{Action, Node, ObjectName, Tier};
+use palisade_policy::{Answer, End, ExplainError, Fate, Numbers, Question, Unjudged, compile, evaluate};
 use std::collections::BTreeSet;
 
 fn world() -> World {
@@ -43,6 +43,34 @@ fn an_allow_names_its_rule_and_a_pod_of_another_node_is_not_judged_here() {
         );
         assert!(answer.passes());
     }
+}
+
+#[test]
+fn of_a_pod_that_is_not_judged_here_it_is_said_whose_rows_judge_it() {
+    let unjudged = |host: &str, ranges: &[&str], from: End, to: End| {
+        let mut model = world().model;
+        model.host = host.to_owned();
+        let pod_ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
+        model.nodes.insert("node-1".to_owned(), Node { pod_ranges, ..Node::default() });
+        let local: BTreeSet<ObjectName> = ["shop/db", "bank/web"].map(object).into();
+        let mut numbers = Numbers::default();
+        let compiled = compile(&model, &local, &mut numbers);
+        let question = Question { from, to, protocol: 6, port: 80, ipv6: false, rules: false };
+        let answer = evaluate(&compiled, &numbers, &model, &question).unwrap();
+        (answer.egress.unjudged, answer.ingress.unjudged)
+    };
+    let ranges = ["10.1.0.0/24"];
+    let other = || Some(Unjudged::OtherNode("node-1".to_owned()));
+    assert_eq!(unjudged("node-0", &ranges, pod("shop/web"), pod("shop/db")), (other(), None));
+    assert_eq!(unjudged("node-0", &ranges, End::Address("10.1.0.1".parse().unwrap()), pod("shop/db")), (other(), None));
+    assert_eq!(unjudged("node-1", &ranges, pod("shop/web"), pod("shop/db")), (Some(Unjudged::NotWired), None));
+    assert_eq!(unjudged("node-0", &[], pod("shop/web"), pod("shop/db")), (Some(Unjudged::UnknownNode), None));
+    // The node reaches its own pods always, and those of others by their policy.
+    assert_eq!(unjudged("node-0", &ranges, End::Node("node-0".to_owned()), pod("shop/web")), (None, other()));
+    assert_eq!(unjudged("node-0", &ranges, End::Node("node-0".to_owned()), pod("shop/db")), (None, None));
+    // A pod reaches itself wherever it is.
+    assert_eq!(unjudged("node-0", &ranges, pod("shop/web"), pod("shop/web")), (None, None));
+    assert_eq!(unjudged("node-0", &ranges, pod("shop/db"), End::Address("203.0.113.9".parse().unwrap())), (None, None));
 }
 
 #[test]

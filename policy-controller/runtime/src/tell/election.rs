@@ -56,6 +56,7 @@ pub async fn follow(state: &State, to: &To, term: watch::Sender<Term>) -> Infall
                 wait.unwrap_or_else(|| at_leisure(state))
             }
             Err(error) => {
+                state.metrics.not_told(Told::Lease);
                 complaint.make("the election of the agent that writes status does not work", error.to_string());
                 RENEWED
             }
@@ -107,6 +108,14 @@ impl Seen {
 }
 
 async fn turn(to: &To, seen: &mut Seen) -> Result<Turn, super::Failed> {
+    match attempt(to, seen).await {
+        // Somebody wrote to the Lease since it was read: it need not be another holder.
+        Err(error) if error.code() == Some(409) => attempt(to, seen).await,
+        turn => turn,
+    }
+}
+
+async fn attempt(to: &To, seen: &mut Seen) -> Result<Turn, super::Failed> {
     let leases = to.leases();
     let found = answered(leases.get_opt(NAME)).await?;
     let unchanged = found.as_ref().map_or(Duration::ZERO, |lease| seen.unchanged(lease, Instant::now()));
@@ -121,11 +130,7 @@ async fn turn(to: &To, seen: &mut Seen) -> Result<Turn, super::Failed> {
         // With the version that was read: of two that try one fails.
         _ => answered(leases.replace(NAME, &post, &lease)).await,
     };
-    match written {
-        Ok(_) => Ok(Turn::Mine),
-        Err(error) if error.code() == Some(409) => Ok(Turn::Other(None)),
-        Err(error) => Err(error),
-    }
+    written.map(|_| Turn::Mine)
 }
 
 fn decide(found: Option<&Lease>, me: &str, unchanged: Duration, now: Timestamp) -> Move {
@@ -167,7 +172,10 @@ fn held(found: Option<Lease>, next: Move, me: &str) -> Lease {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{failure, server};
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn lease(holder: &str, renewed: i64) -> Lease {
         let mut lease = held(None, Move::Make, holder);
@@ -222,5 +230,30 @@ mod tests {
         let taken = held(Some(lease("other", 0)), Move::TakeOver, "me");
         let spec = taken.spec.unwrap();
         assert_eq!((spec.lease_transitions, spec.holder_identity.as_deref()), (Some(1), Some("me")));
+    }
+
+    #[tokio::test]
+    async fn a_conflict_on_renewal_does_not_end_the_term_of_who_still_holds_the_lease() {
+        let writes = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&writes);
+        let to = server(move |method, _| match method {
+            "PUT" if counted.fetch_add(1, Ordering::SeqCst) == 0 => failure(409, "Conflict", "the object has been modified"),
+            _ => (200, serde_json::to_value(held(None, Move::Make, "me")).unwrap()),
+        });
+        assert_eq!(turn(&to.await, &mut Seen::default()).await.unwrap(), Turn::Mine);
+        assert_eq!(writes.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn who_loses_a_race_for_a_lease_reads_who_has_won_it() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let to = server(move |method, _| {
+            let holder = if asked.fetch_add(1, Ordering::SeqCst) == 0 { "" } else { "other" };
+            match method {
+                "GET" => (200, serde_json::to_value(held(None, Move::Make, holder)).unwrap()),
+                _ => failure(409, "Conflict", "the object has been modified"),
+            }
+        });
+        assert_eq!(turn(&to.await, &mut Seen::default()).await.unwrap(), Turn::Other(None));
     }
 }

@@ -87,6 +87,11 @@ fn now() -> i64 {
     Timestamp::now().as_second()
 }
 
+/// The same number for the same text, in every release (FNV-1a): names that the API server knows are made of it.
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// What is logged when something cannot be told: once for each new reason.
 #[derive(Debug, Default)]
 struct Complaint(Option<String>);
@@ -115,10 +120,17 @@ async fn answered<T>(answer: impl Future<Output = kube::Result<T>>) -> Result<T,
 /// Why something could not be told.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
-    #[error("{0}; the agent's service account needs the permissions of the chart's Role and ClusterRole for status")]
+    #[error("{}", refused(.0))]
     Refused(kube::Error),
     #[error("the API server does not answer within {} s", PATIENCE.as_secs())]
     Silent,
+}
+
+fn refused(error: &kube::Error) -> String {
+    let forbidden = matches!(error, kube::Error::Api(status) if status.code == 403);
+    let hint =
+        if forbidden { "; the agent's service account needs the permissions of the chart's Role and ClusterRole for status" } else { "" };
+    format!("{error}{hint}")
 }
 
 impl Failed {
@@ -129,11 +141,78 @@ impl Failed {
             _ => None,
         }
     }
+
+    /// Whether it is the API server that takes no writes now, and not this one write that it does not take.
+    fn is_of_the_server(&self) -> bool {
+        match self {
+            Self::Refused(kube::Error::Api(status)) => status.code == 429 || status.code >= 500,
+            Self::Refused(kube::Error::SerdeError(_) | kube::Error::BuildRequest(_)) => false,
+            Self::Refused(_) | Self::Silent => true,
+        }
+    }
+
+    /// Whether the object with the UID that was meant is gone: there is none of its name, or another one.
+    fn is_about_another(&self) -> bool {
+        // In these words the API server says it, with 409 or 422.
+        let words = ["uid mismatch", "UID in precondition", "metadata.uid"];
+        matches!(self.code(), Some(409 | 422)) && words.iter().any(|words| self.says(words))
+    }
+
+    /// Whether the answer has these words.
+    fn says(&self, words: &str) -> bool {
+        matches!(self, Self::Refused(kube::Error::Api(status)) if status.message.contains(words))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::Router;
+    use axum::extract::Request;
+    use axum::http::StatusCode;
+    use serde_json::{Value, json};
+
+    /// The way to an API server that answers a method and a path as `answer` does.
+    pub(super) async fn server(answer: impl Fn(&str, &str) -> (u16, Value) + Clone + Send + Sync + 'static) -> To {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let routes = Router::new().fallback(move |request: Request| {
+            let (code, body) = answer(request.method().as_str(), request.uri().path());
+            std::future::ready((StatusCode::from_u16(code).unwrap(), body.to_string()))
+        });
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        let mut config = kube::Config::new(format!("http://{address}").parse().unwrap());
+        config.root_cert = Some(Vec::new());
+        config.default_retry = false;
+        To { client: Client::try_from(config).unwrap(), namespace: "system".to_owned(), node: "me".to_owned() }
+    }
+
+    /// The answer that a request failed.
+    pub(super) fn failure(code: u16, reason: &str, message: &str) -> (u16, Value) {
+        (code, json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message }))
+    }
+
+    fn failed(code: u16, message: &str) -> Failed {
+        Failed::Refused(kube::Error::Api(serde_json::from_value(failure(code, "", message).1).unwrap()))
+    }
+
+    #[test]
+    fn an_answer_about_one_write_is_told_from_one_about_all() {
+        for (code, of_the_server) in [(403, false), (404, false), (409, false), (422, false), (429, true), (500, true), (503, true)] {
+            assert_eq!(failed(code, "").is_of_the_server(), of_the_server, "{code}");
+        }
+        assert!(Failed::Silent.is_of_the_server());
+    }
+
+    #[test]
+    fn an_object_that_is_gone_is_told_from_other_conflicts() {
+        let gone = "Operation cannot be fulfilled on identities.palisade.dev \"a\": uid mismatch: the provided object specified uid 1, and no existing object was found";
+        assert!(failed(409, gone).is_about_another());
+        assert!(failed(422, "Identity \"a\" is invalid: metadata.uid: Invalid value: \"1\": field is immutable").is_about_another());
+        let changed = "Operation cannot be fulfilled on identities.palisade.dev \"fluid\": the object has been modified";
+        assert!(!failed(409, changed).is_about_another());
+        assert!(!failed(404, "identities.palisade.dev \"a\" not found").is_about_another());
+    }
 
     #[test]
     fn all_nodes_together_report_at_most_fifty_times_a_second() {

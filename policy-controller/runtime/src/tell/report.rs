@@ -1,6 +1,6 @@
 //! This node's report.
 
-use super::{Complaint, HEARTBEAT, OLD, REPORT_ANNOTATION, REPORT_LABEL, To, answered, between, pause};
+use super::{Complaint, HEARTBEAT, OLD, REPORT_ANNOTATION, REPORT_LABEL, To, answered, between, hash, pause};
 use crate::metrics::Told;
 use crate::problem::Part;
 use crate::state::State;
@@ -47,6 +47,7 @@ pub async fn follow(state: &State, to: &To) -> Infallible {
                 tokio::time::sleep(pause / 2).await;
             }
             Err(error) => {
+                state.metrics.not_told(Told::Report);
                 complaint.make("this node cannot report what it enforces", error.to_string());
                 tokio::time::sleep(between(pause, 2 * pause)).await;
             }
@@ -101,8 +102,7 @@ fn name(node: &str) -> String {
         return name;
     }
     // A node's name may be as long as any; its report is told by what the Lease says, not by its name.
-    let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{}-{hash:016x}", name[..200].trim_end_matches(['.', '-']))
+    format!("{}-{:016x}", name[..200].trim_end_matches(['.', '-']), hash(node))
 }
 
 #[cfg(test)]

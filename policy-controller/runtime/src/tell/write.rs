@@ -1,6 +1,6 @@
 //! One write: a status, by server-side apply, or an event.
 
-use super::{Failed, To, answered};
+use super::{Failed, To, answered, hash};
 use crate::metrics::Told;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
@@ -15,20 +15,19 @@ use palisade_k8s::sum::{Key, News, Write};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt::Debug;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Who the API server notes as the writer of a status, and users see as the source of an event.
 const WRITER: &str = "palisade";
 /// How long the text of an event may be, in bytes.
 const LONGEST_NOTE: usize = 1000;
 
-/// Makes a write. An object that is gone, or another one of the name, has nothing more to be said of it.
+/// Makes a write.
 pub async fn write(to: &To, write: &Write) -> Result<Told, Failed> {
     match write {
         Write::Status { key, uid, standing, since } => {
             let (kind, name) = key;
             let status = json!({ "status": api::status(*kind, standing, *since) });
-            let made = match kind {
+            match kind {
                 Kind::Identity => apply(&Api::<Identity>::all(to.client.clone()), key, uid.as_deref(), status).await,
                 Kind::ClusterNetworkPolicy => {
                     apply(&Api::<ClusterNetworkPolicy>::all(to.client.clone()), key, uid.as_deref(), status).await
@@ -38,11 +37,8 @@ pub async fn write(to: &To, write: &Write) -> Result<Told, Failed> {
                 }
                 // The others have none.
                 _ => Ok(()),
-            };
-            match made {
-                Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error),
-                _ => Ok(Told::Status),
-            }
+            }?;
+            Ok(Told::Status)
         }
         Write::Event { key, uid, generation, news, message } => {
             let event = event(to, key, uid.clone(), *generation, *news, message);
@@ -50,11 +46,7 @@ pub async fn write(to: &To, write: &Write) -> Result<Told, Failed> {
             let made = answered(Api::<Event>::namespaced(to.client.clone(), &namespace).create(&PostParams::default(), &event)).await;
             match made {
                 // It was told before, or its namespace is going.
-                Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(Told::Event),
-                Err(error) if error.code() == Some(403) => {
-                    tracing::warn!(%error, object = %key.1, "an event cannot be made");
-                    Ok(Told::Event)
-                }
+                Err(error) if matches!(error.code(), Some(404 | 409)) || error.says("being terminated") => Ok(Told::Event),
                 made => made.map(|_| Told::Event),
             }
         }
@@ -81,16 +73,13 @@ where
 /// The event, under a name that the same news has again: it is made once, whoever makes it.
 fn event(to: &To, key: &Key, uid: Option<String>, generation: Option<i64>, news: News, message: &str) -> Event {
     let (kind, object) = key;
-    let mut hash = DefaultHasher::new();
-    (kind, &uid, generation, news.name(), if news.warns() { message } else { "" }).hash(&mut hash);
+    // Not of the message: numbers of nodes in it change, and what another agent puts in the place of an object may be something else.
+    let same = format!("{kind} {} {} {}", uid.as_deref().unwrap_or_default(), generation.unwrap_or_default(), news.name());
     let name: String = object.name.chars().take(200).collect();
+    let name = format!("{}.{:016x}", name.trim_end_matches(['.', '-']), hash(&same));
     let namespace = if object.namespace.is_empty() { "default" } else { &object.namespace };
     Event {
-        metadata: ObjectMeta {
-            name: Some(format!("{}.{:016x}", name.trim_end_matches(['.', '-']), hash.finish())),
-            namespace: Some(namespace.to_owned()),
-            ..ObjectMeta::default()
-        },
+        metadata: ObjectMeta { name: Some(name), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() },
         event_time: Some(MicroTime(Timestamp::now())),
         reporting_controller: Some(format!("{}/{WRITER}", palisade_k8s::api::GROUP)),
         reporting_instance: Some(to.node.chars().take(128).collect()),
@@ -128,4 +117,27 @@ fn shortened(text: &str) -> String {
     }
     let end = (0..=LONGEST_NOTE).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
     format!("{}…", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{failure, server};
+    use super::*;
+    use palisade_policy::model::ObjectName;
+
+    #[tokio::test]
+    async fn an_event_that_tells_the_same_has_the_same_name_whatever_its_numbers_and_another_has_another() {
+        let to = server(|_, _| failure(500, "", "nobody asks")).await;
+        let key = (Kind::NetworkPolicy, ObjectName::new("shop", "p"));
+        let name = |uid: &str, generation, news, message| {
+            event(&to, &key, Some(uid.to_owned()), Some(generation), news, message).metadata.name.unwrap()
+        };
+        let first = name("u", 1, News::NotEnforced, "1 of 3 nodes");
+        assert_eq!(first, name("u", 1, News::NotEnforced, "2 of 3 nodes"));
+        // What is there already was named by an agent of an earlier release.
+        assert_eq!(first, "p.701b06cf026ac380");
+        for other in [name("v", 1, News::NotEnforced, ""), name("u", 2, News::NotEnforced, ""), name("u", 1, News::Pending, "")] {
+            assert_ne!(first, other);
+        }
+    }
 }

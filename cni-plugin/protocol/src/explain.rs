@@ -1,0 +1,172 @@
+//! What is asked of one flow, and answered.
+
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// A flow to be explained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowQuery {
+    /// Who opens the flow.
+    pub from: FlowEnd,
+    /// Towards whom.
+    pub to: FlowEnd,
+    /// IP protocol: `TCP`, `UDP`, `SCTP` or `ICMP`.
+    pub protocol: String,
+    /// Port at the destination; 0 for ICMP.
+    pub port: u16,
+    /// Address family: `ipv4` or `ipv6`; picks the pod's address.
+    pub family: Family,
+    /// Whether the rules that were considered are wanted too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rules: bool,
+}
+
+/// An end of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowEnd {
+    /// `namespace/name`.
+    Pod(String),
+    /// An address.
+    Address(IpAddr),
+    /// The node's own processes.
+    Node,
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+/// What the compiled policies say of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explained {
+    /// The opener's side.
+    pub egress: SideVerdict,
+    /// The responder's side.
+    pub ingress: SideVerdict,
+    /// Why this node does not know what the policy of the opener says, where it is a pod that this node does not judge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_unjudged: Option<Unjudged>,
+    /// The same of the responder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_unjudged: Option<Unjudged>,
+    /// The rules that the opener's side considered, in the order in which they are asked.
+    #[serde(default)]
+    pub egress_rules: Vec<RuleSaid>,
+    /// The rules that the responder's side considered.
+    #[serde(default)]
+    pub ingress_rules: Vec<RuleSaid>,
+}
+
+impl Explained {
+    /// What both sides say, without the rules that they considered.
+    pub const fn new(egress: SideVerdict, ingress: SideVerdict) -> Self {
+        Self { egress, ingress, egress_unjudged: None, ingress_unjudged: None, egress_rules: Vec::new(), ingress_rules: Vec::new() }
+    }
+
+    /// Whether policy lets the flow pass; `None` where no end that this node judges refuses it, and another node judges an end.
+    pub fn passes(&self) -> Option<bool> {
+        let allowed = self.egress.passes() && self.ingress.passes();
+        let known = self.egress_unjudged.is_none() && self.ingress_unjudged.is_none();
+        (known || !allowed).then_some(allowed)
+    }
+}
+
+/// Why the agent that was asked does not judge an end that is a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unjudged {
+    /// It is on the node of this name, whose agent knows.
+    OtherNode(String),
+    /// It is on the agent's own node and not wired yet.
+    NotWired,
+    /// No node is known to have its address.
+    UnknownNode,
+}
+
+/// A rule that one side considered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleSaid {
+    /// `Admin` or `Baseline` and the priority, or `Workload`.
+    pub tier: String,
+    /// Kind and name of its policy.
+    pub policy: String,
+    /// Its index in the policy's list.
+    pub rule: usize,
+    /// Its name, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What it does with a flow that matches.
+    pub action: RuleAction,
+    /// What came of it.
+    pub fate: RuleFate,
+}
+
+/// What a rule does with a flow that matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleAction {
+    /// The flow passes.
+    Allow,
+    /// The flow is refused.
+    Deny,
+    /// The next tier decides.
+    Pass,
+}
+
+/// What came of a rule that was considered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleFate {
+    /// It matches and decides.
+    Decides,
+    /// It matches, and leaves the flow to the next tier.
+    Passes,
+    /// The other end is none of its peers.
+    PeerDiffers,
+    /// Protocol and port do not match.
+    PortDiffers,
+    /// Something before it decided, or passed.
+    NotAsked,
+}
+
+/// What one side says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SideVerdict {
+    /// `allow`, `deny`, `default-deny`, or `none` where this side is not judged.
+    pub verdict: VerdictName,
+    /// The rule, or the policies that isolate; empty for `none`.
+    pub reason: String,
+}
+
+impl SideVerdict {
+    /// Whether this side does not refuse the flow.
+    pub const fn passes(&self) -> bool {
+        matches!(self.verdict, VerdictName::Allow | VerdictName::None)
+    }
+}
+
+/// The verdict of one side, as users read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VerdictName {
+    /// The flow passes.
+    Allow,
+    /// A rule denies it.
+    Deny,
+    /// No rule allows it and policies isolate the subject.
+    DefaultDeny,
+    /// Not judged on this side.
+    None,
+    /// The rows are missing: an error, closed.
+    Error,
+}
