@@ -18,7 +18,7 @@ test: test-tools ## everything that must hold, as CI runs it; SUITES="unit packe
 	@cargo xtask test $(SUITES)
 
 soak: test-tools ## the rows against the oracle on ten million generated flows
-	@PALISADE_MODELS=120000 cargo test --release --quiet --package palisade-policy --test rules -- --nocapture compiler_against_oracle
+	@PALISADE_MODELS=150000 cargo test --release --quiet --package palisade-policy --test rules -- --nocapture compiler_against_oracle
 
 cluster: image ## a real Kubernetes cluster of two nodes with Palisade in it
 	@tests/e2e/kind/up

@@ -70,17 +70,17 @@ impl NodeMatch {
 pub enum NamespaceMatch {
     /// The namespace of this name.
     Name(String),
-    /// Every known namespace with labels that match.
+    /// Every namespace with labels that match.
     Labels(LabelSelector),
 }
 
 impl NamespaceMatch {
-    /// Whether the namespace `name` is meant. `labels` is `None` where the namespace is not known: then nothing
-    /// can be said of its labels, and no label selector matches it.
+    /// Whether the namespace `name` is meant. `labels` is `None` where the namespace is not known (yet): then nothing can be said of its labels,
+    /// and only a selector that wants none of them matches it.
     pub fn matches(&self, name: &str, labels: Option<&Labels>) -> bool {
         match self {
             Self::Name(own) => own == name,
-            Self::Labels(selector) => labels.is_some_and(|labels| selector.matches(labels)),
+            Self::Labels(selector) => labels.map_or(selector.requirements.is_empty(), |labels| selector.matches(labels)),
         }
     }
 }

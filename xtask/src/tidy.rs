@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -63,7 +64,7 @@ pub fn run(root: &Path) -> Result<ExitCode> {
         check_file(file, &text, &mut faults);
     }
     faults.extend(unreached(root, &files));
-    faults.extend(unknown_tests(root, &files)?);
+    faults.extend(semantics(root, &files)?);
     if faults.is_empty() {
         println!("tidy: {} files, all rules hold", files.len());
         return Ok(ExitCode::SUCCESS);
@@ -140,16 +141,50 @@ fn edges(root: &Path) -> Result<Vec<String>> {
 
 /// Where each rule of policy is said to be tested.
 const SEMANTICS: &str = "docs/design/semantics.md";
+/// The lines that it has a row for: those about policy. Those between them are about the plugin.
+const LINES: [RangeInclusive<u32>; 2] = [1..=37, 44..=50];
 
-/// Tests that the table of rules names and that do not exist.
-fn unknown_tests(root: &Path, files: &[String]) -> Result<Vec<String>> {
+/// What is wrong with the table of rules.
+fn semantics(root: &Path, files: &[String]) -> Result<Vec<String>> {
     let table = std::fs::read_to_string(root.join(SEMANTICS)).with_context(|| format!("reading {SEMANTICS}"))?;
-    let sources: String =
-        files.iter().filter(|file| file.ends_with(".rs")).filter_map(|file| std::fs::read_to_string(root.join(file)).ok()).collect();
-    let rows = table.lines().filter_map(|line| line.split('|').nth(3));
-    let named = rows.flat_map(|cell| cell.split('`').skip(1).step_by(2));
-    let unknown = named.filter(|name| !sources.contains(&format!("fn {name}(")));
-    Ok(unknown.map(|name| format!("{SEMANTICS}: there is no test {name}")).collect())
+    let sources = files.iter().filter(|file| file.ends_with(".rs")).filter_map(|file| std::fs::read_to_string(root.join(file)).ok());
+    let sources: Vec<String> = sources.collect();
+    Ok(check_table(&table, &sources.iter().flat_map(|text| tests_of(text)).collect()))
+}
+
+/// Lines of the table that are missing or there twice, and names that are no tests.
+fn check_table(table: &str, tests: &BTreeSet<&str>) -> Vec<String> {
+    // Number, rule, tests.
+    fn row(line: &str) -> Option<(u32, &str)> {
+        let mut cells = line.split('|').skip(1);
+        Some((cells.next()?.trim().parse().ok()?, cells.nth(1)?))
+    }
+    let rows: Vec<(u32, &str)> = table.lines().filter_map(row).collect();
+    let mut faults = Vec::new();
+    if !rows.iter().map(|(line, _)| *line).eq(LINES.into_iter().flatten()) {
+        faults.push(format!("{SEMANTICS}: the rows must be the lines of {LINES:?}, each once and in order"));
+    }
+    for (line, cell) in rows {
+        let unknown = cell.split('`').skip(1).step_by(2).filter(|name| !tests.contains(name));
+        faults.extend(unknown.map(|name| format!("{SEMANTICS}: line {line}: there is no test {name}")));
+    }
+    faults
+}
+
+/// The tests of a source file: functions that carry `#[test]`, and the scenarios that it lists.
+fn tests_of(text: &str) -> Vec<&str> {
+    let mut tests = Vec::new();
+    let mut lines = text.lines().map(str::trim);
+    while lines.any(|line| line == "#[test]") {
+        // Other attributes may stand between.
+        let function = lines.find_map(|line| line.strip_prefix("fn "));
+        tests.extend(function.and_then(|function| function.split('(').next()));
+    }
+    for list in text.split("scenarios![").skip(1) {
+        let names = list.split(']').next().unwrap_or_default().split(',').map(str::trim);
+        tests.extend(names.filter(|name| !name.is_empty()));
+    }
+    tests
 }
 
 fn check_name(file: &str, faults: &mut Vec<String>) {
@@ -274,6 +309,22 @@ mod tests {
         assert_eq!(machine_path(&format!("/run/palisade and /{}/x", "home")), Some(format!("/{}/", "home").as_str()));
         assert_eq!(machine_path("/sys/fs/bpf/palisade, /apis/policy.networking.k8s.io"), None);
         assert_eq!(machine_path("https://example.org/home/page"), None);
+    }
+
+    #[test]
+    fn a_test_carries_the_attribute_or_is_listed_as_a_scenario() {
+        let text = "fn no() {}\n #[test]\n #[ignore]\n fn one() {}\nfn neither() {}\nscenarios![\n two,\n three,\n];\nfn two() {}";
+        assert_eq!(tests_of(text), ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn the_table_has_each_line_once_and_names_tests_alone() {
+        let whole: Vec<String> = LINES.into_iter().flatten().map(|line| format!("| {line} | `{{}}` | `one`, `two` | unit |")).collect();
+        let tests = BTreeSet::from(["one", "two"]);
+        assert_eq!(check_table(&format!("| line | rule | tests | layer |\n|---|---|---|---|\n{}", whole.join("\n")), &tests), [""; 0]);
+        assert_eq!(check_table(&whole[1..].join("\n"), &tests).len(), 1);
+        let unknown = check_table(&whole.join("\n").replacen("`two`", "`three`", 1), &tests);
+        assert_eq!(unknown, [format!("{SEMANTICS}: line 1: there is no test three")]);
     }
 
     #[test]

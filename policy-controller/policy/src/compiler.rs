@@ -21,6 +21,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+/// Where more selectors of the same namespaces than this come or go at once, all pods there are looked at: the signature of a pod finds all its
+/// selectors by their labels, and costs about as much as comparing the pod with a few dozen of them one by one.
+const MANY_SELECTORS: usize = 32;
+
 /// Compiles one model after the other with the same [`Numbers`].
 #[derive(Default)]
 pub struct Compiler {
@@ -145,7 +149,10 @@ impl Compiler {
             }
             next.subjects.insert(name.clone(), numbers.subjects.intern(policies.rule_set(name, pod)));
             match policies.audited_rule_set(name, pod) {
-                Some(audited) => next.audits.insert(name.clone(), numbers.subjects.intern(audited)),
+                Some(audited) => {
+                    let rules = faulty!(audited, AuditLeftOut => RuleSet { audit: true, ..policies.rule_set(name, pod) });
+                    next.audits.insert(name.clone(), numbers.subjects.intern(rules))
+                }
                 None => next.audits.remove(name),
             };
         }
@@ -159,7 +166,12 @@ impl Compiler {
         for Difference { before, after, .. } in &changes.pods {
             for port in before.iter().flat_map(|pod| &pod.ports) {
                 let key = (port.protocol, port.name.clone());
-                if self.ports.get_mut(&key).is_some_and(|ports| decrement(ports, &port.port)) {
+                let Some(ports) = self.ports.get_mut(&key) else { continue };
+                let last = decrement(ports, &port.port);
+                if ports.is_empty() {
+                    self.ports.remove(&key);
+                }
+                if last {
                     names.insert(key);
                 }
             }
@@ -258,20 +270,10 @@ impl Compiler {
     /// The addresses that match these selectors, or did.
     fn matched_by(&self, selectors: &[Selector], dirty: &mut BTreeSet<IpAddr>, next: &Compiled) {
         let mut named: BTreeSet<(Protocol, &str, u16)> = BTreeSet::new();
+        let mut of_pods: BTreeMap<&NamespaceMatch, Vec<&Selector>> = BTreeMap::new();
         for selector in selectors {
             match selector {
-                Selector::Pods { namespaces: NamespaceMatch::Name(namespace), .. } => {
-                    let pods = pods_of(&self.model, namespace).filter(|(name, pod)| matches_pod(selector, &name.namespace, pod));
-                    dirty.extend(pods.flat_map(|(_, pod)| &pod.addresses));
-                }
-                Selector::Pods { namespaces, .. } => {
-                    for (namespace, labels) in &self.model.namespaces {
-                        if namespaces.matches(namespace, Some(labels)) {
-                            let pods = pods_of(&self.model, namespace).filter(|(name, pod)| matches_pod(selector, &name.namespace, pod));
-                            dirty.extend(pods.flat_map(|(_, pod)| &pod.addresses));
-                        }
-                    }
-                }
+                Selector::Pods { namespaces, .. } => of_pods.entry(namespaces).or_default().push(selector),
                 Selector::Nodes(_) => dirty.extend(self.owners.of_nodes()),
                 Selector::World | Selector::ApiServer => dirty.extend(&self.model.api_servers),
                 Selector::Block(block) => {
@@ -281,6 +283,14 @@ impl Compiler {
                     named.insert((*protocol, name, *port));
                 }
             }
+        }
+        for (namespaces, selectors) in of_pods {
+            let many = selectors.len() > MANY_SELECTORS;
+            let is_matched = |(name, pod): &(&ObjectName, &Arc<Pod>)| {
+                many || selectors.iter().any(|selector| matches_pod(selector, &name.namespace, pod))
+            };
+            let pods = pods_in(&self.model, namespaces).filter(is_matched);
+            dirty.extend(pods.flat_map(|(_, pod)| &pod.addresses));
         }
         if !named.is_empty() {
             let has = |pod: &&Arc<Pod>| pod.ports.iter().any(|port| named.contains(&(port.protocol, port.name.as_str(), port.port)));
@@ -393,6 +403,19 @@ fn addresses(pod: Option<&Arc<Pod>>) -> &[IpAddr] {
 /// The pods of a namespace.
 fn pods_of<'m>(model: &'m Model, namespace: &str) -> impl Iterator<Item = (&'m ObjectName, &'m Arc<Pod>)> + use<'m> {
     model.pods.group(&ObjectName::new(namespace, ""))
+}
+
+/// The pods of the namespaces that are meant.
+fn pods_in<'m>(model: &'m Model, namespaces: &'m NamespaceMatch) -> Box<dyn Iterator<Item = (&'m ObjectName, &'m Arc<Pod>)> + 'm> {
+    match namespaces {
+        NamespaceMatch::Name(namespace) => Box::new(pods_of(model, namespace)),
+        // Also those of namespaces that are not known yet.
+        NamespaceMatch::Labels(labels) if labels.requirements.is_empty() => Box::new(model.pods.iter()),
+        NamespaceMatch::Labels(labels) => {
+            let meant = model.namespaces.iter().filter(move |(_, of_namespace)| labels.matches(of_namespace));
+            Box::new(meant.flat_map(move |(namespace, _)| pods_of(model, namespace)))
+        }
+    }
 }
 
 /// Removes the rows of a subject.

@@ -91,7 +91,7 @@ const OUTSIDE: [&str; 9] =
 pub fn model(random: &mut Random) -> Model {
     let mut model = Model { host: "node-0".to_owned(), ..Model::default() };
     for namespace in NAMESPACES {
-        // The last one is not known: its labels cannot match.
+        // The last one is not known: only a selector that wants no label matches it.
         if namespace != "unlabelled" {
             model.namespaces.insert(namespace.to_owned(), namespace_labels(random, namespace));
         }
@@ -169,8 +169,14 @@ fn edit(random: &mut Random, model: &mut Model) {
             }
         }
         1 => {
-            let namespace = *random.pick(&NAMESPACES[..3]);
-            model.namespaces.insert(namespace.to_owned(), namespace_labels(random, namespace));
+            // Pods stay in the model while their namespace is not known.
+            let namespace = (*random.pick(&NAMESPACES)).to_owned();
+            if random.chance(20) {
+                model.namespaces.remove(&namespace)
+            } else {
+                let labels = namespace_labels(random, &namespace);
+                model.namespaces.insert(namespace, labels)
+            };
         }
         2 => {
             let index = random.below(12);
@@ -272,7 +278,7 @@ fn pod(random: &mut Random, index: usize) -> (ObjectName, Pod) {
 fn named_ports(random: &mut Random) -> Vec<NamedPort> {
     let one = |random: &mut Random| NamedPort {
         name: (*random.pick(&PORT_NAMES)).to_owned(),
-        protocol: *random.pick(&PROTOCOLS[..2]),
+        protocol: *random.pick(&PROTOCOLS),
         port: *random.pick(&PORT_NUMBERS),
     };
     (0..random.below(4)).map(|_| one(random)).collect()

@@ -214,9 +214,9 @@ impl Policy {
 }
 
 impl Rule {
-    /// The rule that denies everything.
-    pub const fn deny_all() -> Self {
-        Self { name: None, action: Action::Deny, peers: Peers::Any, ports: Ports::Any }
+    /// The rule that denies everything, in place of rules that cannot be used; its name says so in verdicts.
+    pub fn deny_all() -> Self {
+        Self { name: Some("in place of what cannot be used".to_owned()), action: Action::Deny, peers: Peers::Any, ports: Ports::Any }
     }
 
     /// A rule without a name that allows.

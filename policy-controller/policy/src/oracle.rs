@@ -176,7 +176,8 @@ fn in_pod_set(model: &Model, set: &PodSet, own_namespace: &str, name: &ObjectNam
         None => name.namespace == own_namespace,
         Some(selector) => match model.namespaces.get(&name.namespace) {
             Some(labels) => labels_match(selector, labels),
-            None => false,
+            // It was not seen yet. Whatever its labels are, no requirement is broken where there is none.
+            None => selector.requirements.is_empty(),
         },
     };
     let account_meant = match &set.accounts {

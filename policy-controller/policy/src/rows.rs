@@ -140,8 +140,9 @@ impl<'a> SubjectRows<'a> {
             let said = match rule.action {
                 Action::Pass => faulty!(Said::Passes, PassAllows => Said::Decides(entry(RowVerdict::Allow, REASON_NONE))),
                 action => {
-                    let EffectiveRule { policy, tier, rule, name, .. } = rule.clone();
-                    let reason = numbers.reasons.intern(Reason::Rule { policy, tier, rule, name, direction: self.direction });
+                    let (policy, name) = (rule.policy.clone(), rule.name.clone());
+                    let reason = Reason::Rule { policy, tier: rule.tier, rule: rule.rule, name, direction: self.direction };
+                    let reason = numbers.reasons.intern(reason);
                     Said::Decides(entry(if action == Action::Allow { RowVerdict::Allow } else { RowVerdict::Deny }, reason))
                 }
             };

@@ -149,7 +149,8 @@ impl<'m> Policies<'m> {
 pub(crate) fn selects(subject: &PodSet, policy: &PolicyName, name: &ObjectName, labels: Option<&Labels>, pod: &Pod) -> bool {
     let namespace = match &subject.namespaces {
         None => policy.object.namespace == name.namespace,
-        Some(selector) => labels.is_some_and(|labels| selector.matches(labels)),
+        // Of a namespace that is not known, nothing can be said of its labels: only who wants none of them selects its pods.
+        Some(selector) => labels.map_or(selector.requirements.is_empty(), |labels| selector.matches(labels)),
     };
     let account = subject
         .accounts

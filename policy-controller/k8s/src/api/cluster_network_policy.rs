@@ -1,11 +1,13 @@
 use super::resource;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy, as far as policy depends on it. Its schema is upstream's.
 ///
-/// Fields that this version does not know are left out when an object is read, so that what they stood in comes out empty:
-/// the conversion takes an empty peer or protocol for an unknown one.
+/// In subjects, peers and protocols the fields that this version does not know are kept, for the conversion to find: what else is said there
+/// may be narrower than it looks. They come where the API server's definition is newer than this; it drops those that it does not know itself.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterNetworkPolicy {
@@ -31,6 +33,9 @@ resource!(
     "clusternetworkpolicies",
     ClusterResourceScope
 );
+
+/// Fields that this version does not know, by name.
+pub type Unknown = BTreeMap<String, Value>;
 
 /// What a ClusterNetworkPolicy says.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -63,6 +68,9 @@ pub struct ClusterSubject {
     /// Pods by namespace and pod labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<NamespacedPod>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// Pods by namespace and pod labels; an empty selector matches all.
@@ -75,6 +83,9 @@ pub struct NamespacedPod {
     /// The pod's labels.
     #[serde(default)]
     pub pod_selector: LabelSelector,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// A rule of either direction: `from` stands in rules of ingress, `to` in those of egress.
@@ -117,6 +128,9 @@ pub struct ClusterPeer {
     /// Domain names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain_names: Option<Vec<String>>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// Exactly one of these.
@@ -135,6 +149,9 @@ pub struct ClusterProtocol {
     /// The port that the destination pod names so, whatever its protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_named_port: Option<String>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// What must hold of a packet of the protocol.
@@ -144,6 +161,9 @@ pub struct DestinationPort {
     /// Its destination port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_port: Option<ClusterPort>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// Exactly one of these.
@@ -156,6 +176,9 @@ pub struct ClusterPort {
     /// A range, both ends included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<ClusterPortRange>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// A range of ports, both ends included.
@@ -166,4 +189,7 @@ pub struct ClusterPortRange {
     pub start: i32,
     /// The last.
     pub end: i32,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }

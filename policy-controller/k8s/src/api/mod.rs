@@ -10,7 +10,7 @@ mod status;
 
 pub use cluster_network_policy::{
     ClusterNetworkPolicy, ClusterNetworkPolicySpec, ClusterPeer, ClusterPort, ClusterPortRange, ClusterProtocol, ClusterRule,
-    ClusterSubject, DestinationPort, NamespacedPod,
+    ClusterSubject, DestinationPort, NamespacedPod, Unknown,
 };
 pub use definition::definitions;
 pub use identity::{Identity, IdentitySpec, Network, PodSelection, ServiceAccountName};

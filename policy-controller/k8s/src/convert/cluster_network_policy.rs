@@ -3,7 +3,9 @@
 use super::labels::selector;
 use super::network_policy::{cidr, mode_of};
 use super::{port_name, port_number, port_range};
-use crate::api::{ClusterNetworkPolicy, ClusterPeer, ClusterPort, ClusterProtocol, ClusterRule, ClusterSubject, NamespacedPod};
+use crate::api::{
+    ClusterNetworkPolicy, ClusterPeer, ClusterProtocol, ClusterRule, ClusterSubject, DestinationPort, NamespacedPod, Unknown,
+};
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem, Refusal};
 use palisade_identity::{LabelSelector, Protocol};
@@ -42,7 +44,8 @@ pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, R
             let (rule, error) = rule(it, egress, &field.index(index));
             error.map(&mut keep);
             match rule.action {
-                Action::Allow if !readable => {}
+                // It stays, and matches nobody: reasons count the rules.
+                Action::Allow if !readable => rules.push(Rule { peers: Peers::Of(Vec::new()), ..rule }),
                 Action::Pass if !readable => rules.push(Rule { name: rule.name, ..Rule::deny_all() }),
                 _ => rules.push(rule),
             }
@@ -66,7 +69,16 @@ pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, R
     }
 }
 
+/// That nothing of a later version stands beside what is known: the whole could mean less, or something else.
+fn all_known(unknown: &Unknown, field: &FieldPath) -> Result<(), FieldError> {
+    match unknown.keys().next() {
+        None => Ok(()),
+        Some(name) => Err(FieldError::new(field.key(name), Problem::UnknownField("ClusterNetworkPolicy".to_owned()))),
+    }
+}
+
 fn subject(subject: &ClusterSubject, field: &FieldPath) -> Result<PodSet, FieldError> {
+    all_known(&subject.unknown, field)?;
     match (&subject.namespaces, &subject.pods) {
         (Some(namespaces), None) => of_namespaces(namespaces, &field.key("namespaces")),
         (None, Some(pods)) => of_pods(pods, &field.key("pods")),
@@ -82,6 +94,7 @@ fn of_namespaces(
 }
 
 fn of_pods(pods: &NamespacedPod, field: &FieldPath) -> Result<PodSet, FieldError> {
+    all_known(&pods.unknown, field)?;
     let namespaces = Some(selector(&pods.namespace_selector, &field.key("namespaceSelector"))?);
     Ok(PodSet { namespaces, pods: selector(&pods.pod_selector, &field.key("podSelector"))?, accounts: None })
 }
@@ -127,7 +140,8 @@ fn rule(rule: &ClusterRule, egress: bool, field: &FieldPath) -> (Rule, Option<Fi
 }
 
 fn peer(peer: &ClusterPeer, egress: bool, field: &FieldPath) -> Result<Vec<Peer>, FieldError> {
-    let ClusterPeer { namespaces, pods, nodes, networks, domain_names } = peer;
+    let ClusterPeer { namespaces, pods, nodes, networks, domain_names, unknown } = peer;
+    all_known(unknown, field)?;
     if domain_names.is_some() {
         return Err(FieldError::new(field.key("domainNames"), Problem::DomainNames));
     }
@@ -151,17 +165,22 @@ fn peer(peer: &ClusterPeer, egress: bool, field: &FieldPath) -> Result<Vec<Peer>
 }
 
 fn port(protocol: &ClusterProtocol, field: &FieldPath) -> Result<Vec<Port>, FieldError> {
-    let ClusterProtocol { tcp, udp, sctp, destination_named_port } = protocol;
-    let by_number = |protocol, port: &Option<ClusterPort>, key: &str| {
-        let field = field.key(key).key("destinationPort");
-        // Of a later version: to match every port of the protocol by it could open more than was meant.
-        let port = port.as_ref().ok_or_else(|| FieldError::new(field.clone(), Problem::Missing))?;
+    let ClusterProtocol { tcp, udp, sctp, destination_named_port, unknown } = protocol;
+    all_known(unknown, field)?;
+    let by_number = |protocol, of: &DestinationPort, key: &str| {
+        let field = field.key(key);
+        all_known(&of.unknown, &field)?;
+        let field = field.key("destinationPort");
+        // The API wants one: every port of the protocol could be more than was meant.
+        let port = of.destination_port.as_ref().ok_or_else(|| FieldError::new(field.clone(), Problem::Missing))?;
+        all_known(&port.unknown, &field)?;
         match (port.number, &port.range) {
             (Some(number), None) => {
                 let number = port_number(number, || field.key("number"))?;
                 Ok(vec![Port::Range(protocol, number, number)])
             }
             (None, Some(range)) => {
+                all_known(&range.unknown, &field.key("range"))?;
                 let (start, end) = (|| field.key("range").key("start"), || field.key("range").key("end"));
                 Ok(vec![port_range(protocol, range.start, range.end, start, end)?])
             }
@@ -169,9 +188,9 @@ fn port(protocol: &ClusterProtocol, field: &FieldPath) -> Result<Vec<Port>, Fiel
         }
     };
     match (tcp, udp, sctp, destination_named_port) {
-        (Some(port), None, None, None) => by_number(Protocol::Tcp, &port.destination_port, "tcp"),
-        (None, Some(port), None, None) => by_number(Protocol::Udp, &port.destination_port, "udp"),
-        (None, None, Some(port), None) => by_number(Protocol::Sctp, &port.destination_port, "sctp"),
+        (Some(port), None, None, None) => by_number(Protocol::Tcp, port, "tcp"),
+        (None, Some(port), None, None) => by_number(Protocol::Udp, port, "udp"),
+        (None, None, Some(port), None) => by_number(Protocol::Sctp, port, "sctp"),
         (None, None, None, Some(name)) => {
             let name = port_name(name, || field.key("destinationNamedPort"))?;
             Ok([Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| Port::Named(protocol, name.clone())).into())

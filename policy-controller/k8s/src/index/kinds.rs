@@ -177,11 +177,12 @@ impl Indexed for Identity {
     fn upsert(index: &mut Index, object: &Self) -> bool {
         let name = convert::cluster_name(&object.metadata, NameRule::DnsName);
         let Some(name) = index.named(Self::KIND, name, &object.metadata) else { return true };
-        index.upsert_identity(name, convert::identity(object))
+        index.upsert_identity(name, object.metadata.uid.clone(), convert::identity(object))
     }
 
     fn delete(index: &mut Index, object: &Self) -> bool {
-        object.metadata.name.as_ref().is_some_and(|name| index.remove_identity(name))
+        let ObjectMeta { name, uid, .. } = &object.metadata;
+        name.as_ref().is_some_and(|name| index.delete_identity(name, uid.as_deref()))
     }
 }
 
@@ -194,12 +195,12 @@ macro_rules! policy {
             fn upsert(index: &mut Index, object: &Self) -> bool {
                 let name = $name(&object.metadata);
                 let Some(name) = index.named(Self::KIND, name, &object.metadata) else { return true };
-                index.upsert_policy(PolicyName::new(PolicyKind::$kind, name), $convert(object))
+                index.upsert_policy(PolicyName::new(PolicyKind::$kind, name), object.metadata.uid.clone(), $convert(object))
             }
 
             fn delete(index: &mut Index, object: &Self) -> bool {
                 let name = $name(&object.metadata).map(|name| PolicyName::new(PolicyKind::$kind, name));
-                name.is_ok_and(|name| index.remove_policy(&name))
+                name.is_ok_and(|name| index.delete_policy(&name, object.metadata.uid.as_deref()))
             }
         }
     };

@@ -64,16 +64,18 @@ impl<T> From<Result<T, Refusal<T>>> for Record<T> {
 
 #[derive(Clone, Debug, PartialEq)]
 struct PolicyRecord {
+    uid: Option<String>,
     /// What is enforced.
     policy: Arc<Policy>,
-    /// The last version that could be converted.
+    /// The last version of this UID that could be converted.
     last_good: Option<Arc<Policy>>,
     refused: Option<FieldError>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 struct IdentityRecord {
-    /// The last version that could be converted; none, and no policy finds the identity.
+    uid: Option<String>,
+    /// The last version of this UID that could be converted; none, and no policy finds the identity.
     members: Option<Vec<Peer>>,
     refused: Option<FieldError>,
 }
@@ -139,8 +141,8 @@ impl Index {
         K::upsert(self, object) | version
     }
 
-    /// Forgets an object. One with another UID than the one that is known is an older one of that name: it changes
-    /// nothing. Tells whether anything that policy needs is different now.
+    /// Forgets an object. A pod, a policy or an identity with another UID than the one that is known is an older one of that name: it
+    /// changes nothing. Tells whether anything that policy needs is different now.
     pub fn delete<K: Indexed>(&mut self, object: &K) -> bool {
         self.versions.delete(K::KIND, object.head());
         K::delete(self, object)
@@ -235,7 +237,7 @@ impl Index {
     /// Forgets the addresses of an endpoint that was released. Where both UIDs are known and differ, the endpoint of
     /// an older pod of that name was released: the new one's addresses stay. Tells whether anything changed.
     pub fn clear_local_addresses(&mut self, pod: &ObjectName, uid: Option<&str>) -> bool {
-        let other = self.local.get(pod).and_then(|local| local.uid.as_deref()).zip(uid).is_some_and(|(known, uid)| known != uid);
+        let other = self.local.get(pod).is_some_and(|local| differ(local.uid.as_deref(), uid));
         !other && self.change_pod(pod, |index| index.local.remove(pod).is_some())
     }
 
@@ -303,8 +305,9 @@ impl Index {
     /// The objects that could not be taken as they are, in order of kind and name.
     ///
     /// A policy that is refused keeps its last good version where the new one selects the same pods and isolates
-    /// nothing that the old one did not; otherwise it isolates what it selects. This is the one thing in the model
-    /// that depends on the past: an agent that starts with a refused policy has no last good version of it.
+    /// nothing that the old one did not; otherwise it isolates what it selects. An identity that is refused keeps its last good version. This is
+    /// the one thing in the model that depends on the past: an agent that starts with a refused policy has no last good version of it, and
+    /// neither has a policy that was made anew under the name.
     pub fn refused(&self) -> Vec<Refused> {
         let mut refused = Vec::new();
         let mut add = |kind, object: String, error: &Option<FieldError>, instead| {
@@ -410,30 +413,35 @@ impl Index {
     }
 
     fn delete_pod(&mut self, name: &ObjectName, uid: Option<&str>) -> bool {
-        let older = self.pod_uid(name).zip(uid).is_some_and(|(known, uid)| known != uid);
-        !older && self.remove_pod(name)
+        !differ(self.pod_uid(name), uid) && self.remove_pod(name)
     }
 
     fn remove_pod(&mut self, name: &ObjectName) -> bool {
         self.change_pod(name, |index| index.pods.remove(name).is_some())
     }
 
-    fn upsert_identity(&mut self, name: String, converted: Result<Vec<Peer>, FieldError>) -> bool {
+    fn upsert_identity(&mut self, name: String, uid: Option<String>, converted: Result<Vec<Peer>, FieldError>) -> bool {
         let record = match converted {
-            Ok(members) => IdentityRecord { members: Some(members), refused: None },
+            Ok(members) => IdentityRecord { uid, members: Some(members), refused: None },
             Err(error) => {
-                let members = self.identities.get(&name).and_then(|known| known.members.clone());
-                IdentityRecord { members, refused: Some(error) }
+                let same = self.identities.get(&name).filter(|known| known.uid == uid);
+                IdentityRecord { members: same.and_then(|known| known.members.clone()), uid, refused: Some(error) }
             }
         };
         let changed = self.identities.get(&name) != Some(&record);
         if changed {
-            if let Some(members) = &record.members {
-                self.model.identities.insert(name.clone(), members.clone());
+            match &record.members {
+                Some(members) => drop(self.model.identities.insert(name.clone(), members.clone())),
+                None => drop(self.model.identities.remove(&name)),
             }
             self.identities.insert(name, record);
         }
         changed
+    }
+
+    fn delete_identity(&mut self, name: &str, uid: Option<&str>) -> bool {
+        let older = self.identities.get(name).is_some_and(|known| differ(known.uid.as_deref(), uid));
+        !older && self.remove_identity(name)
     }
 
     fn remove_identity(&mut self, name: &str) -> bool {
@@ -441,14 +449,16 @@ impl Index {
         self.identities.remove(name).is_some()
     }
 
-    fn upsert_policy(&mut self, name: PolicyName, converted: Result<Policy, Refusal<Policy>>) -> bool {
+    fn upsert_policy(&mut self, name: PolicyName, uid: Option<String>, converted: Result<Policy, Refusal<Policy>>) -> bool {
         let record = match converted {
             Ok(policy) => {
                 let policy = Arc::new(policy);
-                PolicyRecord { policy: Arc::clone(&policy), last_good: Some(policy), refused: None }
+                PolicyRecord { uid, policy: Arc::clone(&policy), last_good: Some(policy), refused: None }
             }
             Err(Refusal { error, closed }) => {
-                let last_good = self.policies.get(&name).and_then(|known| known.last_good.clone());
+                // Where a list shows another object of the name, nobody has seen the old one go.
+                let same = self.policies.get(&name).filter(|known| known.uid == uid);
+                let last_good = same.and_then(|known| known.last_good.clone());
                 // What the API wants in place of a rule that is not understood, it wants at once.
                 let rule_by_rule = name.kind == PolicyKind::ClusterNetworkPolicy;
                 let covered = |good: &Arc<Policy>| {
@@ -459,7 +469,7 @@ impl Index {
                         && (good.egress.is_some() || closed.egress.is_none())
                 };
                 let policy = last_good.clone().filter(covered).unwrap_or_else(|| Arc::from(closed));
-                PolicyRecord { policy, last_good, refused: Some(error) }
+                PolicyRecord { uid, policy, last_good, refused: Some(error) }
             }
         };
         let changed = self.policies.get(&name) != Some(&record);
@@ -470,8 +480,18 @@ impl Index {
         changed
     }
 
+    fn delete_policy(&mut self, name: &PolicyName, uid: Option<&str>) -> bool {
+        let older = self.policies.get(name).is_some_and(|known| differ(known.uid.as_deref(), uid));
+        !older && self.remove_policy(name)
+    }
+
     fn remove_policy(&mut self, name: &PolicyName) -> bool {
         self.model.policies.remove(name);
         self.policies.remove(name).is_some()
     }
+}
+
+/// Whether two UIDs are both given, and are those of two objects.
+fn differ(known: Option<&str>, uid: Option<&str>) -> bool {
+    known.zip(uid).is_some_and(|(known, uid)| known != uid)
 }

@@ -90,9 +90,11 @@ impl Versions {
         true
     }
 
-    /// Forgets an object.
+    /// Forgets an object; one of another UID than is known is an older one of that name.
     pub(super) fn delete(&mut self, kind: Kind, metadata: &ObjectMeta) {
-        if let Some(name) = name(kind, metadata) {
+        let Some(name) = name(kind, metadata) else { return };
+        let known = self.of(kind, &name).and_then(|version| version.uid.as_deref());
+        if !super::differ(known, metadata.uid.as_deref()) {
             self.forget(kind, &name);
         }
     }

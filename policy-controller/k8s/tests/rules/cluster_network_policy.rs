@@ -62,35 +62,65 @@ fn a_policy_without_rules_for_a_direction_says_nothing_of_it() {
     assert_eq!((error, converted.ingress, converted.egress), (None, None, None));
 }
 
+/// That a rule of egress accepts nothing, or denies all, for what stands at `field`.
+#[track_caller]
+fn fails_closed(rule: &Value, field: &str) {
+    for action in ["Accept", "Deny", "Pass"] {
+        let mut rule = rule.clone();
+        rule["action"] = action.into();
+        let (closed, error) = egress(rule.clone());
+        assert!(error.as_ref().is_some_and(|error| error.starts_with(&format!("{field}: "))), "{rule}: {error:?}");
+        let expected = match action {
+            "Accept" => (Action::Allow, Peers::Of(vec![]), Ports::Any),
+            _ => (Action::Deny, Peers::Any, Ports::Any),
+        };
+        assert_eq!((closed.action, closed.peers, closed.ports), expected, "{rule}");
+    }
+}
+
+#[test]
+fn an_unknown_field_beside_known_ones_fails_closed() {
+    let known = json!({"namespaces": {}});
+    for (peer, field) in [
+        (json!({"namespaces": {}, "future": {}}), "future"),
+        (json!({"networks": ["10.0.0.0/8"], "future": ["10.1.0.0/16"]}), "future"),
+        (json!({"pods": {"namespaceSelector": {}, "podSelector": {}, "future": {}}}), "pods.future"),
+    ] {
+        fails_closed(&json!({"to": [known, peer]}), &format!("spec.egress[0].to[1].{field}"));
+    }
+    for (protocol, field) in [
+        (json!({"tcp": {"destinationPort": {"number": 80}}, "future": {}}), "future"),
+        (json!({"destinationNamedPort": "web", "future": {}}), "future"),
+        (json!({"tcp": {"destinationPort": {"number": 80}, "future": 1}}), "tcp.future"),
+        (json!({"udp": {"destinationPort": {"number": 80, "future": 1}}}), "udp.destinationPort.future"),
+        (json!({"sctp": {"destinationPort": {"range": {"start": 1, "end": 9, "future": 1}}}}), "sctp.destinationPort.range.future"),
+    ] {
+        fails_closed(&json!({"to": [known], "protocols": [protocol]}), &format!("spec.egress[0].protocols[0].{field}"));
+    }
+}
+
 #[test]
 fn an_unknown_peer_or_protocol_fails_closed() {
     let unknown_peer = json!({"futurePeer": {"x": 1}});
     let known = json!({"namespaces": {}});
     let unknown_protocol = json!({"quic": {}});
     for (rule, field) in [
-        (json!({"to": [known, unknown_peer]}), "spec.egress[0].to[1]"),
+        (json!({"to": [known, unknown_peer]}), "spec.egress[0].to[1].futurePeer"),
+        (json!({"to": [{}]}), "spec.egress[0].to[0]"),
         (
             json!({"to": [known], "protocols": [{"tcp": {"destinationPort": {"number": 80}}}, unknown_protocol]}),
-            "spec.egress[0].protocols[1]",
+            "spec.egress[0].protocols[1].quic",
         ),
-        (json!({"to": [known], "protocols": [{"tcp": {"futureMatch": 1}}]}), "spec.egress[0].protocols[0].tcp.destinationPort"),
+        (json!({"to": [known], "protocols": [{}]}), "spec.egress[0].protocols[0]"),
+        (json!({"to": [known], "protocols": [{"tcp": {"futureMatch": 1}}]}), "spec.egress[0].protocols[0].tcp.futureMatch"),
+        (json!({"to": [known], "protocols": [{"tcp": {}}]}), "spec.egress[0].protocols[0].tcp.destinationPort"),
         (json!({"to": [known], "protocols": [{"tcp": {"destinationPort": {}}}]}), "spec.egress[0].protocols[0].tcp.destinationPort"),
         (json!({"to": [{"networks": ["10.0.0.0/99"]}]}), "spec.egress[0].to[0].networks[0]"),
         (json!({"to": [{"domainNames": ["example.org"]}]}), "spec.egress[0].to[0].domainNames"),
         (json!({"to": []}), "spec.egress[0].to"),
         (json!({}), "spec.egress[0].to"),
     ] {
-        for action in ["Accept", "Deny", "Pass"] {
-            let mut rule = rule.clone();
-            rule["action"] = action.into();
-            let (closed, error) = egress(rule.clone());
-            assert!(error.as_ref().is_some_and(|error| error.starts_with(&format!("{field}: "))), "{rule}: {error:?}");
-            let expected = match action {
-                "Accept" => (Action::Allow, Peers::Of(vec![]), Ports::Any),
-                _ => (Action::Deny, Peers::Any, Ports::Any),
-            };
-            assert_eq!((closed.action, closed.peers, closed.ports), expected, "{rule}");
-        }
+        fails_closed(&rule, field);
     }
     let (closed, error) = egress(json!({"action": "Log", "to": [known]}));
     assert_eq!((closed.action, closed.peers), (Action::Deny, Peers::Any));
@@ -110,11 +140,19 @@ fn ingress_has_no_peers_by_address() {
 #[test]
 fn where_the_subject_cannot_be_read_what_denies_holds_for_every_pod_and_nothing_is_accepted() {
     let rules = json!([{"action": "Accept", "from": [{"namespaces": {}}]}, {"action": "Deny", "from": [{"namespaces": {}}]}]);
-    for subject in [json!({}), json!({"futureSubject": 1}), json!({"namespaces": {"matchExpressions": [{"key": "a", "operator": "Gt"}]}})] {
+    for subject in [
+        json!({}),
+        json!({"futureSubject": 1}),
+        json!({"namespaces": {}, "future": 1}),
+        json!({"pods": {"namespaceSelector": {}, "podSelector": {}, "future": 1}}),
+        json!({"namespaces": {"matchExpressions": [{"key": "a", "operator": "Gt"}]}}),
+    ] {
         let (closed, error) = policy(json!({"tier": "Admin", "priority": 0, "subject": subject, "ingress": rules}));
         assert!(error.unwrap().starts_with("spec.subject"), "{subject}");
-        let actions: Vec<Action> = closed.ingress.unwrap().iter().map(|rule| rule.action).collect();
-        assert_eq!((closed.subject, actions), (all_pods(), vec![Action::Deny]), "{subject}");
+        let rules = closed.ingress.unwrap();
+        let actions: Vec<Action> = rules.iter().map(|rule| rule.action).collect();
+        assert_eq!((closed.subject, actions), (all_pods(), vec![Action::Allow, Action::Deny]), "{subject}");
+        assert_eq!(rules[0].peers, Peers::Of(vec![]), "it accepts nobody, and the next keeps its index: {subject}");
     }
 }
 
@@ -130,8 +168,9 @@ fn where_tier_priority_or_mode_cannot_be_read_nothing_is_accepted_and_what_passe
     };
     for closed in [policy(spec("Middle", 1)).0, policy(spec("Admin", 9999)).0, annotated("audit", spec("Admin", 1))] {
         let rules = closed.ingress.expect("rules");
-        assert_eq!(rules.iter().map(|rule| rule.action).collect::<Vec<_>>(), [Action::Deny, Action::Deny]);
-        assert_eq!((&rules[0].peers, &rules[0].ports), (&Peers::Any, &Ports::Any), "the one that passed");
+        assert_eq!(rules.iter().map(|rule| rule.action).collect::<Vec<_>>(), [Action::Allow, Action::Deny, Action::Deny]);
+        assert_eq!(rules[0].peers, Peers::Of(vec![]), "it accepts nobody");
+        assert_eq!((&rules[1].peers, &rules[1].ports), (&Peers::Any, &Ports::Any), "the one that passed");
     }
 }
 

@@ -1,13 +1,16 @@
 //! The index: its model is a function of the present objects.
 
+use k8s_openapi::Metadata;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use palisade_k8s::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
-use palisade_k8s::index::{Index, Instead, Kind, Realisable};
+use palisade_k8s::index::{Index, Instead, Kind, Realisable, Refused};
 use palisade_policy::model::{self, Entity, Model, ObjectName, Peer, Policy, PolicyKind, PolicyName};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 
 fn object<T: serde::de::DeserializeOwned>(version: &str, kind: &str, mut object: Value) -> T {
@@ -60,6 +63,12 @@ fn cluster_policy(name: &str, priority: i32, action: &str) -> ClusterNetworkPoli
     let rule = json!({"action": action, "from": [{"namespaces": {}}]});
     let spec = json!({"tier": "Admin", "priority": priority, "subject": {"namespaces": {}}, "ingress": [rule]});
     object("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", json!({"metadata": {"name": name}, "spec": spec}))
+}
+
+/// The object under a UID, or under none.
+fn with_uid<K: Metadata<Ty = ObjectMeta>>(mut object: K, uid: Option<&str>) -> K {
+    object.metadata_mut().uid = uid.map(str::to_owned);
+    object
 }
 
 fn n(name: &str) -> ObjectName {
@@ -281,6 +290,35 @@ fn the_last_good_version_is_not_kept_where_it_would_leave_pods_open() {
     assert_eq!(isolated(&index).ingress, Some(vec![]));
 }
 
+// A watch that broke off shows what is there now: nobody has seen the old object go.
+#[test]
+fn an_object_that_was_made_anew_under_a_name_has_no_last_good_version_of_the_old_one() {
+    let mut index = Index::new();
+    index.resync(&[with_uid(policy("p", "x", 80), Some("1"))]);
+    index.resync(&[with_uid(policy("p", "x", 70000), Some("2"))]);
+    assert_eq!((isolated(&index).ingress, index.refused()[0].instead), (Some(vec![]), Instead::Isolated));
+    index.resync(&[with_uid(policy("p", "x", 70000), Some("1"))]);
+    assert_eq!(isolated(&index).ingress, Some(vec![]), "it was forgotten");
+    let mut index = Index::new();
+    index.resync(&[with_uid(identity("i", "World"), Some("1"))]);
+    index.resync(&[with_uid(identity("i", "Moon"), Some("2"))]);
+    assert_eq!((index.model().identities.len(), index.refused()[0].instead), (0, Instead::Unknown));
+}
+
+#[test]
+fn a_late_delete_of_an_older_policy_or_identity_of_the_same_name_changes_nothing() {
+    let mut index = Index::new();
+    index.upsert(&with_uid(policy("p", "x", 80), Some("2")));
+    index.upsert(&with_uid(identity("i", "World"), Some("2")));
+    let versions = index.versions().digests();
+    assert!(!index.delete(&with_uid(policy("p", "x", 80), Some("1"))));
+    assert!(!index.delete(&with_uid(identity("i", "World"), Some("1"))));
+    assert_eq!((index.model().policies.len(), index.model().identities.len()), (1, 1));
+    assert_eq!(index.versions().digests(), versions);
+    assert!(index.delete(&with_uid(policy("p", "x", 80), Some("2"))));
+    assert!(index.delete(&identity("i", "World")), "who gives no UID means the object by its name");
+}
+
 #[test]
 fn a_last_good_version_in_audit_mode_does_not_stand_for_one_that_is_to_be_enforced() {
     let mut index = Index::new();
@@ -358,35 +396,44 @@ fn an_object_whose_name_cannot_be_read_is_reported() {
     assert_eq!(index.refused(), []);
 }
 
-/// Something that a source may tell.
+/// Something that a source may tell of an object: number of its name, and what it says. What cannot be read or is no port is refused.
 #[derive(Clone, Debug)]
 enum Told {
     Namespace(u8, u8),
     Node(u8, u8),
-    /// Number of the name, address, version of the UID.
-    Pod(u8, u8, u8),
-    Policy(u8, u8, i32),
+    /// Address, version of the UID, whether it was created later.
+    Pod(u8, u8, u8, bool),
+    /// Subject, port, version of the UID.
+    Policy(u8, u8, i32, u8),
     ApiServer(u8, u8),
-    Identity(u8, u8),
-    IdentityPolicy(u8, u8, i32),
+    /// Entity, version of the UID.
+    Identity(u8, usize, u8),
+    /// As of a policy.
+    IdentityPolicy(u8, u8, i32, u8),
     ClusterPolicy(u8, i32),
-    Gone(Kind, u8),
+    /// Whatever has the name, or only the object of this version of the UID: then it may come late.
+    Gone(Kind, u8, Option<u8>),
     Local(u8, u8),
 }
 
-const ENTITIES: [&str; 3] = ["Host", "Nodes", "World"];
+const ENTITIES: [&str; 4] = ["Host", "Nodes", "World", "Moon"];
+const MOON: usize = 3;
+/// The number of an address, and of a label, that is none.
+const UNREADABLE: u8 = 3;
+const NO_PORT: i32 = 70000;
 
 fn told() -> impl Strategy<Value = Told> {
+    let port = || prop_oneof![Just(80), Just(81), Just(NO_PORT)];
     prop_oneof![
-        (0..3u8, 0..3u8).prop_map(|(name, label)| Told::Namespace(name, label)),
-        (0..2u8, 0..3u8).prop_map(|(name, address)| Told::Node(name, address)),
-        (0..4u8, 0..3u8, 0..3u8).prop_map(|(name, address, uid)| Told::Pod(name, address, uid)),
-        (0..3u8, 0..2u8, prop_oneof![Just(80), Just(81)]).prop_map(|(name, subject, port)| Told::Policy(name, subject, port)),
-        (0..2u8, 0..3u8).prop_map(|(name, address)| Told::ApiServer(name, address)),
-        (0..3u8, 0..3u8).prop_map(|(name, entity)| Told::Identity(name, entity)),
-        (0..3u8, 0..2u8, prop_oneof![Just(80), Just(81)]).prop_map(|(name, subject, port)| Told::IdentityPolicy(name, subject, port)),
-        (0..3u8, 0..3i32).prop_map(|(name, priority)| Told::ClusterPolicy(name, priority)),
-        (prop::sample::select(Kind::ALL), 0..3u8).prop_map(|(kind, name)| Told::Gone(kind, name)),
+        (0..3u8, 0..4u8).prop_map(|(name, label)| Told::Namespace(name, label)),
+        (0..2u8, 0..4u8).prop_map(|(name, address)| Told::Node(name, address)),
+        (0..4u8, 0..4u8, 0..3u8, any::<bool>()).prop_map(|(name, address, uid, late)| Told::Pod(name, address, uid, late)),
+        (0..3u8, 0..2u8, port(), 0..2u8).prop_map(|(name, subject, port, uid)| Told::Policy(name, subject, port, uid)),
+        (0..2u8, 0..4u8).prop_map(|(name, address)| Told::ApiServer(name, address)),
+        (0..3u8, 0..4usize, 0..2u8).prop_map(|(name, entity, uid)| Told::Identity(name, entity, uid)),
+        (0..3u8, 0..2u8, port(), 0..2u8).prop_map(|(name, subject, port, uid)| Told::IdentityPolicy(name, subject, port, uid)),
+        (0..3u8, prop_oneof![0..3i32, Just(1001)]).prop_map(|(name, priority)| Told::ClusterPolicy(name, priority)),
+        (prop::sample::select(Kind::ALL), 0..3u8, prop::option::of(0..3u8)).prop_map(|(kind, name, uid)| Told::Gone(kind, name, uid)),
         (0..4u8, 0..3u8).prop_map(|(name, address)| Told::Local(name, address)),
     ]
 }
@@ -400,52 +447,92 @@ impl Told {
             Told::Node(name, _) => (Kind::Node as u8, *name),
             Told::Policy(name, ..) => (Kind::NetworkPolicy as u8, *name),
             Told::ApiServer(name, _) => (Kind::EndpointSlice as u8, *name),
-            Told::Identity(name, _) => (Kind::Identity as u8, *name),
+            Told::Identity(name, ..) => (Kind::Identity as u8, *name),
             Told::IdentityPolicy(name, ..) => (Kind::IdentityPolicy as u8, *name),
             Told::ClusterPolicy(name, _) => (Kind::ClusterNetworkPolicy as u8, *name),
-            Told::Gone(kind, name) => (*kind as u8, *name),
+            Told::Gone(kind, name, _) => (*kind as u8, *name),
             Told::Local(name, _) => (99, *name),
         }
     }
 
-    fn tell(&self, index: &mut Index) {
-        let address = |number: &u8| format!("10.0.0.{number}");
+    /// The version of the UID, of the kinds of which the index minds it.
+    fn uid(&self) -> Option<u8> {
         match self {
-            Told::Namespace(name, label) => index.upsert(&namespace(&format!("n{name}"), &format!("l{label}"))),
-            Told::Node(name, at) => index.upsert(&node(&format!("n{name}"), &address(at))),
-            Told::Pod(name, at, uid) => index.upsert(&pod(&format!("p{name}"), &format!("{name}-{uid}"), EARLY, &address(at))),
-            Told::Policy(name, subject, port) => index.upsert(&policy(&format!("p{name}"), &format!("s{subject}"), *port)),
-            Told::Local(name, at) => index.set_local_addresses(&n(&format!("p{name}")), None, vec![ip(&address(at))]),
-            Told::Gone(Kind::Namespace, name) => index.delete(&namespace(&format!("n{name}"), "")),
-            Told::Gone(Kind::Node, name) => index.delete(&node(&format!("n{name}"), "10.0.0.1")),
-            Told::Gone(Kind::NetworkPolicy, name) => index.delete(&policy(&format!("p{name}"), "s", 80)),
-            Told::ApiServer(name, at) => index.upsert(&api_server(&format!("s{name}"), &address(at))),
-            Told::Identity(name, entity) => index.upsert(&identity(&format!("i{name}"), ENTITIES[usize::from(*entity)])),
-            Told::IdentityPolicy(name, subject, port) => index.upsert(&identity_policy(&format!("p{name}"), &format!("s{subject}"), *port)),
-            Told::ClusterPolicy(name, priority) => index.upsert(&cluster_policy(&format!("c{name}"), *priority, "Deny")),
-            Told::Gone(Kind::EndpointSlice, name) => index.delete(&api_server(&format!("s{name}"), "10.0.0.1")),
-            Told::Gone(Kind::Identity, name) => index.delete(&identity(&format!("i{name}"), "World")),
-            Told::Gone(Kind::IdentityPolicy, name) => index.delete(&identity_policy(&format!("p{name}"), "s", 80)),
-            Told::Gone(Kind::ClusterNetworkPolicy, name) => index.delete(&cluster_policy(&format!("c{name}"), 1, "Deny")),
-            Told::Gone(Kind::Pod, name) => {
-                let mut gone = pod(&format!("p{name}"), "", EARLY, "10.0.0.1");
-                gone.metadata.uid = None;
-                index.delete(&gone)
+            Told::Pod(_, _, uid, _) | Told::Policy(_, _, _, uid) | Told::Identity(_, _, uid) | Told::IdentityPolicy(_, _, _, uid) => {
+                Some(*uid)
             }
+            Told::Gone(_, _, uid) => *uid,
+            _ => None,
+        }
+    }
+
+    /// Whether the last good version stays in its place.
+    fn is_held_back(&self) -> bool {
+        match self {
+            Told::Policy(_, _, port, _) | Told::IdentityPolicy(_, _, port, _) => *port == NO_PORT,
+            Told::Identity(_, entity, _) => *entity == MOON,
+            _ => false,
+        }
+    }
+
+    fn tell(&self, index: &mut Index) {
+        let address = |number: &u8| if *number == UNREADABLE { "nowhere".to_owned() } else { format!("10.0.0.{number}") };
+        let label = |number: &u8| if *number == UNREADABLE { "no label!".to_owned() } else { format!("l{number}") };
+        let (_, number) = self.about();
+        let [p, i, c, s] = ["p", "i", "c", "s"].map(|letter| format!("{letter}{number}"));
+        let uid = self.uid().map(|version| format!("{number}-{version}"));
+        let uid = uid.as_deref();
+        let subject = |number: &u8| format!("s{number}");
+        match self {
+            Told::Namespace(name, of) => index.upsert(&namespace(&format!("n{name}"), &label(of))),
+            Told::Node(name, at) => index.upsert(&node(&format!("n{name}"), &address(at))),
+            Told::Pod(_, at, _, late) => index.upsert(&pod(&p, uid.unwrap_or_default(), if *late { LATE } else { EARLY }, &address(at))),
+            Told::Policy(_, of, port, _) => index.upsert(&with_uid(policy(&p, &subject(of), *port), uid)),
+            Told::ApiServer(_, at) => index.upsert(&api_server(&s, &address(at))),
+            Told::Identity(_, entity, _) => index.upsert(&with_uid(identity(&i, ENTITIES[*entity]), uid)),
+            Told::IdentityPolicy(_, of, port, _) => index.upsert(&with_uid(identity_policy(&p, &subject(of), *port), uid)),
+            Told::ClusterPolicy(_, priority) => index.upsert(&cluster_policy(&c, *priority, "Deny")),
+            Told::Local(_, at) => index.set_local_addresses(&n(&p), None, vec![ip(&address(at))]),
+            Told::Gone(Kind::Namespace, name, _) => index.delete(&namespace(&format!("n{name}"), "")),
+            Told::Gone(Kind::Node, name, _) => index.delete(&node(&format!("n{name}"), "10.0.0.1")),
+            Told::Gone(Kind::Pod, ..) => index.delete(&with_uid(pod(&p, "", EARLY, "10.0.0.1"), uid)),
+            Told::Gone(Kind::NetworkPolicy, ..) => index.delete(&with_uid(policy(&p, "s", 80), uid)),
+            Told::Gone(Kind::EndpointSlice, ..) => index.delete(&api_server(&s, "10.0.0.1")),
+            Told::Gone(Kind::Identity, ..) => index.delete(&with_uid(identity(&i, "World"), uid)),
+            Told::Gone(Kind::IdentityPolicy, ..) => index.delete(&with_uid(identity_policy(&p, "s", 80), uid)),
+            Told::Gone(Kind::ClusterNetworkPolicy, ..) => index.delete(&cluster_policy(&c, 1, "Deny")),
         };
     }
 }
 
-/// The present objects, as a list of a source would show them.
-fn listed(story: &[Told]) -> Vec<&Told> {
-    let last: std::collections::BTreeMap<_, _> = story.iter().map(|told| (told.about(), told)).collect();
-    last.into_values().filter(|told| !matches!(told, Told::Gone(..))).collect()
+/// What is there of each object in the end. One thing of the past counts, by design: a policy or an identity that is refused is the second of two,
+/// after the last good version under its UID.
+fn left(story: &[Told]) -> Vec<Vec<&Told>> {
+    let mut left: BTreeMap<_, Vec<&Told>> = BTreeMap::new();
+    for told in story {
+        let left = left.entry(told.about()).or_default();
+        let known = left.last().map(|known| known.uid());
+        if let Told::Gone(_, _, uid) = told {
+            // One of another UID comes late.
+            if known.flatten().zip(*uid).is_none_or(|(known, uid)| known == uid) {
+                left.clear();
+            }
+            continue;
+        }
+        if known.is_some_and(|known| known != told.uid()) || !told.is_held_back() {
+            left.clear();
+        }
+        left.retain(|known| !known.is_held_back());
+        left.push(told);
+    }
+    left.into_values().collect()
 }
 
-fn model_of<'a>(story: impl IntoIterator<Item = &'a Told>) -> Model {
+/// What an index holds of a story, and what it has refused.
+fn seen<'a>(story: impl IntoIterator<Item = &'a Told>) -> (Model, Vec<Refused>) {
     let mut index = Index::new();
     story.into_iter().for_each(|told| told.tell(&mut index));
-    index.model()
+    (index.model(), index.refused())
 }
 
 proptest! {
@@ -457,9 +544,9 @@ proptest! {
         shuffle in prop::collection::vec(any::<u32>(), 30),
         repeat in prop::collection::vec(any::<bool>(), 30),
     ) {
-        let model = model_of(&story);
+        let expected = seen(&story);
         // Another interleaving of the objects: each object's own story stays in order.
-        let mut lanes: std::collections::BTreeMap<_, std::collections::VecDeque<&Told>> = Default::default();
+        let mut lanes: BTreeMap<_, VecDeque<&Told>> = BTreeMap::new();
         story.iter().for_each(|told| lanes.entry(told.about()).or_default().push_back(told));
         let mut shuffled = Vec::new();
         for (&pick, &twice) in shuffle.iter().zip(&repeat) {
@@ -469,9 +556,10 @@ proptest! {
             shuffled.extend(std::iter::repeat_n(told, 1 + usize::from(twice)));
             lanes.retain(|_, lane| !lane.is_empty());
         }
-        prop_assert_eq!(&model, &model_of(shuffled));
-        // Only what is there now, in the order of a list.
-        prop_assert_eq!(&model, &model_of(listed(&story)));
+        prop_assert_eq!(&expected, &seen(shuffled));
+        // Only what is left, in the order of a list.
+        let left = left(&story);
+        prop_assert_eq!(&expected, &seen(left.iter().flatten().copied()));
         // A full resync on top changes nothing.
         let mut index = Index::new();
         story.iter().for_each(|told| told.tell(&mut index));
@@ -483,7 +571,7 @@ proptest! {
         index.resync_begin::<ClusterNetworkPolicy>();
         index.resync_begin::<Identity>();
         index.resync_begin::<EndpointSlice>();
-        listed(&story).into_iter().rev().for_each(|told| told.tell(&mut index));
+        left.iter().rev().filter_map(|of_one| of_one.last()).for_each(|told| told.tell(&mut index));
         index.resync_end::<Namespace>();
         index.resync_end::<Pod>();
         index.resync_end::<Node>();
@@ -492,6 +580,6 @@ proptest! {
         index.resync_end::<ClusterNetworkPolicy>();
         index.resync_end::<Identity>();
         index.resync_end::<EndpointSlice>();
-        prop_assert_eq!(&model, &index.model());
+        prop_assert_eq!(&expected, &(index.model(), index.refused()));
     }
 }

@@ -18,6 +18,7 @@ faults! {
     AllPortsButZero,
     ApiServerForgotten,
     AuditEnforced,
+    AuditLeftOut,
     ClaimedByTheFirst,
     DefaultDenyForgotten,
     DenialsForEverybodyEnough,

@@ -63,18 +63,21 @@ mod signatures;
 #[path = "../../src/universe.rs"]
 mod universe;
 
-use compile::compile;
+use compile::{Compiled, compile};
 use explain::{End, Question, evaluate};
 use fault::Fault;
 use generate::Random;
+use model::{Model, ObjectName};
 use numbers::Numbers;
-use palisade_datapath_core::verdict::Decision;
+use oracle::Flow;
+use palisade_datapath_core::abi::Direction;
+use std::net::IpAddr;
 
 /// A fault that so many models do not show is not caught.
 const MODELS: u64 = 4_000;
 const FLOWS: u64 = 60;
 
-/// The first model with a flow of which rows and oracle do not say the same.
+/// The first model with a flow of which rows and oracle do not say the same, as it is or as it were with audit enforced.
 fn caught(models: u64) -> Option<u64> {
     (1..=models).find(|&seed| {
         let mut random = Random::new(seed);
@@ -82,16 +85,32 @@ fn caught(models: u64) -> Option<u64> {
         let local = model.pods.keys().cloned().collect();
         let mut numbers = Numbers::default();
         let compiled = compile(&model, &local, &mut numbers);
+        let number = |(pod, own): (&ObjectName, &u32)| (pod.clone(), *compiled.audits.get(pod).unwrap_or(own));
+        let audited = Compiled { subjects: compiled.subjects.iter().map(number).collect(), ..compiled.clone() };
         (0..FLOWS).any(|_| {
             let flow = generate::flow(&mut random, &model);
-            let (from, to) = (End::Address(flow.opener), End::Address(flow.responder));
-            let question = Question { from, to, protocol: flow.protocol, port: flow.port, ipv6: flow.opener.is_ipv6(), rules: false };
-            let answer = evaluate(&compiled, &numbers, &model, &question).expect("both ends are addresses");
             let expected = oracle::verdict(&model, &flow);
-            let passes = |decision: Decision| decision.passes();
-            (passes(answer.egress.decision), passes(answer.ingress.decision)) != (expected.egress.passes(), expected.ingress.passes())
+            passes(&compiled, &numbers, &model, &flow) != (expected.egress.passes(), expected.ingress.passes())
+                || passes(&audited, &numbers, &model, &flow) != would_pass(&model, &flow)
         })
     })
+}
+
+/// Whether the rows let a flow pass: egress and ingress.
+fn passes(rows: &Compiled, numbers: &Numbers, model: &Model, flow: &Flow) -> (bool, bool) {
+    let (from, to) = (End::Address(flow.opener), End::Address(flow.responder));
+    let question = Question { from, to, protocol: flow.protocol, port: flow.port, ipv6: flow.opener.is_ipv6(), rules: false };
+    let answer = evaluate(rows, numbers, model, &question).expect("both ends are addresses");
+    (answer.egress.decision.passes(), answer.ingress.decision.passes())
+}
+
+/// Whether the oracle would let it pass were the policies in audit mode enforced.
+fn would_pass(model: &Model, flow: &Flow) -> (bool, bool) {
+    let side = |address: IpAddr, direction, peer| {
+        let pod = model.pods.iter().find(|(_, pod)| pod.addresses.contains(&address)).filter(|_| flow.opener != flow.responder);
+        pod.is_none_or(|(name, _)| oracle::audited_side(model, name, direction, peer, flow.protocol, flow.port).passes())
+    };
+    (side(flow.opener, Direction::Egress, flow.responder), side(flow.responder, Direction::Ingress, flow.opener))
 }
 
 #[test]

@@ -4,10 +4,11 @@
 
 use crate::judge::from_environment;
 use crate::judge::kernel::{Ask, Kernel, SlowProgram, resolved, side};
+use crate::judge::world::{World, own, pods};
 use palisade_datapath_core::abi::{Direction, SUBJECT_NONE};
 use palisade_datapath_core::verdict::Side;
 use palisade_policy::generate::{self, Random};
-use palisade_policy::model::{Model, ObjectName};
+use palisade_policy::model::{Model, ObjectName, Peers, Ports, Rule};
 use palisade_policy::{Compiled, Numbers, Planner, Step, compile, plan};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -161,6 +162,24 @@ fn arrived(kernel: &Kernel, next: &Compiled, model: &Model, local: &BTreeSet<Obj
     assert_eq!(resolved(next, numbers), resolved(&scratch, &fresh), "{what}: differs from a compilation from scratch");
 }
 
+// More selectors of one namespace than are asked one by one: whoever matches one of them is found all the same.
+#[test]
+fn many_selectors_that_come_or_go_at_once_alter_what_a_compilation_from_nothing_does() {
+    let base = World::new().pod("shop/web", "app=a7", 1).pod("shop/none", "app=none", 2).pod("bank/web", "app=a9", 3);
+    let peers = (0..100).flat_map(|number| [own(&format!("app=a{number}")), pods("team=bank", &format!("app=a{number}"))]);
+    let rule = Rule::allow(Peers::Of(peers.collect()), Ports::Any);
+    let (few, many) = (base.model.clone(), base.ingress("shop/many", "", [rule]).model);
+    let local: BTreeSet<ObjectName> = few.pods.keys().cloned().collect();
+    let (mut kernel, mut numbers, mut old) = (Kernel::default(), Numbers::default(), Arc::<Compiled>::default());
+    let mut planner = Planner::new();
+    for model in [&few, &many, &few, &many] {
+        let planned = planner.plan(&old, model, &local, &mut numbers);
+        apply(&mut kernel, &planned.steps);
+        arrived(&kernel, &planned.next, model, &local, &numbers, "many selectors");
+        old = planned.next;
+    }
+}
+
 /// The pods of this node after a change: mostly those of before.
 fn still_local(random: &mut Random, local: &BTreeSet<ObjectName>, model: &Model) -> BTreeSet<ObjectName> {
     model.pods.keys().filter(|pod| if random.chance(10) { random.chance(50) } else { local.contains(pod) }).cloned().collect()
@@ -247,8 +266,9 @@ fn the_end_depends_on_the_objects_and_not_on_the_way_to_them() {
         let mut model = other.clone();
         // Events: upserts in any order, some of them twice, some of older versions first, and deletes.
         let mut events: Vec<(usize, usize)> = Vec::new();
-        for kind in 0..3 {
-            let count = [wanted.namespaces.len(), wanted.pods.len(), wanted.policies.len()][kind];
+        let (namespaces, pods, policies) = (wanted.namespaces.len(), wanted.pods.len(), wanted.policies.len());
+        let counts = [namespaces, pods, policies, wanted.nodes.len(), wanted.identities.len(), wanted.api_servers.len()];
+        for (kind, count) in counts.into_iter().enumerate() {
             events.extend((0..count).map(|index| (kind, index)));
         }
         for _ in 0..events.len() / 2 {
@@ -278,7 +298,10 @@ fn take(wanted: &Model, model: &mut Model, kind: usize, index: usize) {
     match kind {
         0 => model.namespaces.extend(wanted.namespaces.iter().nth(index).map(|(name, labels)| (name.clone(), labels.clone()))),
         1 => model.pods.extend(wanted.pods.iter().nth(index).map(|(name, pod)| (name.clone(), pod.clone()))),
-        _ => model.policies.extend(wanted.policies.iter().nth(index).map(|(name, policy)| (name.clone(), policy.clone()))),
+        2 => model.policies.extend(wanted.policies.iter().nth(index).map(|(name, policy)| (name.clone(), policy.clone()))),
+        3 => model.nodes.extend(wanted.nodes.iter().nth(index).map(|(name, node)| (name.clone(), node.clone()))),
+        4 => model.identities.extend(wanted.identities.iter().nth(index).map(|(name, members)| (name.clone(), members.clone()))),
+        _ => model.api_servers.extend(wanted.api_servers.iter().nth(index)),
     }
 }
 
@@ -373,6 +396,15 @@ fn a_number_that_rows_refer_to_is_never_given_another_content() {
             old = planned.next;
         }
         let used = old.used();
-        assert!(numbers.identities.len() <= used.identities.len() && numbers.subjects.len() <= used.subjects.len(), "seed {seed}: a leak");
+        for (kind, held, used) in [
+            ("identities", numbers.identities.len(), used.identities),
+            ("subjects", numbers.subjects.len(), used.subjects),
+            ("port tables", numbers.ports.len(), used.ports),
+            ("reasons", numbers.reasons.len(), used.reasons),
+        ] {
+            // 0 stands for nothing.
+            let used = used.iter().filter(|&&number| number != 0).count();
+            assert!(held <= used, "seed {seed}: {held} {kind} are held, {used} are in use: a leak");
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Who is meant: the numbered lines of the rules about subjects and peers, each of the rows and of the oracle alike.
 
-use crate::judge::world::{self, World, block, everything, expression, from, network_policy, object, own, pods, rule, tcp};
+use crate::judge::world::{self, World, block, doing, everything, expression, from, network_policy, object, own, pods, rule, tcp};
 use palisade_identity::Operator;
-use palisade_policy::model::{Peer, Peers, PodSet, Ports, Rule};
+use palisade_policy::model::{Action, Peer, Peers, PodSet, Ports, Rule, Tier};
 use palisade_policy::oracle::Side;
 use std::collections::BTreeSet;
 
@@ -103,7 +103,7 @@ fn a_namespace_is_selected_by_its_name_label() {
 
 // Line 3: nothing is said of labels that are not known.
 #[test]
-fn a_namespace_that_is_not_known_matches_no_namespace_selector() {
+fn a_namespace_that_is_not_known_matches_no_selector_of_labels() {
     let absent = expression("team", Operator::DoesNotExist);
     let peer = Peer::Pods(PodSet { namespaces: Some(absent), ..PodSet::default() });
     let world = world().pod("lost/web", "app=web", 9).ingress("shop/absent", "app=db", [from([peer])]);
@@ -112,6 +112,19 @@ fn a_namespace_that_is_not_known_matches_no_namespace_selector() {
     let world = world.pod("lost/db", "app=db", 10).ingress("lost/own", "app=db", [from([own("app=web")])]);
     world.allows("lost/web", "lost/db", "TCP/80");
     world.denies("shop/web", "lost/db", "TCP/80");
+}
+
+// Line 3: whatever its labels are, they break no requirement.
+#[test]
+fn an_empty_namespace_selector_matches_a_namespace_that_was_not_seen_yet() {
+    let world = world().pod("lost/web", "app=web", 9).ingress("shop/pods", "app=db", [from([pods("", "app=web")])]);
+    world.allows("lost/web", "shop/db", "TCP/80");
+    world.denies("192.168.0.1", "shop/db", "TCP/80");
+    // As a subject, too.
+    let denying = vec![doing(Action::Deny, from([pods("", "app=db")]))];
+    let world = world.cluster("deny", Tier::Admin(0), "", denying, vec![]);
+    world.denies("shop/db", "lost/web", "TCP/80");
+    world.allows("bank/web", "lost/web", "TCP/80");
 }
 
 // Line 3.

@@ -148,6 +148,7 @@ type Said = (u8, Option<Reason>, BTreeMap<(u8, [u8; 2], u8), (u8, Option<Reason>
 #[derive(Debug, PartialEq, Eq)]
 pub struct Resolved {
     pods: BTreeMap<ObjectName, RuleSet>,
+    audits: BTreeMap<ObjectName, RuleSet>,
     addresses: BTreeMap<IpAddr, Signature>,
     prefixes: BTreeMap<String, Signature>,
     rows: BTreeMap<(RuleSet, u8, Signature), Said>,
@@ -168,8 +169,10 @@ pub fn resolved(rows: &Compiled, numbers: &Numbers) -> Resolved {
         let ports = table.map(|((key, length), port)| ((key.protocol, key.port, *length), (port.verdict, reason(port.reason))));
         (entry.verdict, reason(entry.reason), ports.collect())
     };
+    let of_pods = |numbers: &BTreeMap<ObjectName, u32>| numbers.iter().map(|(pod, number)| (pod.clone(), rule_set(number))).collect();
     Resolved {
-        pods: rows.subjects.iter().map(|(pod, number)| (pod.clone(), rule_set(number))).collect(),
+        pods: of_pods(&rows.subjects),
+        audits: of_pods(&rows.audits),
         addresses: rows.addresses.iter().map(|(address, number)| (*address, signature(number))).collect(),
         prefixes: rows.prefixes.iter().map(|(prefix, number)| (prefix.to_string(), signature(number))).collect(),
         rows: rows.policy.iter().map(|(key, entry)| ((rule_set(&key.subject), key.direction, signature(&key.peer)), said(entry))).collect(),

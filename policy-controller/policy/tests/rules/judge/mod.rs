@@ -39,6 +39,12 @@ pub fn subject(compiled: &Compiled, model: &Model, address: IpAddr) -> u32 {
     owner(model, address).and_then(|name| compiled.subjects.get(name)).copied().unwrap_or(SUBJECT_NONE)
 }
 
+/// The number of what policies in audit mode would make of it; that of its own where none selects it.
+fn audit_subject(compiled: &Compiled, model: &Model, address: IpAddr) -> u32 {
+    let audit = owner(model, address).and_then(|name| compiled.audits.get(name)).copied();
+    audit.unwrap_or_else(|| subject(compiled, model, address))
+}
+
 /// A side of the datapath's verdict in the oracle's words.
 pub fn named(side: verdict::Side, numbers: &Numbers, direction: Direction) -> oracle::Side {
     match (side.decision, numbers.reason(side.reason)) {
@@ -59,7 +65,15 @@ pub fn named(side: verdict::Side, numbers: &Numbers, direction: Direction) -> or
 
 /// What the rows say of a flow, in the oracle's words.
 pub fn compiled_verdict(compiled: &Compiled, numbers: &Numbers, model: &Model, flow: &Flow) -> oracle::Verdict {
-    let (egress, ingress) = (subject(compiled, model, flow.opener), subject(compiled, model, flow.responder));
+    of_subjects(compiled, numbers, flow, [flow.opener, flow.responder].map(|address| subject(compiled, model, address)))
+}
+
+/// What the rows say of a flow were the policies in audit mode enforced, in the oracle's words.
+pub fn compiled_audit(compiled: &Compiled, numbers: &Numbers, model: &Model, flow: &Flow) -> oracle::Verdict {
+    of_subjects(compiled, numbers, flow, [flow.opener, flow.responder].map(|address| audit_subject(compiled, model, address)))
+}
+
+fn of_subjects(compiled: &Compiled, numbers: &Numbers, flow: &Flow, [egress, ingress]: [u32; 2]) -> oracle::Verdict {
     let both = sides(compiled, flow, egress, ingress);
     oracle::Verdict { egress: named(both.egress, numbers, Direction::Egress), ingress: named(both.ingress, numbers, Direction::Ingress) }
 }
@@ -74,6 +88,20 @@ pub fn expected_verdict(compiled: &Compiled, model: &Model, flow: &Flow) -> orac
         expected.ingress = oracle::Side::NotJudged;
     }
     expected
+}
+
+/// What the oracle says of a flow were the policies in audit mode enforced, on a node whose pods are those of `compiled`.
+pub fn expected_audit(compiled: &Compiled, model: &Model, flow: &Flow) -> oracle::Verdict {
+    // A pod reaches itself always.
+    let judged = |name: &&ObjectName| flow.opener != flow.responder && compiled.subjects.contains_key(*name);
+    let side = |address, direction, peer| match owner(model, address).filter(judged) {
+        Some(pod) => oracle::audited_side(model, pod, direction, peer, flow.protocol, flow.port),
+        None => oracle::Side::NotJudged,
+    };
+    oracle::Verdict {
+        egress: side(flow.opener, Direction::Egress, flow.responder),
+        ingress: side(flow.responder, Direction::Ingress, flow.opener),
+    }
 }
 
 /// A number from the environment, for longer runs and for making a failure again.

@@ -1,6 +1,6 @@
 //! Small worlds, spelled out.
 
-use crate::judge::{compiled_verdict, expected_verdict};
+use crate::judge::{compiled_audit, compiled_verdict, expected_audit, expected_verdict};
 use palisade_identity::{LabelSelector, Labels, Operator, Protocol, Requirement};
 use palisade_policy::model::{
     Action, Mode, Model, NamedPort, Node, ObjectName, Peer, Peers, Pod, PodSet, Policy, PolicyKind, PolicyName, Port, Ports, Rule, Tier,
@@ -109,6 +109,8 @@ impl World {
                 let flow = Flow { opener, responder, protocol, port };
                 let found = compiled_verdict(&compiled, &numbers, &self.model, &flow);
                 assert_eq!(found, expected_verdict(&compiled, &self.model, &flow), "rows and oracle differ for {from} -> {to}: {flow:?}");
+                let audited = compiled_audit(&compiled, &numbers, &self.model, &flow);
+                assert_eq!(audited, expected_audit(&compiled, &self.model, &flow), "of audit, for {from} -> {to}: {flow:?}");
                 verdicts.push(found);
             }
         }
