@@ -1,9 +1,8 @@
 //! Expectations: who should reach whom.
 
-use super::flow::{Party, Probe, ProbeResult, family_name};
+use super::flow::{Party, Probe, ProbeResult, Protocol, family_name, service_name};
 use crate::error::CliError;
 use crate::table::{Cell, Paint, Table, Tone};
-use palisade_identity::Protocol;
 use palisade_k8s::manifest;
 use palisade_protocol::Family;
 use serde::Deserialize;
@@ -177,7 +176,7 @@ pub fn rendered(differences: &[Difference], paint: Paint) -> String {
                 table.row([
                     probe.from.to_string().into(),
                     probe.to.to_string().into(),
-                    format!("{} {}", probe.protocol, probe.port).into(),
+                    service_name(probe.service()).into(),
                     family_name(probe.family).into(),
                     expected.into(),
                     Cell::toned(seen, Tone::Alarm),
@@ -247,6 +246,21 @@ probes:
     fn without_a_default_nothing_is_expected_of_other_probes() {
         let file = "probes: [{from: a/x, to: b/y, verdict: allow}]";
         assert!(differences(file, &[result("a/x", "b/y", Ipv4, None), result("c/z", "b/y", Ipv4, None)]).is_empty());
+    }
+
+    #[test]
+    fn an_echo_is_named_by_its_protocol_and_fits_lines_without_a_port() {
+        let mut echo = result("a/x", "b/y", Ipv4, None);
+        (echo.probe.protocol, echo.probe.port) = super::super::flow::ECHO;
+        let results = [echo];
+        for line in ["protocol: ICMP, verdict: allow", "verdict: allow"] {
+            assert!(differences(&format!("probes: [{{from: a/x, to: b/y, {line}}}]"), &results).is_empty(), "{line}");
+        }
+        let found = differences("default: deny\nprobes: [{from: a/x, to: b/y, port: 80, verdict: allow}]", &results);
+        let text = rendered(&found, Paint::none());
+        let words: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(words[..6], ["a/x", "b/y", "ICMP", "ipv4", "deny", "reached"]);
+        assert!(text.contains("a/x -> b/y 80"), "a line with a port fits no echo: {text}");
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! Who takes part in a lab, and what is probed between them.
 
-use palisade_identity::Protocol;
 use palisade_policy::model::ObjectName;
 use palisade_protocol::{Explained, Family, SideVerdict, VerdictName};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -34,8 +33,67 @@ impl Serialize for Party {
     }
 }
 
-/// A port on which somebody listens.
+/// What a probe speaks: the protocols whose ports policies name, and ICMP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+    /// ICMP or ICMPv6: an echo.
+    Icmp,
+}
+
+impl Protocol {
+    /// The IP protocol number (IANA).
+    pub const fn number(self, family: Family) -> u8 {
+        match (self, family) {
+            (Self::Tcp, _) => palisade_identity::Protocol::Tcp.number(),
+            (Self::Udp, _) => palisade_identity::Protocol::Udp.number(),
+            (Self::Sctp, _) => palisade_identity::Protocol::Sctp.number(),
+            (Self::Icmp, Family::Ipv4) => 1,
+            (Self::Icmp, Family::Ipv6) => 58,
+        }
+    }
+}
+
+impl From<palisade_identity::Protocol> for Protocol {
+    fn from(protocol: palisade_identity::Protocol) -> Self {
+        match protocol {
+            palisade_identity::Protocol::Tcp => Self::Tcp,
+            palisade_identity::Protocol::Udp => Self::Udp,
+            palisade_identity::Protocol::Sctp => Self::Sctp,
+        }
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+            Self::Icmp => "ICMP",
+        })
+    }
+}
+
+/// A port on which somebody listens, or [`ECHO`].
 pub type Service = (Protocol, u16);
+
+/// What everybody answers without a listener. An echo has no port, which is written as 0.
+pub const ECHO: Service = (Protocol::Icmp, 0);
+
+/// A port as users write it; an echo as its protocol alone.
+pub fn service_name(service: Service) -> String {
+    match service {
+        ECHO => Protocol::Icmp.to_string(),
+        (protocol, port) => format!("{protocol} {port}"),
+    }
+}
 
 /// A party with its addresses and the ports on which it listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,14 +124,26 @@ pub struct Probe {
     pub family: Family,
     /// The protocol.
     pub protocol: Protocol,
-    /// The port at `to`.
+    /// The port at `to`; 0 for ICMP.
     pub port: u16,
+}
+
+impl Probe {
+    /// What it tries.
+    pub const fn service(&self) -> Service {
+        (self.protocol, self.port)
+    }
 }
 
 impl std::fmt::Display for Probe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} -> {} {} {} ({})", self.from, self.to, self.protocol, self.port, family_name(self.family))
+        write!(f, "{} -> {} {} ({})", self.from, self.to, service_name(self.service()), family_name(self.family))
     }
+}
+
+/// The family of an address.
+pub const fn family_of(address: IpAddr) -> Family {
+    if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
 }
 
 /// A family as users write it.
@@ -84,8 +154,9 @@ pub const fn family_name(family: Family) -> &'static str {
     }
 }
 
-/// All probes between members: every two pods, pods and the node, pods and the outside host, both ways. A flow that
-/// no pod takes part in has no policy, so it is not tried; neither is a pod with itself, which never leaves it.
+/// All probes between members, by each port and by echo: every two pods, pods and the node, pods and the outside host,
+/// both ways. A flow that no pod takes part in has no policy, so it is not tried; neither is a pod with itself, which
+/// never leaves it.
 pub fn probes(members: &[Member]) -> Vec<(Probe, IpAddr)> {
     let mut probes = Vec::new();
     for from in members {
@@ -94,7 +165,7 @@ pub fn probes(members: &[Member]) -> Vec<(Probe, IpAddr)> {
             if from.party == to.party || !with_pod {
                 continue;
             }
-            for &(protocol, port) in &to.services {
+            for (protocol, port) in to.services.iter().copied().chain([ECHO]) {
                 for family in [Family::Ipv4, Family::Ipv6] {
                     if let (Some(_), Some(address)) = (from.address(family), to.address(family)) {
                         let probe = Probe { from: from.party.clone(), to: to.party.clone(), family, protocol, port };
@@ -152,27 +223,11 @@ fn side_passes(side: &SideVerdict) -> bool {
     matches!(side.verdict, VerdictName::Allow | VerdictName::None)
 }
 
-/// A declared port that could not be tried.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct NotProbed {
-    /// Who declares it.
-    pub to: Party,
-    /// The protocol.
-    pub protocol: Protocol,
-    /// The port.
-    pub port: u16,
-    /// Why it could not be tried.
-    pub reason: String,
-}
-
 /// The result of a lab, as `--output json` prints it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// All probes, sorted.
     pub probes: Vec<ProbeResult>,
-    /// Declared ports that could not be tried.
-    #[serde(rename = "notProbed", skip_serializing_if = "Vec::is_empty")]
-    pub not_probed: Vec<NotProbed>,
 }
 
 impl Report {
@@ -213,15 +268,15 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn nine_pods_with_three_ports_are_486_probes_among_pods_and_from_the_node_and_more_with_outside() {
+    fn nine_pods_with_three_ports_are_648_probes_among_pods_and_from_the_node_and_more_with_outside() {
         let services = [(Protocol::Tcp, 80), (Protocol::Tcp, 81), (Protocol::Udp, 53)];
         let mut members: Vec<Member> = (0..9).map(|number| member(&format!("a/p{number}"), &services)).collect();
         members.push(member("node", &services));
         members.push(member("outside", &services));
         let probes = probes(&members);
         let to_pods_from_cluster = probes.iter().filter(|(probe, _)| matches!(probe.to, Party::Pod(_)) && probe.from != Party::Outside);
-        assert_eq!(to_pods_from_cluster.count(), 486);
-        assert_eq!(probes.len(), 486 + 3 * 9 * 3 * 2);
+        assert_eq!(to_pods_from_cluster.count(), 648, "three ports and an echo");
+        assert_eq!(probes.len(), 648 + 3 * 9 * 4 * 2);
         assert!(!probes.iter().any(|(probe, _)| probe.from == probe.to));
     }
 
@@ -231,7 +286,17 @@ pub(crate) mod tests {
         single.addresses.pop();
         let probes = probes(&[single, member("a/dual", &[(Protocol::Tcp, 80)])]);
         assert!(probes.iter().all(|(probe, address)| probe.family == Family::Ipv4 && address.is_ipv4()));
-        assert_eq!(probes.len(), 2);
+        assert_eq!(probes.len(), 4, "the port and an echo, both ways");
+    }
+
+    #[test]
+    fn an_echo_has_a_name_without_a_port_and_comes_last() {
+        let tried: Vec<String> = probes(&[member("a/x", &[]), member("a/y", &[(Protocol::Tcp, 80), (Protocol::Sctp, 9)])])
+            .iter()
+            .filter(|(probe, _)| probe.from == party("a/x") && probe.family == Family::Ipv6)
+            .map(|(probe, _)| probe.to_string())
+            .collect();
+        assert_eq!(tried, ["a/x -> a/y TCP 80 (ipv6)", "a/x -> a/y SCTP 9 (ipv6)", "a/x -> a/y ICMP (ipv6)"]);
     }
 
     #[test]
@@ -248,7 +313,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_json_has_the_documented_keys_and_words() {
-        let report = Report { probes: vec![result("a/x", "b/y", Family::Ipv6, Some("why"))], not_probed: vec![] };
+        let report = Report { probes: vec![result("a/x", "b/y", Family::Ipv6, Some("why"))] };
         assert_eq!(
             serde_json::to_value(&report).unwrap(),
             serde_json::json!({"probes": [{

@@ -1,8 +1,8 @@
-//! What answers the probes: on each port that a party declares, an echo.
+//! What answers the probes on each port that a party declares: it echoes what it gets, or accepts an association.
 
-use super::flow::{Member, Party};
-use super::socket::{self, SocketsError};
-use palisade_identity::Protocol;
+use super::flow::{Member, Party, Protocol, family_of};
+use super::packet::{self, Init};
+use super::socket::{self, SocketsError, Way};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +20,11 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Opens all listeners of `member`, both families, and serves them. Protocols without sockets in this kernel
-    /// are left out. Needs a tokio runtime, and blocks for a moment.
+    /// Opens all listeners of `member`, both families, and serves them. Needs a tokio runtime, and blocks for a moment.
     pub fn open(member: &Member) -> Result<Self, SocketsError> {
         let wanted: Vec<(Protocol, SocketAddr)> = member
             .services
             .iter()
-            .filter(|(protocol, _)| socket::supported(*protocol))
             .flat_map(|&(protocol, port)| {
                 member.addresses.iter().map(move |&address| {
                     // The node has many addresses, and answers from the one that was asked only when bound to it.
@@ -45,15 +43,21 @@ impl Listeners {
         let mut tasks = JoinSet::new();
         for (protocol, address, socket) in sockets {
             let failed = |source| SocketsError::Open { party: party.clone(), protocol, address, source };
-            match protocol {
-                Protocol::Udp => {
-                    let socket = UdpSocket::from_std(socket.into()).map_err(failed)?;
-                    tasks.spawn(echo_datagrams(socket));
-                }
-                Protocol::Tcp | Protocol::Sctp => {
+            match socket::way(protocol) {
+                Way::Connection => {
                     let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
                     tasks.spawn(accept(Arc::new(listener)));
                 }
+                Way::Datagram => {
+                    let socket = UdpSocket::from_std(socket.into()).map_err(failed)?;
+                    tasks.spawn(echo_datagrams(socket));
+                }
+                Way::Association => {
+                    let socket = UdpSocket::from_std(socket.into()).map_err(failed)?;
+                    tasks.spawn(answer_openings(socket, address.port()));
+                }
+                // The kernel answers.
+                Way::Echo => {}
             }
         }
         Ok(Self { tasks })
@@ -101,6 +105,23 @@ async fn echo_datagrams(socket: UdpSocket) {
                 let _ = socket.send_to(&bytes[..length], peer).await;
             }
             // An ICMP error about an earlier answer.
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+/// Answers each INIT to the port. The raw socket gets all of the protocol: also what is for other ports, and the answers
+/// to what the party itself asks.
+async fn answer_openings(socket: UdpSocket, port: u16) {
+    let mut bytes = [0; 2048];
+    loop {
+        match socket.recv_from(&mut bytes).await {
+            Ok((length, peer)) => {
+                let opening = Init::read(packet::message(&bytes[..length], family_of(peer.ip())));
+                if let Some(opening) = opening.filter(|opening| opening.destination() == port) {
+                    let _ = socket.send_to(&opening.answer(), peer).await;
+                }
+            }
             Err(_) => tokio::task::yield_now().await,
         }
     }

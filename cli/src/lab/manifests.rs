@@ -1,6 +1,6 @@
 //! What a lab takes from the manifests: its pods, and what the user should know about the rest.
 
-use super::flow::Service;
+use super::flow::{Protocol, Service};
 use crate::error::CliError;
 use palisade_k8s::manifest::{self, Note};
 use palisade_policy::model::ObjectName;
@@ -38,7 +38,7 @@ pub fn read(directory: &Path, expect: Option<&Path>) -> Result<Manifests, CliErr
             found.notes.push(format!("Not wired: pod {} is on the node's network, where no policy of a pod holds", pod.name));
             continue;
         }
-        let services = pod.ports.iter().map(|port| (port.protocol, port.port)).collect();
+        let services = pod.ports.iter().map(|port| (Protocol::from(port.protocol), port.port)).collect();
         found.pods.push(PodSpec { name: pod.name, services });
     }
     if found.pods.is_empty() {
@@ -50,7 +50,6 @@ pub fn read(directory: &Path, expect: Option<&Path>) -> Result<Manifests, CliErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use palisade_identity::Protocol;
 
     const MANIFESTS: &str = r#"
 apiVersion: v1

@@ -12,6 +12,7 @@ mod init;
 mod listener;
 mod manifests;
 pub mod outside;
+mod packet;
 pub mod paths;
 mod probe;
 mod progress;

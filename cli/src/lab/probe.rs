@@ -1,8 +1,9 @@
-//! Real packets: a TCP connection and one byte there and back, or a UDP datagram and its echo.
+//! Real packets: a TCP connection and one byte there and back, a UDP datagram and its echo, an ICMP echo and its reply, an
+//! SCTP association.
 
-use super::flow::{Party, Probe};
-use super::socket::{self, SocketsError};
-use palisade_identity::Protocol;
+use super::flow::{Party, Probe, Protocol, family_of};
+use super::packet::{self, Echo, Init};
+use super::socket::{self, SocketsError, Way};
 use socket2::Socket;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -16,7 +17,7 @@ use tokio::task::JoinSet;
 const REFUSED_AFTER: Duration = Duration::from_secs(1);
 /// The same where policy allows it: a busy machine must not look like a defect.
 const LOST_AFTER: Duration = Duration::from_secs(5);
-/// A datagram is sent again after this long without an answer.
+/// A datagram or a packet of our own is sent again after this long without an answer.
 const RESEND: Duration = Duration::from_millis(200);
 const BYTE: u8 = 0x50;
 
@@ -84,9 +85,17 @@ fn open(attempts: &[Attempt]) -> Result<BTreeMap<usize, Socket>, SocketsError> {
 
 async fn tried(socket: Socket, protocol: Protocol, target: SocketAddr, patience: Duration) -> Seen {
     let exchange = async {
-        match protocol {
-            Protocol::Udp => datagram(socket, target).await,
-            Protocol::Tcp | Protocol::Sctp => connection(socket, target).await,
+        match socket::way(protocol) {
+            Way::Connection => connection(socket, target).await,
+            Way::Datagram => datagram(socket, target).await,
+            Way::Association => {
+                let init = Init::fresh(target.port());
+                question(socket, target.ip(), &init.message(), |message| init.is_answered_by(message)).await
+            }
+            Way::Echo => {
+                let echo = Echo::fresh(family_of(target.ip()));
+                question(socket, target.ip(), &echo.message(), |message| echo.is_answered_by(message)).await
+            }
         }
     };
     match tokio::time::timeout(patience, exchange).await {
@@ -113,6 +122,31 @@ async fn datagram(socket: Socket, target: SocketAddr) -> std::io::Result<()> {
         match tokio::time::timeout(RESEND, socket.recv(&mut answer)).await {
             Ok(received) => return if received? == 1 && answer[0] == BYTE { Ok(()) } else { Err(ErrorKind::InvalidData.into()) },
             Err(_) => continue,
+        }
+    }
+}
+
+/// Sends a packet of our own until one comes back that answers it.
+async fn question(socket: Socket, target: IpAddr, message: &[u8], answers: impl Fn(&[u8]) -> bool) -> std::io::Result<()> {
+    let socket = UdpSocket::from_std(socket.into())?;
+    // From now on it gets what comes from there only. A raw socket has no port.
+    socket.connect((target, 0)).await?;
+    loop {
+        socket.send(message).await?;
+        match tokio::time::timeout(RESEND, answered(&socket, target, &answers)).await {
+            Ok(ended) => return ended,
+            Err(_) => continue,
+        }
+    }
+}
+
+/// Waits for the answer: a raw socket gets all that its peer sends of the protocol.
+async fn answered(socket: &UdpSocket, peer: IpAddr, answers: impl Fn(&[u8]) -> bool) -> std::io::Result<()> {
+    let mut bytes = [0; 2048];
+    loop {
+        let length = socket.recv(&mut bytes).await?;
+        if answers(packet::message(&bytes[..length], family_of(peer))) {
+            return Ok(());
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::cni::{Cni, Sandbox};
 use super::expect::{self, Expectations};
-use super::flow::{Member, NotProbed, Party, Probe, ProbeResult, Report, Service, passes, probes};
+use super::flow::{Member, Party, Probe, ProbeResult, Report, Service, passes, probes};
 use super::listener::Listeners;
 use super::manifests::{Manifests, PodSpec};
 use super::probe::{self, Attempt};
@@ -280,20 +280,19 @@ impl Session {
 
     /// What the compiled policies say of every flow.
     pub async fn explained(&self) -> Result<Vec<Explained>, CliError> {
-        explain(self.flows().0.iter().map(|(probe, _)| query(probe)).collect()).await
+        explain(self.flows().iter().map(|(probe, _)| query(probe)).collect()).await
     }
 
-    /// Every flow with the address of its target, and the ports that cannot be tried.
-    fn flows(&self) -> (Vec<(Probe, IpAddr)>, Vec<NotProbed>) {
+    /// Every flow with the address of its target.
+    fn flows(&self) -> Vec<(Probe, IpAddr)> {
         let wired = self.pods.values().map(|wired| &wired.member);
-        let mut members: Vec<Member> = wired.chain(self.common.iter().map(|(member, _)| member)).cloned().collect();
-        let not_probed = without_sockets(&mut members);
-        (probes(&members), not_probed)
+        let members: Vec<Member> = wired.chain(self.common.iter().map(|(member, _)| member)).cloned().collect();
+        probes(&members)
     }
 
     /// Tries every flow, and asks the compiled policies about each.
     pub async fn probe(&self) -> Result<Report, CliError> {
-        let (flows, not_probed) = self.flows();
+        let flows = self.flows();
         let queries: Vec<FlowQuery> = flows.iter().map(|(probe, _)| query(probe)).collect();
         let explained = step("asking what the policies say", explain(queries)).await?;
         let attempts: Vec<Attempt> = flows
@@ -306,25 +305,8 @@ impl Session {
             .map_err(|error| CliError::Environment(error.to_string()))?;
         let results = attempts.into_iter().zip(seen).zip(explained);
         let probes = results.map(|((attempt, seen), explained)| ProbeResult::new(attempt.probe, seen, explained)).collect();
-        Ok(Report { probes, not_probed })
+        Ok(Report { probes })
     }
-}
-
-/// Takes the services away that this kernel has no sockets for, and says so of each that a pod declares.
-fn without_sockets(members: &mut [Member]) -> Vec<NotProbed> {
-    let mut missing = Vec::new();
-    for member in members {
-        let party = member.party.clone();
-        member.services.retain(|&(protocol, port)| {
-            let supported = socket::supported(protocol);
-            if !supported && matches!(party, Party::Pod(_)) {
-                let reason = format!("this kernel has no {protocol} sockets");
-                missing.push(NotProbed { to: party.clone(), protocol, port, reason });
-            }
-            supported
-        });
-    }
-    missing
 }
 
 fn open_listeners(member: &Member) -> Result<Listeners, CliError> {

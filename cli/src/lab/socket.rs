@@ -1,12 +1,14 @@
 //! Sockets inside a network namespace. A socket stays in the namespace where it was opened, so all are driven from
 //! one place.
 
-use super::flow::Party;
+use super::flow::{Party, Protocol, family_of};
 use super::paths;
+use nix::libc;
 use palisade_cni::link::{LinkError, Namespace};
-use palisade_identity::Protocol;
+use palisade_protocol::Family;
 use socket2::{Domain, Socket, Type};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::OnceLock;
 
 /// Why sockets could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -36,35 +38,75 @@ pub fn within<T: Send>(party: &Party, work: impl FnOnce() -> T + Send) -> Result
     }
 }
 
-/// Whether this kernel has sockets of a protocol. TCP and UDP always; SCTP is a module that many do not have.
-pub fn supported(protocol: Protocol) -> bool {
-    protocol != Protocol::Sctp || open(protocol, false).is_ok()
+/// How a protocol is spoken here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By the kernel's connections.
+    Connection,
+    /// By the kernel's datagrams.
+    Datagram,
+    /// By packets of our own, as far as an SCTP association's first answer.
+    Association,
+    /// By packets of our own, which the other end's kernel answers.
+    Echo,
+}
+
+/// How a protocol is spoken here: SCTP is a module that many kernels do not have.
+pub fn way(protocol: Protocol) -> Way {
+    match protocol {
+        Protocol::Tcp => Way::Connection,
+        Protocol::Udp => Way::Datagram,
+        Protocol::Sctp if kernel_speaks_sctp() => Way::Connection,
+        Protocol::Sctp => Way::Association,
+        Protocol::Icmp => Way::Echo,
+    }
+}
+
+fn kernel_speaks_sctp() -> bool {
+    // Kept: a kernel without it looks for the module each time.
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let number = i32::from(Protocol::Sctp.number(Family::Ipv4));
+        Socket::new(Domain::IPV4, Type::STREAM, Some(number.into())).is_ok()
+    })
 }
 
 /// A socket of a protocol and family, not bound, that does not block.
-fn open(protocol: Protocol, ipv6: bool) -> std::io::Result<Socket> {
-    let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
-    let kind = if protocol == Protocol::Udp { Type::DGRAM } else { Type::STREAM };
-    let socket = Socket::new(domain, kind, Some(i32::from(protocol.number()).into()))?;
+fn open(protocol: Protocol, family: Family) -> std::io::Result<Socket> {
+    let domain = match family {
+        Family::Ipv4 => Domain::IPV4,
+        Family::Ipv6 => Domain::IPV6,
+    };
+    let (kind, raw) = match way(protocol) {
+        Way::Connection => (Type::STREAM, false),
+        Way::Datagram => (Type::DGRAM, false),
+        Way::Association | Way::Echo => (Type::from(libc::SOCK_RAW), true),
+    };
+    let socket = Socket::new(domain, kind, Some(i32::from(protocol.number(family)).into()))?;
     socket.set_nonblocking(true)?;
-    if ipv6 {
+    // A raw socket is of one family anyway, and refuses the option.
+    if family == Family::Ipv6 && !raw {
         socket.set_only_v6(true)?;
     }
     Ok(socket)
 }
 
-/// A socket in the calling thread's namespace, bound to `address` (port 0: any free one).
+/// A socket in the calling thread's namespace, bound to `address` (port 0: any free one). A raw one has no port and gets
+/// all of its protocol.
 pub fn bound(party: &Party, protocol: Protocol, address: SocketAddr) -> Result<Socket, SocketsError> {
     let bind = || {
-        let socket = open(protocol, address.is_ipv6())?;
-        if address.port() != 0 {
-            socket.set_reuse_address(true)?;
-            socket.bind(&address.into())?;
-            if protocol != Protocol::Udp {
-                socket.listen(1024)?;
+        let socket = open(protocol, family_of(address.ip()))?;
+        match way(protocol) {
+            Way::Association | Way::Echo => socket.bind(&SocketAddr::new(address.ip(), 0).into())?,
+            Way::Datagram if address.port() == 0 => socket.bind(&address.into())?,
+            Way::Connection if address.port() == 0 => {}
+            spoken => {
+                socket.set_reuse_address(true)?;
+                socket.bind(&address.into())?;
+                if spoken == Way::Connection {
+                    socket.listen(1024)?;
+                }
             }
-        } else if protocol == Protocol::Udp {
-            socket.bind(&address.into())?;
         }
         Ok(socket)
     };

@@ -1,6 +1,6 @@
 //! The truth table: who reaches whom on which port, and why not.
 
-use super::flow::{Party, Probe, ProbeResult, Report, Service, family_name};
+use super::flow::{ECHO, Party, Probe, ProbeResult, Report, Service, family_name, service_name};
 use crate::table::{Cell, Paint, Table, Tone};
 use palisade_protocol::{Family, VerdictName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,22 +9,18 @@ use std::fmt::Write;
 /// Wider tables number their columns.
 const WIDEST: usize = 110;
 
-/// The whole result: a table per port, then the refusals by their reason, then what is wrong.
+/// The whole result: a table per port and one of the echoes, then the refusals by their reason, then what is wrong.
 pub fn rendered(report: &Report, paint: Paint) -> String {
     let mut text = String::new();
-    let services: BTreeSet<Service> = report.probes.iter().map(|result| (result.probe.protocol, result.probe.port)).collect();
-    for service in services {
-        let results: Vec<&ProbeResult> =
-            report.probes.iter().filter(|result| (result.probe.protocol, result.probe.port) == service).collect();
-        let _ = writeln!(text, "{}\n{}", paint.text(Tone::Heading, &format!("{} {}", service.0, service.1)), matrix(&results, paint));
+    let services: BTreeSet<Service> = report.probes.iter().map(|result| result.probe.service()).collect();
+    for service in &services {
+        let results: Vec<&ProbeResult> = report.probes.iter().filter(|result| result.probe.service() == *service).collect();
+        let _ = writeln!(text, "{}\n{}", paint.text(Tone::Heading, &service_name(*service)), matrix(&results, paint));
     }
-    if report.probes.is_empty() {
-        text.push_str("No pod declares a port, so there is nothing to probe: give containers `ports:`.\n\n");
+    if services.iter().all(|service| *service == ECHO) {
+        text.push_str("No pod declares a port, so only echoes are tried: give containers `ports:`.\n\n");
     }
     refusals(&mut text, report, paint);
-    for gap in &report.not_probed {
-        let _ = writeln!(text, "Not probed: {} {} {}: {}", gap.to, gap.protocol, gap.port, gap.reason);
-    }
     disagreements(&mut text, report, paint);
     let _ = writeln!(text, "{}", summary(report));
     text
@@ -111,7 +107,7 @@ pub fn flows(probes: &[&Probe]) -> Vec<String> {
     let mut pairs: BTreeMap<(&Party, &Party), BTreeMap<Service, BTreeSet<Family>>> = BTreeMap::new();
     for probe in probes {
         let services = pairs.entry((&probe.from, &probe.to)).or_default();
-        services.entry((probe.protocol, probe.port)).or_default().insert(probe.family);
+        services.entry(probe.service()).or_default().insert(probe.family);
     }
     let mut lines: BTreeMap<(&Party, String), Vec<String>> = BTreeMap::new();
     for ((from, to), services) in pairs {
@@ -121,10 +117,10 @@ pub fn flows(probes: &[&Probe]) -> Vec<String> {
     lines.into_iter().map(|((from, services), to)| format!("{from} -> {}: {services}", to.join(", "))).collect()
 }
 
-fn service_text(((protocol, port), families): (Service, BTreeSet<Family>)) -> String {
+fn service_text((service, families): (Service, BTreeSet<Family>)) -> String {
     match families.iter().collect::<Vec<_>>()[..] {
-        [family] => format!("{protocol} {port} ({})", family_name(*family)),
-        _ => format!("{protocol} {port}"),
+        [family] => format!("{} ({})", service_name(service), family_name(*family)),
+        _ => service_name(service),
     }
 }
 
@@ -156,7 +152,7 @@ mod tests {
             probes.push(result("node", "backend/api", family, None));
         }
         probes.sort_by(|a, b| a.probe.cmp(&b.probe));
-        Report { probes, not_probed: vec![] }
+        Report { probes }
     }
 
     #[test]
@@ -214,13 +210,23 @@ Refused
         for (from, to) in names.iter().flat_map(|from| names.iter().map(move |to| (from, to))).filter(|(from, to)| from != to) {
             probes.push(result(from, to, Ipv4, None));
         }
-        let text = rendered(&Report { probes, not_probed: vec![] }, Paint::none());
+        let text = rendered(&Report { probes }, Paint::none());
         assert!(text.lines().all(|line| line.len() <= WIDEST), "{text}");
         assert!(text.contains("\n12 namespace/with-a-long-name-11  yes"), "{text}");
     }
 
     #[test]
-    fn nothing_to_probe_says_so() {
-        assert!(rendered(&Report::default(), Paint::none()).starts_with("No pod declares a port"));
+    fn echoes_have_a_table_of_their_own_after_all_ports() {
+        let mut report = shop();
+        for mut echo in shop().probes {
+            (echo.probe.protocol, echo.probe.port) = ECHO;
+            report.probes.push(echo);
+        }
+        let text = rendered(&report, Paint::none());
+        assert!(text.starts_with("TCP 80\n") && text.contains("\n\nICMP\nfrom \\ to      backend/api\n"), "{text}");
+        assert!(text.contains("    guest/visitor -> backend/api: TCP 80, ICMP\n"), "{text}");
+        assert!(!text.contains("No pod declares a port"), "{text}");
+        report.probes.retain(|result| result.probe.service() == ECHO);
+        assert!(rendered(&report, Paint::none()).contains("No pod declares a port, so only echoes are tried"));
     }
 }

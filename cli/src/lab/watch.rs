@@ -242,7 +242,7 @@ mod tests {
     use palisade_protocol::Family::Ipv4;
 
     fn report(probes: Vec<ProbeResult>) -> Report {
-        Report { probes, not_probed: vec![] }
+        Report { probes }
     }
 
     #[test]

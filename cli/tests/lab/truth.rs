@@ -14,9 +14,15 @@ fn the_example_shop_is_as_expected_and_shows_who_is_refused_and_why() {
     }
     let expect = shop().join("expect/reach.yaml");
     let ended = lab(&shop(), &["--expect", expect.to_str().unwrap()]).expect_code(0);
-    for part in
-        ["TCP 80\n", "UDP 8125\n", "\nRefused\n", ALLOW_FRONTEND, "guest/visitor -> backend/api: TCP 80, UDP 8125", "all as expected"]
-    {
+    for part in [
+        "TCP 80\n",
+        "UDP 8125\n",
+        "ICMP\n",
+        "\nRefused\n",
+        ALLOW_FRONTEND,
+        "guest/visitor -> backend/api: TCP 80, UDP 8125, ICMP",
+        "all as expected",
+    ] {
         assert!(ended.output.contains(part), "{part:?} is missing in\n{}", ended.output);
     }
     assert!(!ended.output.contains("DISAGREE"), "{}", ended.output);
@@ -33,7 +39,7 @@ fn the_example_egress_by_identity_is_as_expected_and_names_the_policy() {
     let ended = lab(&directory, &["--expect", expect.to_str().unwrap()]).expect_code(0);
     for part in [
         "default deny of egress by IdentityPolicy store/checkout",
-        "store/checkout -> payments/backup, payments/copy: TCP 5432",
+        "store/checkout -> payments/backup, payments/copy: TCP 5432, ICMP",
         "all as expected",
     ] {
         assert!(ended.output.contains(part), "{part:?} is missing in\n{}", ended.output);
@@ -95,8 +101,9 @@ fn json_has_the_documented_shape_and_words() {
             assert!(pods.contains(&name) || ["node", "outside"].contains(&name), "{probe}");
         }
         assert!(["ipv4", "ipv6"].contains(&probe["family"].as_str().unwrap()), "{probe}");
-        assert!(["TCP", "UDP"].contains(&probe["protocol"].as_str().unwrap()), "{probe}");
+        assert!(["TCP", "UDP", "ICMP"].contains(&probe["protocol"].as_str().unwrap()), "{probe}");
         assert!(probe["reached"].is_boolean() && probe["port"].is_u64(), "{probe}");
+        assert_eq!(probe["port"] == 0, probe["protocol"] == "ICMP", "an echo has no port: {probe}");
         for side in ["egress", "ingress"] {
             assert_eq!(keys(&probe[side]), ["reason", "verdict"], "{probe}");
             assert!(["allow", "deny", "default-deny", "none"].contains(&probe[side]["verdict"].as_str().unwrap()), "{probe}");
@@ -172,7 +179,7 @@ fn nine_pods_with_three_ports_over_two_families_take_less_than_15_seconds() {
     let report = lab(manifests.path(), &["--output", "json"]).expect_code(0).json();
     let taken = start.elapsed();
     let among_pods = probes(&report).filter(|probe| probe["to"].as_str().unwrap().contains('/') && probe["from"] != "outside").count();
-    assert_eq!(among_pods, 486);
+    assert_eq!(among_pods, 9 * 9 * 4 * 2, "three ports and an echo");
     assert!(probes(&report).filter(|probe| probe["reached"] == false).count() > 200, "many are refused");
     assert!(!reached(&report, "b/p0", "a/p1", "TCP", 80), "a is closed");
     assert!(reached(&report, "c/p0", "b/p0", "TCP", 80), "the named port is open for c");
@@ -180,6 +187,7 @@ fn nine_pods_with_three_ports_over_two_families_take_less_than_15_seconds() {
     assert!(reached(&report, "c/p1", "b/p1", "UDP", 53) && !reached(&report, "c/p1", "b/p1", "TCP", 80), "egress of c/p1");
     assert!(!reached(&report, "c/p1", "outside", "TCP", 80) && reached(&report, "c/p0", "outside", "TCP", 80), "egress to the outside");
     assert!(reached(&report, "node", "a/p0", "TCP", 80), "a pod's own node always reaches it");
+    assert!(reached(&report, "node", "a/p0", "ICMP", 0) && !reached(&report, "c/p0", "a/p0", "ICMP", 0), "by echo it alone does");
     assert!(taken < Duration::from_secs(15), "it took {taken:?}");
 }
 
@@ -204,18 +212,92 @@ fn an_address_block_opens_the_outside_host_and_its_exception_does_not() {
     assert!(!reached(&report, "a/x", "b/z", "TCP", 80), "no pod is in the blocks");
 }
 
+/// A policy of the pod of its name.
+fn of_pod(name: &str, rules: &str) -> String {
+    policy("a", name, &format!("{{podSelector: {{matchLabels: {{app: {name}}}}}, {rules}}}"))
+}
+
 #[test]
-fn a_port_that_this_kernel_has_no_sockets_for_is_said_to_be_not_probed() {
+fn echo_follows_rules_without_ports() {
     if !labs_run_here() {
         return;
     }
-    let manifests =
-        Manifests::new(&(namespace("a") + &pod("a", "x", "{containerPort: 80}") + &pod("a", "z", "{containerPort: 9, protocol: SCTP}")));
+    // Pods without a port of their own are probed all the same.
+    let pods: String = ["free", "named", "open", "shut", "mute", "x"].iter().map(|name| pod("a", name, "")).collect();
+    let policies = [
+        ("named", "ingress: [{ports: [{protocol: TCP}, {protocol: UDP}, {protocol: SCTP}, {port: 1, endPort: 65535}]}]"),
+        ("open", "ingress: [{from: [{podSelector: {matchLabels: {app: x}}}]}]"),
+        ("shut", "ingress: []"),
+        ("mute", "policyTypes: [Egress], egress: [{ports: [{protocol: TCP}]}, {to: [{podSelector: {matchLabels: {app: free}}}]}]"),
+    ];
+    let policies: String = policies.iter().map(|(name, rules)| of_pod(name, rules)).collect();
+    let manifests = Manifests::new(&(namespace("a") + &pods + &policies));
+    let expect = manifests.beside(
+        "reach.yaml",
+        "default: allow
+probes:
+  - {from: node, to: '*', protocol: ICMP, verdict: allow}
+  - {from: a/mute, to: a/free, verdict: allow}
+  - {from: a/mute, to: '*', verdict: deny}
+  - {from: a/x, to: a/open, verdict: allow}
+  - {from: '*', to: a/open, verdict: deny}
+  - {from: '*', to: a/named, verdict: deny}
+  - {from: '*', to: a/shut, protocol: ICMP, verdict: deny}
+",
+    );
+    let ended = lab(manifests.path(), &["--expect", &expect]).expect_code(0);
+    assert!(
+        ended.output.starts_with("ICMP\n") && ended.output.contains("No pod declares a port, so only echoes are tried"),
+        "{}",
+        ended.output
+    );
+    // Six pods with five others, the node and the outside host, both ways: all of them over both families.
+    assert!(ended.output.contains(&format!("\n{} probes: ", (6 * 5 + 2 * 6 * 2) * 2)), "{}", ended.output);
+    assert!(ended.output.contains("    a/x -> a/named: ICMP\n"), "{}", ended.output);
+}
+
+#[test]
+fn an_sctp_rule_opens_its_port_and_nothing_else() {
+    if !labs_run_here() {
+        return;
+    }
+    let ports = "{name: assoc, containerPort: 9, protocol: SCTP}, {containerPort: 10, protocol: SCTP}, {name: web, containerPort: 10}, {containerPort: 9, protocol: UDP}";
+    let pods: String = ["free", "one", "all", "name", "tcp", "shut", "out", "x"].iter().map(|name| pod("a", name, ports)).collect();
+    let policies = [
+        ("one", "ingress: [{ports: [{port: 9, protocol: SCTP}]}]"),
+        ("all", "ingress: [{ports: [{protocol: SCTP}]}]"),
+        // The name of a TCP port is none of SCTP.
+        ("name", "ingress: [{ports: [{port: assoc, protocol: SCTP}, {port: web, protocol: SCTP}]}]"),
+        ("tcp", "ingress: [{ports: [{protocol: TCP}]}]"),
+        ("shut", "ingress: []"),
+        (
+            "out",
+            "policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: free}}}], ports: [{port: 10, endPort: 11, protocol: SCTP}]}]",
+        ),
+    ];
+    let policies: String = policies.iter().map(|(name, rules)| of_pod(name, rules)).collect();
+    let manifests = Manifests::new(&(namespace("a") + &pods + &policies));
     let report = lab(manifests.path(), &["--output", "json"]).expect_code(0).json();
-    let probed = probes(&report).any(|probe| probe["protocol"] == "SCTP");
-    let not_probed =
-        report["notProbed"].as_array().is_some_and(|list| list.iter().any(|gap| gap["to"] == "a/z" && gap["protocol"] == "SCTP"));
-    assert!(probed != not_probed, "either tried or said: {report}");
+    let tried = [("SCTP", 9), ("SCTP", 10), ("TCP", 10), ("UDP", 9), ("ICMP", 0)];
+    for (from, to, open) in [
+        ("a/x", "a/free", &tried[..]),
+        ("a/x", "a/one", &tried[..1]),
+        ("outside", "a/one", &tried[..1]),
+        ("a/x", "a/all", &tried[..2]),
+        ("a/x", "a/name", &tried[..1]),
+        ("a/x", "a/tcp", &tried[2..3]),
+        ("a/x", "a/shut", &tried[..0]),
+        ("node", "a/shut", &tried[..]),
+        ("a/out", "a/free", &tried[1..2]),
+        ("a/out", "outside", &tried[..0]),
+        ("a/x", "outside", &tried[..]),
+        ("a/x", "node", &tried[..]),
+    ] {
+        let found: Vec<(&str, u16)> = tried.into_iter().filter(|(protocol, port)| reached(&report, from, to, protocol, *port)).collect();
+        assert_eq!(found, open, "{from} -> {to}");
+    }
+    let refused = |probe: &&Value| probe["from"] == "a/x" && probe["to"] == "a/one" && probe["protocol"] == "SCTP" && probe["port"] == 10;
+    assert_eq!(probes(&report).find(refused).unwrap()["ingress"]["verdict"], "default-deny");
 }
 
 #[test]

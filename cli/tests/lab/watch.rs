@@ -22,7 +22,7 @@ fn edits_flip_verdicts_add_and_remove_pods_and_broken_ones_change_nothing() {
     assert!(lab.output().contains("default deny of ingress by NetworkPolicy a/p"), "{}", lab.output());
 
     manifests.write("policy.yaml", &policy("a", "p", OPEN));
-    lab.wait_for_output("now reached\n    a/x -> a/x2: TCP 80\n");
+    lab.wait_for_output("now reached\n    a/x -> a/x2: TCP 80, ICMP\n");
 
     manifests.write("policy.yaml", "kind: [NetworkPolicy\n");
     lab.wait_for_errors("policy.yaml:");
@@ -32,14 +32,15 @@ fn edits_flip_verdicts_add_and_remove_pods_and_broken_ones_change_nothing() {
     manifests.write("policy.yaml", &policy("a", "p", OPEN));
     manifests.write("more.yaml", &pod("a", "z", "{containerPort: 81}"));
     lab.wait_for_output("Applied: pods added: a/z\n");
-    lab.wait_for_output("a/x -> a/z, node, outside: TCP 81");
+    lab.wait_for_output("a/x -> a/z: TCP 81, ICMP\n");
+    lab.wait_for_output("a/x -> node, outside: TCP 81\n");
 
     std::fs::remove_file(manifests.path().join("more.yaml")).unwrap();
     lab.wait_for_output("Applied: pods removed: a/z\n  no longer there\n");
 
     // Only pods of the namespace may reach a/x2, so without the policy the outside host does, too.
     std::fs::remove_file(manifests.path().join("policy.yaml")).unwrap();
-    lab.wait_for_output("now reached\n    outside -> a/x2: TCP 80");
+    lab.wait_for_output("now reached\n    outside -> a/x2: TCP 80, ICMP\n");
     assert!(!lab.output().contains("DISAGREE"), "{}", lab.output());
     lab.signal(Signal::SIGINT);
     assert_eq!(lab.wait_for_end().code(), Some(0));
@@ -60,5 +61,5 @@ fn json_of_an_edit_has_only_what_changed() {
     let changes: serde_json::Value = serde_json::from_str(output[before..].trim()).expect("one line of JSON");
     let probes = changes["probes"].as_array().unwrap();
     assert!(probes.iter().all(|probe| probe["to"] == "a/x2" && probe["reached"] == false), "{changes}");
-    assert_eq!(probes.len(), 4, "a/x and outside over both families; the node always reaches it: {changes}");
+    assert_eq!(probes.len(), 8, "a/x and outside by TCP and echo over both families; the node always reaches it: {changes}");
 }

@@ -6,7 +6,8 @@
 //! * `from WHO only to WHOM [on PORTS] [by FAMILY] [or to WHOM ...]`
 //! * `never from WHO to WHOM [on PORTS] [by FAMILY]`
 //!
-//! with pods as `x/a`, `x/*`, `*/a`, `*/*`, `nobody`, several with commas; ports as `tcp/80,echo`; `v4` or `v6`.
+//! with pods as `x/a`, `x/*`, `*/a`, `*/*`, `nobody`, several with commas; ports as `tcp/80,echo`, without `on` every
+//! port and echo; `v4` or `v6`, without `by` both.
 
 use crate::table::{Name, Port, Question};
 use anyhow::{Context, Result, bail, ensure};
@@ -139,6 +140,7 @@ mod tests {
         let claims = "to x/a,x/b only from y/* on tcp/80 or from z/c by v6";
         assert!(says(claims, "y/b", "x/a", Port::Tcp80, false));
         assert!(!says(claims, "y/b", "x/a", Port::Tcp81, false));
+        assert!(!says(claims, "y/b", "x/a", Port::Sctp80, false));
         assert!(says(claims, "z/c", "x/b", Port::Echo, true));
         assert!(!says(claims, "z/c", "x/b", Port::Echo, false));
         assert!(!says(claims, "x/c", "x/b", Port::Tcp80, false));
@@ -154,6 +156,8 @@ mod tests {
         assert!(says(claims, "x/b", "y/a", Port::Tcp80, false));
         assert!(!says(claims, "z/a", "z/c", Port::Udp80, false));
         assert!(says(claims, "z/a", "z/c", Port::Tcp80, false));
+        assert!(says(claims, "z/a", "z/c", Port::Sctp80, false), "what is said of UDP says nothing of SCTP");
+        assert!(!says(claims, "x/a", "z/a", Port::Sctp80, true), "without `on` it is said of every port");
     }
 
     #[test]

@@ -11,5 +11,6 @@ pub mod pod;
 pub mod probe;
 pub mod scenario;
 pub mod scene;
+pub mod sctp;
 pub mod table;
 pub mod world;

@@ -4,11 +4,13 @@
 //!
 //! * `prober NAME`: serves, says `ready`, and then answers each line `MILLISECONDS TARGET...` of its input with one
 //!   line, a word for each target: `reached`, `silent`, or what else came of it. A target is `PORT,ADDRESS,NAME` with
-//!   PORT one of `tcp/80`, `udp/80`, `echo`, and NAME whom the answer has to come from. It ends with its input.
+//!   PORT one of `tcp/80`, `udp/80`, `sctp/80`, `echo`, and NAME whom the answer has to come from. It ends with its
+//!   input.
 //! * `prober end-rest DIRECTORY ADDRESS...`: makes the address store in the directory give out next the addresses that
 //!   were just given back.
 
 use anyhow::{Context, Result, bail};
+use palisade_e2e::sctp::{self, Init};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{BufRead, ErrorKind, Read, Write};
@@ -20,6 +22,9 @@ use std::time::{Duration, Instant};
 /// The ports that are served. `palisade_e2e::table::Port` has the same.
 const TCP_PORTS: [u16; 2] = [80, 81];
 const UDP_PORT: u16 = 80;
+const SCTP_PORT: u16 = 80;
+/// The first of the ports that associations are opened from, and how many these are (RFC 6335).
+const SCTP_SOURCES: (u16, u16) = (49_152, 16_384);
 /// Linux' number. `socket2` names it only with a feature that all who use the crate would be built anew for.
 const SOCK_RAW: i32 = 3;
 /// How long one packet is waited for before the next one is sent.
@@ -37,7 +42,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Says its name to everybody who connects or sends a datagram.
+/// Says its name to everybody who connects, sends a datagram or opens an association.
 fn serve(name: &str) -> Result<()> {
     // Takes IPv4, too.
     let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -51,6 +56,11 @@ fn serve(name: &str) -> Result<()> {
             }
         });
     }
+    for ipv6 in [false, true] {
+        let socket = raw(ipv6, sctp_protocol()).context("opening a raw socket for SCTP")?;
+        let name = name.to_owned();
+        std::thread::spawn(move || answer_openings(&socket, ipv6, &name));
+    }
     let socket = UdpSocket::bind((everywhere, UDP_PORT)).with_context(|| format!("listening on UDP {UDP_PORT}"))?;
     let name = name.to_owned();
     std::thread::spawn(move || {
@@ -63,6 +73,20 @@ fn serve(name: &str) -> Result<()> {
     });
     println!("ready");
     Ok(())
+}
+
+/// Answers every INIT to the port. The socket gets all of the protocol: also what is for other ports, and the answers
+/// to what is asked from here.
+fn answer_openings(socket: &UdpSocket, ipv6: bool, name: &str) {
+    let mut buffer = [0; 256];
+    loop {
+        if let Ok((length, from)) = socket.recv_from(&mut buffer)
+            && let Some(opening) = Init::read(message(&buffer[..length], ipv6))
+            && opening.destination == SCTP_PORT
+        {
+            let _ = socket.send_to(&opening.answer(name), from);
+        }
+    }
 }
 
 fn answer_questions() -> Result<()> {
@@ -83,6 +107,7 @@ fn answer_questions() -> Result<()> {
 enum Way {
     Tcp(SocketAddr),
     Udp(SocketAddr),
+    Sctp(SocketAddr),
     Echo(IpAddr),
 }
 
@@ -98,6 +123,7 @@ impl Target {
         let way = match port.split_once('/') {
             Some(("tcp", port)) => Way::Tcp((address, port.parse()?).into()),
             Some(("udp", port)) => Way::Udp((address, port.parse()?).into()),
+            Some(("sctp", port)) => Way::Sctp((address, port.parse()?).into()),
             None if port == "echo" => Way::Echo(address),
             _ => bail!("no port {port}"),
         };
@@ -113,6 +139,7 @@ impl Target {
             let answer = match self.way {
                 Way::Tcp(to) => by_tcp(to, once),
                 Way::Udp(to) => by_udp(to, once),
+                Way::Sctp(to) => by_sctp(to, once),
                 // An echo cannot say whose it is.
                 Way::Echo(to) => by_echo(to, once).map(|_| self.name.clone()),
             };
@@ -147,16 +174,27 @@ fn by_udp(to: SocketAddr, time: Duration) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
+fn by_sctp(to: SocketAddr, time: Duration) -> std::io::Result<String> {
+    static COUNT: AtomicU16 = AtomicU16::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let (first, ports) = SCTP_SOURCES;
+    let opening = Init { source: first + count % ports, destination: to.port(), tag: u32::from(count) + 1 };
+    let socket = raw(to.is_ipv6(), sctp_protocol())?;
+    // From now on it gets what comes from there only.
+    socket.connect(SocketAddr::new(to.ip(), 0))?;
+    socket.send(&opening.packet())?;
+    answer(&socket, to.is_ipv6(), time, |message| opening.answered_by(message))
+}
+
 fn by_echo(to: IpAddr, time: Duration) -> std::io::Result<()> {
     static COUNT: AtomicU16 = AtomicU16::new(1);
     // The type of a request and of its reply.
-    let (domain, protocol, request, reply) = match to {
-        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, 8, 0),
-        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, 128, 129),
+    let (protocol, request, reply) = match to {
+        IpAddr::V4(_) => (Protocol::ICMPV4, 8, 0),
+        IpAddr::V6(_) => (Protocol::ICMPV6, 128, 129),
     };
-    let mut socket = Socket::new(domain, Type::from(SOCK_RAW), Some(protocol))?;
-    // From now on it gets what comes from there only.
-    socket.connect(&SocketAddr::new(to, 0).into())?;
+    let socket = raw(to.is_ipv6(), protocol)?;
+    socket.connect(SocketAddr::new(to, 0))?;
     let id = COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
     let mut packet = [request, 0, 0, 0, id[0], id[1], 0, 1];
     if to.is_ipv4() {
@@ -164,7 +202,24 @@ fn by_echo(to: IpAddr, time: Duration) -> std::io::Result<()> {
         let sum = checksum(&packet).to_be_bytes();
         packet[2..4].copy_from_slice(&sum);
     }
-    socket.write_all(&packet)?;
+    socket.send(&packet)?;
+    let is_reply = |message: &[u8]| message.first() == Some(&reply) && message.get(4..6) == Some(&id[..]);
+    answer(&socket, to.is_ipv6(), time, |message| is_reply(message).then_some(()))
+}
+
+fn sctp_protocol() -> Protocol {
+    i32::from(sctp::PROTOCOL).into()
+}
+
+/// A socket for whole packets of a protocol. It is driven as one for datagrams, which says where each came from; the
+/// port that both state counts for nothing.
+fn raw(ipv6: bool, protocol: Protocol) -> std::io::Result<UdpSocket> {
+    let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
+    Socket::new(domain, Type::from(SOCK_RAW), Some(protocol)).map(UdpSocket::from)
+}
+
+/// Waits for the message that fits: the socket sees the answers of all others, too.
+fn answer<T>(socket: &UdpSocket, ipv6: bool, time: Duration, fits: impl Fn(&[u8]) -> Option<T>) -> std::io::Result<T> {
     let deadline = Instant::now() + time;
     let mut buffer = [0; 256];
     loop {
@@ -173,15 +228,20 @@ fn by_echo(to: IpAddr, time: Duration) -> std::io::Result<()> {
             return Err(ErrorKind::TimedOut.into());
         }
         socket.set_read_timeout(Some(left))?;
-        let length = socket.read(&mut buffer)?;
-        // Only IPv4 hands its own header out, too.
-        let header = if to.is_ipv4() { usize::from(buffer[0] & 0x0f) * 4 } else { 0 };
-        let message = buffer[..length].get(header..).unwrap_or_default();
-        // The socket sees the answers of all others.
-        if message.first() == Some(&reply) && message.get(4..6) == Some(&id[..]) {
-            return Ok(());
+        let length = socket.recv(&mut buffer)?;
+        if let Some(answer) = fits(message(&buffer[..length], ipv6)) {
+            return Ok(answer);
         }
     }
+}
+
+/// What a raw socket handed out, without the header of IP: only IPv4 hands it out, too.
+fn message(packet: &[u8], ipv6: bool) -> &[u8] {
+    let header = match packet.first() {
+        Some(first) if !ipv6 => usize::from(first & 0x0f) * 4,
+        _ => 0,
+    };
+    packet.get(header..).unwrap_or_default()
 }
 
 /// The Internet checksum (RFC 1071) of an even number of bytes.

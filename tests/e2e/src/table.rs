@@ -17,13 +17,15 @@ pub enum Port {
     Tcp81,
     /// UDP 80.
     Udp80,
+    /// SCTP 80.
+    Sctp80,
     /// An ICMP echo, which has no port.
     Echo,
 }
 
 impl Port {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Tcp80, Self::Tcp81, Self::Udp80, Self::Echo];
+    pub const ALL: [Self; 5] = [Self::Tcp80, Self::Tcp81, Self::Udp80, Self::Sctp80, Self::Echo];
 
     /// As the claims and the prober call it.
     pub fn name(self) -> &'static str {
@@ -31,6 +33,7 @@ impl Port {
             Self::Tcp80 => "tcp/80",
             Self::Tcp81 => "tcp/81",
             Self::Udp80 => "udp/80",
+            Self::Sctp80 => "sctp/80",
             Self::Echo => "echo",
         }
     }
@@ -141,8 +144,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_has_nine_by_nine_pods_by_four_ports_and_two_families() {
-        assert_eq!(Question::all().count(), 9 * 9 * 4 * 2);
+    fn a_table_has_nine_by_nine_pods_by_five_ports_and_two_families() {
+        assert_eq!(Question::all().count(), 9 * 9 * 5 * 2);
         assert_eq!(Name::parse("y/c").map(|name| name.to_string()), Some("y/c".into()));
         assert_eq!(Name::parse("y/d"), None);
     }

@@ -167,7 +167,7 @@ impl World {
         // One name is another number on one pod, and one pod has one name for two numbers.
         let web = if name == Name::parse("z/c").context("z/c")? { 81 } else { 80 };
         let port = |name: &str, port: u16, protocol: &str| json!({ "name": name, "containerPort": port, "protocol": protocol });
-        let mut ports = vec![port("web", web, "TCP"), port("dgram", 80, "UDP")];
+        let mut ports = vec![port("web", web, "TCP"), port("dgram", 80, "UDP"), port("assoc", 80, "SCTP")];
         if name == Name::parse("y/c").context("y/c")? {
             ports.push(port("twice", 80, "TCP"));
             let second = json!({ "name": "second", "image": IMAGE, "command": ["sleep", "3600"], "ports": [port("twice", 81, "TCP")] });

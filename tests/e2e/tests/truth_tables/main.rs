@@ -1,5 +1,5 @@
-//! Truth tables: three namespaces with three pods, TCP 80 and 81, UDP 80 and ICMP echo, over both families. Each
-//! scenario is a rule of `docs/design/semantics.md` as a user would write it, and the table that should come of it.
+//! Truth tables: three namespaces with three pods, TCP 80 and 81, UDP 80, SCTP 80 and ICMP echo, over both families.
+//! Each scenario is a rule of `docs/design/semantics.md` as a user would write it, and the table that should come of it.
 //!
 //! All scenarios share the pods, one after the other; each takes back what it did.
 

@@ -1,5 +1,5 @@
 //! Ports: numbers, names, ranges, protocols. The port `web` is 80 on all pods but z/c, where it is 81; y/c has two ports
-//! `twice`, first 80 and then 81; `dgram` is UDP 80 everywhere.
+//! `twice`, first 80 and then 81; `dgram` is UDP 80 and `assoc` is SCTP 80 everywhere.
 
 use palisade_e2e::scenario::Scenario;
 
@@ -21,6 +21,11 @@ crate::scenarios![
     egress_to_a_named_port_is_asked_of_each_destination,
     egress_to_a_named_port_of_some_peers,
     sctp_isolates_and_opens_nothing_else,
+    a_range_of_sctp_opens_its_ports_and_no_others,
+    an_sctp_port_of_some_peers_is_open_to_them_only,
+    egress_by_sctp_goes_where_its_rule_says_only,
+    a_named_port_of_tcp_opens_nothing_of_sctp,
+    a_named_port_of_sctp_opens_sctp,
 ];
 
 /// A policy of all pods of z, with these ports of everybody.
@@ -48,6 +53,8 @@ fn a_protocol_without_a_number_is_all_of_that_protocol() -> Scenario {
         .gives("to z/* only from */* on tcp/80,tcp/81")
         .policy("z/p", "{podSelector: {}, ingress: [{ports: [{protocol: UDP}]}]}")
         .gives("to z/* only from */* on udp/80")
+        .policy("z/p", "{podSelector: {}, ingress: [{ports: [{protocol: SCTP}]}]}")
+        .gives("to z/* only from */* on sctp/80")
 }
 
 fn several_ports_of_a_rule_are_alternatives() -> Scenario {
@@ -126,5 +133,45 @@ fn egress_to_a_named_port_of_some_peers() -> Scenario {
 }
 
 fn sctp_isolates_and_opens_nothing_else() -> Scenario {
-    open("[{port: 80, protocol: SCTP}, {protocol: SCTP}]").gives("to z/* only from nobody")
+    open("[{port: 80, protocol: SCTP}]")
+        .gives("to z/* only from */* on sctp/80")
+        .policy("z/p", "{podSelector: {}, ingress: [{ports: [{port: 81, protocol: SCTP}]}]}")
+        .gives("to z/* only from nobody")
+}
+
+fn a_range_of_sctp_opens_its_ports_and_no_others() -> Scenario {
+    open("[{port: 1, endPort: 79, protocol: SCTP}, {port: 81, endPort: 65535, protocol: SCTP}]")
+        .gives("to z/* only from nobody")
+        .policy("z/p", "{podSelector: {}, ingress: [{ports: [{port: 79, endPort: 80, protocol: SCTP}]}]}")
+        .gives("to z/* only from */* on sctp/80")
+}
+
+fn an_sctp_port_of_some_peers_is_open_to_them_only() -> Scenario {
+    Scenario::default()
+        .policy(
+            "z/p",
+            "{podSelector: {}, ingress: [
+                {from: [{namespaceSelector: {matchLabels: {ns: x}}}], ports: [{port: 80, protocol: SCTP}]},
+                {from: [{ipBlock: {cidr: '$6(y/a)/128'}}], ports: [{protocol: SCTP}, {port: 81}]}]}",
+        )
+        .gives("to z/* only from x/* on sctp/80 or from y/a on sctp/80,tcp/81 by v6")
+}
+
+fn egress_by_sctp_goes_where_its_rule_says_only() -> Scenario {
+    Scenario::default()
+        .policy(
+            "x/p",
+            "{podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [
+                {to: [{namespaceSelector: {matchLabels: {ns: z}}}], ports: [{port: 80, protocol: SCTP}]},
+                {to: [{namespaceSelector: {matchLabels: {ns: y}}}], ports: [{port: 80}, {port: 80, protocol: UDP}]}]}",
+        )
+        .gives("from x/a only to z/* on sctp/80 or to y/* on tcp/80,udp/80")
+}
+
+fn a_named_port_of_tcp_opens_nothing_of_sctp() -> Scenario {
+    open("[{port: web, protocol: SCTP}, {port: dgram, protocol: SCTP}, {port: assoc}]").gives("to z/* only from nobody")
+}
+
+fn a_named_port_of_sctp_opens_sctp() -> Scenario {
+    open("[{port: assoc, protocol: SCTP}]").gives("to z/* only from */* on sctp/80")
 }

@@ -85,7 +85,7 @@ fn pass_over_every_tier_is_allowed_in_the_end() -> Scenario {
         "ingress",
         &format!("[{{action: Deny, {FROM_Y}, protocols: [{{udp: {{destinationPort: {{number: 80}}}}}}]}}]"),
     )
-    .gives("to x/* only from y/* on tcp/80,tcp/81,echo")
+    .gives("to x/* only from y/* on tcp/80,tcp/81,sctp/80,echo")
 }
 
 fn rules_of_the_cluster_isolate_nobody() -> Scenario {
@@ -100,10 +100,11 @@ fn egress_to_networks_is_denied_for_pods_of_those_addresses() -> Scenario {
 }
 
 fn protocols_by_number_range_and_name() -> Scenario {
-    let rules = "[{action: Deny, to: [{namespaces: {matchLabels: {ns: y}}}], protocols: [{tcp: {destinationPort: {range: {start: 81, end: 90}}}}]},
+    let rules = "[{action: Deny, to: [{namespaces: {matchLabels: {ns: y}}}], protocols: [{tcp: {destinationPort: {range: {start: 81, end: 90}}}}, {sctp: {destinationPort: {number: 80}}}]},
         {action: Deny, to: [{namespaces: {matchLabels: {ns: z}}}], protocols: [{udp: {destinationPort: {number: 80}}}, {destinationNamedPort: web}]}]";
-    policy(Scenario::default(), "protocols", "Admin", 10, "egress", rules)
-        .gives("never from x/* to y/* on tcp/81\n never from x/* to z/a,z/b on tcp/80,udp/80\n never from x/* to z/c on tcp/81,udp/80")
+    policy(Scenario::default(), "protocols", "Admin", 10, "egress", rules).gives(
+        "never from x/* to y/* on tcp/81,sctp/80\n never from x/* to z/a,z/b on tcp/80,udp/80\n never from x/* to z/c on tcp/81,udp/80",
+    )
 }
 
 fn a_longer_network_does_not_beat_an_earlier_rule() -> Scenario {
