@@ -4,7 +4,7 @@ use crate::product::cargo;
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// A suite that takes longer hangs; it is ended and has failed.
@@ -25,6 +25,8 @@ enum Needs {
 enum Work {
     /// A cargo command that succeeds or not: one test.
     Check(fn() -> Vec<&'static str>),
+    /// What clippy says of the workspace: no warning.
+    Lint,
     /// The tests inside of the crates.
     Inside,
     /// The tests beside the crates, in the `tests` folders of these packages.
@@ -40,11 +42,7 @@ struct Suite {
 const SUITES: &[Suite] = &[
     Suite { name: "format", needs: Needs::Nothing, work: Work::Check(|| vec!["fmt", "--all", "--check"]) },
     Suite { name: "tidy", needs: Needs::Nothing, work: Work::Check(|| vec!["xtask", "tidy"]) },
-    Suite {
-        name: "clippy",
-        needs: Needs::Nothing,
-        work: Work::Check(|| [&["clippy", "--release", "--locked", "--all-targets"], WORKSPACE, &["--", "--deny", "warnings"]].concat()),
-    },
+    Suite { name: "clippy", needs: Needs::Nothing, work: Work::Lint },
     Suite { name: "unit", needs: Needs::Nothing, work: Work::Inside },
     Suite {
         name: "property",
@@ -96,16 +94,17 @@ pub fn run(root: &Path, only: &[String]) -> Result<ExitCode> {
     let mut total = Counts::default();
     let mut lines = Vec::new();
     let mut programs = None;
-    for suite in SUITES.iter().filter(|suite| only.is_empty() || only.iter().any(|name| name == suite.name)) {
+    let chosen: Vec<&Suite> = SUITES.iter().filter(|suite| only.is_empty() || only.iter().any(|name| name == suite.name)).collect();
+    let mut preparation = if chosen.iter().any(|suite| suite.needs == Needs::Cluster) { Preparation::begin(root)? } else { None };
+    for suite in chosen {
         println!("==> {}", suite.name);
         let begin = Instant::now();
         let counts = match &suite.work {
             Work::Check(arguments) => check(root, &arguments())?,
+            Work::Lint => built(root, &mut programs)?.lint(),
             Work::Inside | Work::Beside(_) => {
-                if programs.is_none() {
-                    programs = Some(build(root)?);
-                }
-                tests(root, suite, programs.as_deref().unwrap_or_default())?
+                let programs = &built(root, &mut programs)?.programs;
+                tests(root, suite, programs, preparation.take_if(|_| suite.needs == Needs::Cluster))?
             }
         };
         total.add(counts);
@@ -138,22 +137,52 @@ fn check(root: &Path, arguments: &[&str]) -> Result<Counts> {
     Ok(if status.success() { Counts::PASSED } else { Counts::FAILED })
 }
 
+/// What was built for the suites.
+struct Built {
+    programs: Vec<Program>,
+    warnings: usize,
+}
+
+impl Built {
+    fn lint(&self) -> Counts {
+        if self.warnings == 0 { Counts::PASSED } else { Counts::FAILED }
+    }
+}
+
+/// The compiler of all that the suites run: clippy's, which says what it finds and compiles like rustc. To check everything and
+/// then to compile it would take half as long again. What is released is compiled by rustc.
+const COMPILER: (&str, &str) = ("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
+
+fn built<'a>(root: &Path, built: &'a mut Option<Built>) -> Result<&'a Built> {
+    if built.is_none() {
+        *built = Some(build(root)?);
+    }
+    built.as_ref().context("nothing was built")
+}
+
 /// Builds every test of the workspace at once: with one choice of packages, each dependency is compiled once.
-fn build(root: &Path) -> Result<Vec<Program>> {
+fn build(root: &Path) -> Result<Built> {
     eprintln!("building the tests: several minutes the first time");
     let output = Command::new(cargo())
-        .args(["test", "--release", "--locked", "--no-run", "--message-format", "json-render-diagnostics"])
+        .args(["test", "--release", "--locked", "--no-run", "--message-format", "json"])
         .args(WORKSPACE)
         .current_dir(root)
+        .env(COMPILER.0, COMPILER.1)
         .stderr(Stdio::inherit())
         .output()
         .context("starting cargo")?;
+    let messages = String::from_utf8(output.stdout)?;
+    let messages = messages.lines().map(serde_json::from_str).collect::<Result<Vec<serde_json::Value>, _>>()?;
+    let mut warnings = 0;
+    for message in messages.iter().filter(|message| message["reason"] == "compiler-message").map(|message| &message["message"]) {
+        eprint!("{}", message["rendered"].as_str().unwrap_or_default());
+        warnings += usize::from(message["level"] == "warning");
+    }
     if !output.status.success() {
         bail!("the tests do not build; what the compiler says stands above");
     }
     let mut programs = Vec::new();
-    for message in String::from_utf8(output.stdout)?.lines() {
-        let message: serde_json::Value = serde_json::from_str(message)?;
+    for message in &messages {
         let (Some(executable), Some(true)) = (message["executable"].as_str(), message["profile"]["test"].as_bool()) else { continue };
         let manifest = Path::new(message["manifest_path"].as_str().unwrap_or_default());
         let program = Program {
@@ -169,7 +198,7 @@ fn build(root: &Path) -> Result<Vec<Program>> {
         programs.push(program);
     }
     programs.sort_by(|a, b| (&a.package, &a.target).cmp(&(&b.package, &b.target)));
-    Ok(programs)
+    Ok(Built { programs, warnings })
 }
 
 /// The package's name in an id such as `path+file:///checkout/cli#palisade@0.1.0` or `path+file:///checkout/xtask#0.1.0`.
@@ -184,17 +213,20 @@ fn package_name(id: &str) -> &str {
 impl Suite {
     fn holds(&self, program: &Program) -> bool {
         match self.work {
-            Work::Check(_) => false,
+            Work::Check(_) | Work::Lint => false,
             Work::Inside => !program.beside,
             Work::Beside(packages) => program.beside && packages.contains(&program.package.as_str()),
         }
     }
 }
 
-fn tests(root: &Path, suite: &Suite, programs: &[Program]) -> Result<Counts> {
+fn tests(root: &Path, suite: &Suite, programs: &[Program], preparation: Option<Preparation>) -> Result<Counts> {
     let programs: Vec<&Program> = programs.iter().filter(|program| suite.holds(program)).collect();
     if suite.needs != Needs::Nothing && !is_root() {
         return skipped(suite, &programs, "needs root: network namespaces and BPF");
+    }
+    if let Some(preparation) = preparation {
+        preparation.end()?;
     }
     let counts = if suite.needs == Needs::Cluster { on_cluster(root, suite, &programs)? } else { all(suite, &programs, &[])? };
     if counts.passed + counts.failed == 0 {
@@ -262,6 +294,41 @@ fn skipped(suite: &Suite, programs: &[&Program], reason: &str) -> Result<Counts>
 /// restart the agents of the cluster that they run on.
 const CLUSTER: &str = "PALISADE_TEST_KUBECONFIG";
 
+/// What the cluster is made of, as it is made while the other suites are built and run: in processor time that nothing else
+/// wants, of which there is much while a large crate compiles or a test waits.
+struct Preparation(Child);
+
+impl Preparation {
+    /// `None` where no cluster is to be made here.
+    fn begin(root: &Path) -> Result<Option<Self>> {
+        if !is_root() || std::env::var_os(CLUSTER).is_some() {
+            return Ok(None);
+        }
+        let log = root.join("target/cluster-preparation.log");
+        println!("cluster: what it is made of is made meanwhile ({})", log.display());
+        let file = std::fs::File::create(&log).with_context(|| format!("writing {}", log.display()))?;
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0", "tests/e2e/kind/up", "--prepare"]).current_dir(root).stdin(Stdio::null());
+        Ok(Some(Self(command.stdout(file.try_clone()?).stderr(file).spawn().context("starting chrt (of util-linux)")?)))
+    }
+
+    /// Waits for it. What failed is tried again, and reported, when the cluster is made.
+    fn end(mut self) -> Result<()> {
+        self.0.wait().context("waiting for what the cluster is made of")?;
+        Ok(())
+    }
+}
+
+impl Drop for Preparation {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            // It ends what it has started; a second signal would keep it from that.
+            let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+            let _ = self.0.wait();
+        }
+    }
+}
+
 /// The cluster suite: on the cluster that [`CLUSTER`] names, else on one that is made for it and removed.
 fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program]) -> Result<Counts> {
     if let Ok(kubeconfig) = std::env::var(CLUSTER) {
@@ -270,7 +337,8 @@ fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program]) -> Result<Count
     }
     let kubeconfig = root.join("target/cluster/kubeconfig");
     let ours = !kubeconfig.exists();
-    let make = |target: &str| Command::new("make").arg(target).current_dir(root).status().context("starting make");
+    let make =
+        |target: &str| Command::new("make").arg(target).current_dir(root).env(COMPILER.0, COMPILER.1).status().context("starting make");
     let mut counts = if make("cluster")?.success() {
         let path = format!("{}:{}", root.join("target/cluster/bin").display(), std::env::var("PATH").unwrap_or_default());
         all(suite, programs, &[("KUBECONFIG", kubeconfig.display().to_string()), ("PATH", path)])?
