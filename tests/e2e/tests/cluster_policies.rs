@@ -52,6 +52,7 @@ fn upstream_s_definition_is_noticed_and_tiers_priorities_and_pass_decide() -> Re
     let egress = json!({ "tier": "Admin", "priority": 0, "subject": { "namespaces": clients }, "egress": names });
     cluster_policy(&cluster, "e2e-names", &egress)?;
     scene.expect("with an Accept by domain names, which matches nothing, before a Deny", &Silent, &Silent);
+    cluster.run(&["wait", "--for=condition=Accepted=false", "cnp", "e2e-names", "--timeout=60s"])?;
 
     cluster.run(&["delete", "cnp", "e2e-names", "e2e-baseline", "e2e-admin", "e2e-earlier"])?;
     scene.expect("after the policies were deleted", &Reached, &Reached);
