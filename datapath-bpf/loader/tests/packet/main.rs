@@ -7,6 +7,7 @@ mod stage;
 mod atomic;
 mod audit;
 mod error;
+mod flood;
 mod fragment;
 mod generated;
 mod host;

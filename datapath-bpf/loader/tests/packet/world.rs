@@ -281,6 +281,11 @@ impl World {
         self.run(Hook::ToPod, self.b.ifindex, 0, packet)
     }
 
+    /// The events that nobody has read yet.
+    pub fn drain_events(&mut self) -> Vec<DatapathEvent> {
+        std::iter::from_fn(|| self.events.next().unwrap()).collect()
+    }
+
     /// Runs a program over a packet; exactly one counter must move, and an event must say the same as it.
     pub fn run(&mut self, hook: Hook, ifindex: u32, ingress_ifindex: u32, packet: Vec<u8>) -> Seen {
         let before = self.datapath.counters().unwrap();
