@@ -180,6 +180,10 @@ fn a_policy_that_is_in_force_is_not_taken_back_for_a_new_pod_s_nor_after_a_resta
             assert_eq!(from_outside(node, &other(44), "shop/web").ingress.verdict, VerdictName::Allow);
             assert_eq!(from_outside(node, "40.0.0.9", "shop/client").ingress.verdict, VerdictName::DefaultDeny);
         };
+        // Many more of the same networks, which take no more room.
+        const MORE: usize = 20;
+        let more = |number: usize| format!("more-{number}");
+        (0..MORE).for_each(|number| node.write(&format!("{}.yaml", more(number)), &listing(&more(number), "web", 45)));
         start(node, &config);
         node.add(WEB.0, WEB.1);
         assert_eq!(node.status().refused, []);
@@ -187,10 +191,11 @@ fn a_policy_that_is_in_force_is_not_taken_back_for_a_new_pod_s_nor_after_a_resta
         check(&node.status());
         // What comes later is put into the kernel beside it.
         node.write("policy.yaml", POLICY);
-        check(&node.wait("it is there", |status| status.counts.policies == 3));
+        check(&node.wait("it is there", |status| status.counts.policies == MORE + 3));
         node.stop();
         check(&start(node, &config));
-        // Once the other one makes room it is in force.
+        // Once the others make room it is in force.
+        (0..MORE).for_each(|number| node.delete(&format!("{}.yaml", more(number))));
         node.write(policies[0].0, &listing("of-web", "web", 20));
         node.wait("nothing is held back", |status| status.refused.is_empty());
         assert_eq!(from_outside(node, "40.0.0.9", "shop/client").ingress.verdict, VerdictName::Allow);

@@ -35,14 +35,14 @@ impl Kernel {
         let local = self.local();
         let began = Instant::now();
         self.close_former()?;
-        let kept = match self.still_held(&model).map(|fitting| self.apply_fitting(fitting, &local)) {
-            // What went may have made room for what is held back.
-            Some(Ok(applied)) => self.still_held(&model).is_some().then_some(Ok(applied)),
-            Some(Err(KernelError::TooLarge { .. })) | None => None,
-            Some(Err(error)) => Some(Err(error)),
+        let kept = self.still_held(&model).map(|fitting| self.apply_fitting(fitting, &local));
+        // What went may have made room for what is held back.
+        let tried_anew = self.still_held(&model).is_none();
+        let applied = match kept {
+            Some(Err(KernelError::TooLarge { .. })) | None => self.apply_or_hold(model, &local, None),
+            Some(Ok(kept)) if tried_anew => self.apply_or_hold(model, &local, Some(kept)),
+            Some(kept) => kept,
         };
-        let tried_anew = kept.is_none();
-        let applied = kept.unwrap_or_else(|| self.apply_or_hold(model, &local));
         match applied {
             Ok((rows_changed, model, held)) => {
                 self.good = Some(Good { model, digests, local });
@@ -70,15 +70,20 @@ impl Kernel {
         }
     }
 
-    /// Puts the model into the kernel, without the policies that do not fit.
-    fn apply_or_hold(&mut self, model: Arc<Model>, local: &BTreeSet<ObjectName>) -> Result<Applied, KernelError> {
-        match self.apply(&model, local) {
-            Ok(rows) => Ok((rows, model, BTreeMap::new())),
-            Err(error @ KernelError::TooLarge { .. }) => match self.fitting(&model, local, &error) {
-                Some(fitting) => self.apply_fitting(fitting, local),
-                None => Err(error),
-            },
-            Err(error) => Err(error),
+    /// Puts the model into the kernel, without the policies that do not fit. What was `kept` out of it before, and is in the
+    /// kernel, stays as it is unless fewer have to be.
+    fn apply_or_hold(&mut self, model: Arc<Model>, local: &BTreeSet<ObjectName>, kept: Option<Applied>) -> Result<Applied, KernelError> {
+        let error = match self.apply(&model, local) {
+            Ok(rows) => return Ok((rows, model, BTreeMap::new())),
+            Err(error @ KernelError::TooLarge { .. }) => error,
+            Err(error) => return Err(error),
+        };
+        let fewer =
+            |held: &BTreeMap<_, _>, (_, _, kept): &Applied| held.len() < kept.len() && held.keys().all(|name| kept.contains_key(name));
+        match (self.fitting(&model, local, &error), kept) {
+            (Some(fitting), kept) if kept.as_ref().is_none_or(|kept| fewer(&fitting.held, kept)) => self.apply_fitting(fitting, local),
+            (_, Some(kept)) => Ok(kept),
+            (_, None) => Err(error),
         }
     }
 
@@ -197,39 +202,52 @@ impl Kernel {
 
     /// What the maps hold. Endpoints of which nobody knows whose policy is right are closed: their numbers are given out anew.
     pub(super) fn read_back(&mut self) -> Result<Compiled, KernelError> {
-        let pods: BTreeMap<u32, ObjectName> =
-            self.endpoints.values().map(|endpoint| (endpoint.spec.host_index, pod_name(&endpoint.spec))).collect();
+        // A newer pod has the name of a former one: what is closed says nothing of the one that is open.
+        let pods: BTreeMap<u32, ObjectName> = self
+            .endpoints
+            .values()
+            .filter(|endpoint| !self.is_former(&endpoint.spec))
+            .map(|endpoint| (endpoint.spec.host_index, pod_name(&endpoint.spec)))
+            .collect();
         let datapath = self.datapath()?;
-        let (mut subjects, mut audits) = (BTreeMap::<ObjectName, u32>::new(), BTreeMap::new());
+        let rows = datapath.endpoints.rows()?;
+        let mut found: BTreeMap<&ObjectName, BTreeSet<u32>> = BTreeMap::new();
+        for (index, row) in &rows {
+            if let Some(pod) = pods.get(index) {
+                found.entry(pod).or_default().extend(Some(row.subject).filter(|subject| *subject != SUBJECT_NONE));
+            }
+        }
+        let (mut subjects, mut audits) = (BTreeMap::new(), BTreeMap::new());
         let mut closed = false;
-        for (index, row) in datapath.endpoints.rows()? {
-            let known = pods.get(&index).map(|pod| (pod, *subjects.entry(pod.clone()).or_insert(row.subject)));
-            match known {
-                Some((pod, subject)) if subject == row.subject => {
-                    if row.audit != SUBJECT_NONE {
-                        audits.insert(pod.clone(), row.audit);
-                    }
+        for (index, row) in &rows {
+            let pod = pods.get(index);
+            let one = pod.and_then(|pod| found.get(pod)).is_some_and(|subjects| subjects.len() <= 1);
+            if let Some(pod) = pod {
+                let subject = found.get(pod).filter(|_| one).and_then(BTreeSet::first).copied();
+                subjects.insert(pod.clone(), subject.unwrap_or(SUBJECT_NONE));
+                if one && row.audit != SUBJECT_NONE {
+                    audits.insert(pod.clone(), row.audit);
                 }
-                // Its record cannot be read, or it is one of two endpoints of a pod that differ, since a flip was cut short.
-                _ => {
-                    datapath.endpoints.insert(&index, &Endpoint { subject: SUBJECT_NONE, audit: SUBJECT_NONE, ..row })?;
-                    closed = true;
-                    if let Some((pod, _)) = known {
-                        subjects.insert(pod.clone(), SUBJECT_NONE);
-                    }
-                }
+            }
+            // Its record cannot be read, or the endpoints of a pod differ, since a flip was cut short.
+            if !one && row.subject != SUBJECT_NONE {
+                datapath.endpoints.insert(index, &Endpoint { subject: SUBJECT_NONE, audit: SUBJECT_NONE, ..*row })?;
+                closed = true;
             }
         }
         if closed {
             datapath.bump_epoch()?;
         }
-        Ok(Compiled {
+        let compiled = Compiled {
             subjects,
             audits,
             addresses: datapath.addresses.rows()?.into_iter().collect(),
             prefixes: datapath.prefixes.rows()?,
             policy: datapath.policy.rows()?,
             ports: datapath.ports.rows()?,
-        })
+        };
+        // One of two endpoints of a pod may be closed that the plan finds as it should be.
+        self.incomplete = true;
+        Ok(compiled)
     }
 }

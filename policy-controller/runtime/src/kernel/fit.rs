@@ -104,26 +104,35 @@ impl Kernel {
             check(datapath, old, &plan(old, model, local, &mut numbers).steps).is_ok()
         };
         let candidates = self.candidates(model, local, error);
-        let without = |count: usize| {
-            let held: BTreeMap<_, _> = candidates[..count].iter().cloned().collect();
+        let without = |range: std::ops::Range<usize>| {
+            let held: BTreeMap<_, _> = candidates[range].iter().cloned().collect();
             Fitting { model: stand_in(model, &held), held }
         };
-        if !fits(&without(candidates.len()).model) {
+        if !fits(&without(0..candidates.len()).model) {
             return None;
         }
         // The fewest in their order, by halves: each try compiles the whole model.
         let (mut too_few, mut enough) = (0, candidates.len());
         while enough - too_few > 1 {
             let count = too_few.midpoint(enough);
-            if fits(&without(count).model) {
+            if fits(&without(0..count).model) {
                 enough = count;
             } else {
                 too_few = count;
             }
         }
-        let mut fitting = without(enough);
         // The last one made it fit: those before it may have been held in vain.
-        for (name, _) in candidates[..enough].iter().rev().skip(1).take(TRIES) {
+        let (mut needed, mut too_late) = (0, enough);
+        while too_late - needed > 1 {
+            let from = needed.midpoint(too_late);
+            if fits(&without(from..enough).model) {
+                needed = from;
+            } else {
+                too_late = from;
+            }
+        }
+        let mut fitting = without(needed..enough);
+        for (name, _) in candidates[needed..enough].iter().rev().skip(1).take(TRIES) {
             let mut with = fitting.model.clone();
             with.policies.insert(name.clone(), model.policies[name].clone());
             if fits(&with) {
@@ -140,8 +149,11 @@ impl Kernel {
         let selects = |model: &Model, name: &PolicyName, local: &BTreeSet<ObjectName>| {
             selected(model, name).into_iter().any(|pod| local.contains(pod))
         };
-        // An agent that has just started knows no last good model. The rows tell whose rules are in force.
-        let subjects = self.numbering.numbers.subjects.iter().filter(|_| self.good.is_none()).filter_map(|(_, rules)| rules);
+        // An agent that has just started knows no last good model. The rows tell whose rules are in force, by the numbers that
+        // were written down before them: those in memory are the present plan's already.
+        let numbers = self.numbering.shared();
+        let applied = self.applied.iter().filter(|_| self.good.is_none()).flat_map(|applied| applied.subjects.values());
+        let subjects = applied.filter_map(|subject| numbers.subject(*subject));
         let enforced: BTreeSet<&PolicyName> =
             subjects.flat_map(|set| [&set.ingress.rules, &set.egress.rules]).flatten().map(|rule| &rule.policy).collect();
         let mut candidates = Vec::new();
@@ -153,7 +165,7 @@ impl Kernel {
             };
             if changed || !in_force {
                 let hold = self.instead(name, policy, error);
-                let cuts_off = in_force && !hold.last_good;
+                let cuts_off = in_force && !hold.last_good && !self.held.contains_key(name);
                 let order = (cuts_off, policy.mode == Mode::Enforce, std::cmp::Reverse(weight(policy)));
                 candidates.push((order, name.clone(), hold));
             }

@@ -180,12 +180,14 @@ impl Reader {
         loop {
             let error = match events.try_next().await {
                 Ok(Some(event)) => {
+                    // A list begins well though one of its objects may be none.
+                    let whole = !matches!(event, Event::Init | Event::InitApply(_));
                     if let Err(fault) = (watch.take)(self, state, event) {
                         // What is known stays in force. The watch does not go on as if it had been taken.
                         state.problems.set(part, fault.to_string());
                         tokio::time::sleep(backoff.pause()).await;
                         events = begin();
-                    } else {
+                    } else if whole {
                         backoff.reset();
                     }
                     continue;
