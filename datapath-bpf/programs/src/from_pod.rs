@@ -57,8 +57,8 @@ fn arp(frame: &Frame, endpoint: &Endpoint) -> i32 {
 fn v4(frame: &Frame, endpoint: &Endpoint) -> i32 {
     let mut packet = Packet::<V4>::default();
     let mut judgement = Judgement::NOT_JUDGED;
-    let forward = flow::read_v4(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut judgement)).and_then(|()| {
-        forward(frame, &packet, || match frame.head::<TTL, 4>() {
+    let forward = flow::read_v4(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut judgement)).and_then(|to| {
+        forward(frame, &packet, to, || match frame.head::<TTL, 4>() {
             Some(bytes) => frame.write::<TTL, 4>(&ipv4::lower_ttl(bytes)),
             None => false,
         })
@@ -85,7 +85,7 @@ fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
     }
     let forward = read
         .and_then(|()| judge(frame, endpoint, &mut packet, &mut judgement))
-        .and_then(|()| forward(frame, &packet, || frame.write::<HOP_LIMIT, 1>(&[packet.hop_limit - 1])));
+        .and_then(|to| forward(frame, &packet, to, || frame.write::<HOP_LIMIT, 1>(&[packet.hop_limit - 1])));
     match forward {
         Ok(action) => action,
         Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &judgement),
@@ -103,35 +103,37 @@ const TTL: usize = ethernet::LENGTH + 8;
 /// Offset in the frame of the hop limit.
 const HOP_LIMIT: usize = ethernet::LENGTH + 7;
 
+/// Whether the packet may pass, and the pod of this node that it is for.
 #[inline(always)]
 fn judge<A: Family + Quoting>(
     frame: &Frame,
     endpoint: &Endpoint,
     packet: &mut Packet<A>,
     judgement: &mut Judgement,
-) -> Result<(), Outcome> {
+) -> Result<Option<LocalPod>, Outcome> {
     let own = A::own(endpoint);
     if packet.source != *own || *own == A::default() {
         return Err(Outcome::SourceAddressForeign);
     }
-    let pod = Pod::of(endpoint, packet.destination.local(), HOOK);
+    let to = packet.destination.local();
+    let pod = Pod::of(endpoint, to, HOOK);
     // The pod may be gone by now, or its policy another: a subject of another row is no policy of this pod.
     if !maps::is_still(endpoint, frame.ifindex()) {
         return Err(Outcome::EndpointMissing);
     }
     if matches!(packet.segment, Segment::Error) {
-        return flow::related(frame, packet, pod);
+        return flow::related(frame, packet, pod).map(|()| to);
     }
     flow::find_first(packet)?;
     flow::admit(frame, pod, packet, judgement)?;
     flow::remember_first(packet);
-    Ok(())
+    Ok(to)
 }
 
 /// Takes a packet for a pod of this node straight into the pod's namespace; leaves any other to the stack.
 #[inline(always)]
-fn forward<A: Family>(frame: &Frame, packet: &Packet<A>, lower_hop_limit: impl Fn() -> bool) -> Result<i32, Outcome> {
-    let Some(LocalPod { ifindex, pod_mac, host_mac, .. }) = packet.destination.local() else { return Ok(action::PASS) };
+fn forward<A: Family>(frame: &Frame, packet: &Packet<A>, to: Option<LocalPod>, lower_hop_limit: impl Fn() -> bool) -> Result<i32, Outcome> {
+    let Some(LocalPod { ifindex, pod_mac, host_mac, .. }) = to else { return Ok(action::PASS) };
     // The stack tells the sender that the packet has come to its end.
     if packet.hop_limit <= 1 {
         return Ok(action::PASS);

@@ -106,8 +106,13 @@ fn judge<A: Family + Quoting>(
     if packet.destination != *own || *own == A::default() {
         return Err(Outcome::DestinationForeign);
     }
+    let since = endpoint.since;
     if host {
-        pass_host(frame, packet, endpoint.since);
+        // The row may be another endpoint's by now, and so `since`.
+        if !maps::is_still(endpoint, frame.ifindex()) {
+            return Err(Outcome::EndpointMissing);
+        }
+        pass_host(frame, packet, since);
         return Ok(());
     }
     let other = packet.source.local();

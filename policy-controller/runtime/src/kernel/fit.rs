@@ -96,7 +96,7 @@ impl Kernel {
     /// A model that fits where `model` does not: as few policies as possible are held back. `None` where it is not for policies
     /// that may be held back that the change does not fit.
     ///
-    /// What is in force and has not changed is never held back: the change, or the new pod, is what does not fit.
+    /// What this agent has put in force and has not changed is never held back: the change, or the new pod, is what does not fit.
     pub(super) fn fitting(&self, model: &Model, local: &BTreeSet<ObjectName>, error: &KernelError) -> Option<Fitting> {
         let (datapath, old) = (self.datapath.as_ref()?, self.applied.as_ref()?);
         let fits = |model: &Model| {
