@@ -43,8 +43,16 @@ pub struct Compiler {
     named_ports: BTreeMap<(Protocol, String), usize>,
     /// The port tables that rows refer to.
     tables: BTreeSet<u32>,
-    /// The addresses of this node's pods in the last model and in the one before; `None` where there is none before.
-    near: Option<BTreeSet<IpAddr>>,
+    /// What is known of the last change; `None` where there was none before.
+    extent: Option<Extent>,
+}
+
+/// What a change may concern, known from compiling it: nobody has to look through all rows for it.
+pub(crate) struct Extent {
+    /// The addresses that pods of this node have before or after.
+    pub near: BTreeSet<IpAddr>,
+    /// The identities that addresses and prefixes have before, and after.
+    pub identities: [BTreeSet<u32>; 2],
 }
 
 /// A subject number in use.
@@ -98,9 +106,9 @@ impl Compiler {
         std::ptr::eq(&*self.compiled, rows)
     }
 
-    /// The addresses that pods of this node had in the last model or in the one before; `None` where that is not known.
-    pub fn near(&self) -> Option<&BTreeSet<IpAddr>> {
-        self.near.as_ref()
+    /// What the change from the model before the last to the last may concern; `None` where that is not known.
+    pub(crate) fn extent(&self) -> Option<&Extent> {
+        self.extent.as_ref()
     }
 
     /// The numbers that the last rows refer to.
@@ -115,6 +123,7 @@ impl Compiler {
     fn take(&mut self, model: &Model, local: &BTreeSet<ObjectName>, numbers: &mut Numbers, first: bool) -> Arc<Compiled> {
         let before = std::mem::replace(&mut self.model, model.clone());
         let changes = Changes::between(&before, model);
+        let identities_before = self.classes.identities().collect();
         let mut next = Compiled::clone(&self.compiled);
         self.subjects_of(&changes, local, &mut next, numbers);
         let live: BTreeSet<u32> = next.subjects.values().chain(next.audits.values()).copied().collect();
@@ -129,7 +138,10 @@ impl Compiler {
         self.write_ports(&mut next, numbers);
         let pods = || self.compiled.subjects.keys().chain(next.subjects.keys());
         let of = |model: &Model| -> Vec<IpAddr> { pods().flat_map(|pod| addresses(model.pods.get(pod)).to_vec()).collect() };
-        self.near = (!first).then(|| of(&before).into_iter().chain(of(model)).collect());
+        self.extent = (!first).then(|| Extent {
+            near: of(&before).into_iter().chain(of(model)).collect(),
+            identities: [identities_before, self.classes.identities().collect()],
+        });
         self.compiled = Arc::new(next);
         Arc::clone(&self.compiled)
     }

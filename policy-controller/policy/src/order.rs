@@ -19,6 +19,7 @@
 //! identity between, and then say what the policies say of any peer. It decides nothing.
 
 use crate::compile::Compiled;
+use crate::compiler::Extent;
 use crate::entries::longest_prefix;
 use crate::model::ObjectName;
 use crate::narrower::Narrower;
@@ -34,15 +35,15 @@ use std::net::IpAddr;
 /// What a list of subjects finds about one identity: ingress and egress row of each.
 type Effect = Vec<[Option<PolicyEntry>; 2]>;
 
-/// The steps from `old` to `next`. `near`: the addresses that endpoints of this node have before or after; `None` where that is not known.
-pub(crate) fn steps(old: &Compiled, next: &Compiled, near: Option<&BTreeSet<IpAddr>>, numbers: &mut Numbers) -> Vec<Step> {
+/// The steps from `old` to `next`, with what is known of the change between them.
+pub(crate) fn steps(old: &Compiled, next: &Compiled, extent: Option<&Extent>, numbers: &mut Numbers) -> Vec<Step> {
     let same_rows = old.policy == next.policy && old.ports == next.ports;
     let same_pods = old.subjects == next.subjects && old.audits == next.audits;
     if same_rows && same_pods && old.addresses == next.addresses && old.prefixes == next.prefixes {
         return Vec::new();
     }
-    let mut change = Change::new(old, next);
-    let two_sided = change.alters_both_sides(near);
+    let mut change = Change::new(old, next, extent);
+    let two_sided = change.alters_both_sides(extent.map(|extent| &extent.near));
     if two_sided {
         change.flip_altered();
     }
@@ -96,6 +97,9 @@ struct Change<'a> {
     /// Subjects that endpoints have before, and after.
     old_subjects: BTreeSet<u32>,
     next_subjects: BTreeSet<u32>,
+    /// The identities that addresses have before, and after, that of none included.
+    old_identities: BTreeSet<u32>,
+    next_identities: BTreeSet<u32>,
     flips: Vec<Flip<'a>>,
     /// Pods that are subjects no more, and pods that become one.
     gone: Vec<&'a ObjectName>,
@@ -107,7 +111,15 @@ struct Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    fn new(old: &'a Compiled, next: &'a Compiled) -> Self {
+    fn new(old: &'a Compiled, next: &'a Compiled, extent: Option<&Extent>) -> Self {
+        let [old_identities, next_identities] = match extent {
+            Some(extent) => extent.identities.clone(),
+            None => [old, next].map(|rows| rows.identities().into_iter().collect()),
+        }
+        .map(|mut identities| {
+            identities.insert(IDENTITY_ANY);
+            identities
+        });
         let subject = |rows: &Compiled, pod: &ObjectName| rows.subjects.get(pod).copied().unwrap_or(SUBJECT_NONE);
         let (mut flips, mut gone, mut arrived) = (Vec::new(), Vec::new(), Vec::new());
         for pod in old.subjects.keys().chain(next.subjects.keys().filter(|pod| !old.subjects.contains_key(pod))) {
@@ -124,6 +136,8 @@ impl<'a> Change<'a> {
             next,
             old_subjects: subjects(old),
             next_subjects: subjects(next),
+            old_identities,
+            next_identities,
             flips,
             gone,
             arrived,
@@ -141,7 +155,7 @@ impl<'a> Change<'a> {
             Place::Prefix(_) => true,
         };
         let moved = self.moves.iter().filter(|entry| is_near(entry.place)).map(|entry| (entry.from, entry.to));
-        moved.chain(self.staying_identities().into_iter().map(|identity| (identity, identity))).collect()
+        moved.chain(self.staying_identities().map(|identity| (identity, identity))).collect()
     }
 
     /// Whether what one endpoint may send changes, and what another may receive. Of a flow to or from elsewhere one side is judged here: an address
@@ -213,8 +227,8 @@ impl<'a> Change<'a> {
         // Where the rows of an entered subject come from: (its number during the change, its number after it).
         let entered: BTreeSet<(u32, u32)> = self.flips.iter().map(|flip| (flip.through, flip.to)).collect();
         let (fresh, ends): (Vec<u32>, Vec<u32>) = entered.into_iter().filter(|(through, _)| !self.old_subjects.contains(through)).unzip();
-        let mut early = Claims::new(self.old, &left_for_good);
-        let mut late = Claims::new(self.next, &ends);
+        let mut early = Claims::new(self.old, &left_for_good, &self.old_identities);
+        let mut late = Claims::new(self.next, &ends, &self.next_identities);
         let mut own: HashMap<(u32, u32), u32> = HashMap::new();
         for index in 0..self.moves.len() {
             let Move { from, to, stays, .. } = self.moves[index];
@@ -262,7 +276,7 @@ impl<'a> Change<'a> {
     fn narrow(&mut self, numbers: &mut Numbers) {
         // Where addresses are while endpoints flip, with what they had and what they get.
         let mut between: BTreeMap<u32, (u32, u32)> = BTreeMap::from([(IDENTITY_ANY, (IDENTITY_ANY, IDENTITY_ANY))]);
-        between.extend(self.staying_identities().into_iter().map(|identity| (identity, (identity, identity))));
+        between.extend(self.staying_identities().map(|identity| (identity, (identity, identity))));
         between
             .extend(self.moves.iter().filter(|entry| entry.between != IDENTITY_ANY).map(|entry| (entry.between, (entry.from, entry.to))));
         let mut narrower = Narrower::new(self.old, self.next);
@@ -299,16 +313,15 @@ impl<'a> Change<'a> {
     }
 
     /// The identities that addresses have before and after.
-    fn staying_identities(&self) -> BTreeSet<u32> {
-        identities_of(self.old).intersection(&identities_of(self.next)).copied().collect()
+    fn staying_identities(&self) -> impl Iterator<Item = u32> {
+        self.old_identities.intersection(&self.next_identities).copied()
     }
 
     /// Overrides rows of an interrupted change that would answer where the new state has no row of its own.
     fn complete_rows(&mut self) {
-        let live = identities_of(self.next);
         for (key, row) in &self.old.policy {
             let any = PolicyKey { peer: IDENTITY_ANY, ..*key };
-            if live.contains(&key.peer)
+            if self.next_identities.contains(&key.peer)
                 && self.next_subjects.contains(&key.subject)
                 && !self.rows.contains_key(key)
                 && let Some(wanted) = self.next.policy.get(&any)
@@ -413,10 +426,9 @@ impl<'a> Change<'a> {
         };
         let subjects: Vec<u32> = self.next_subjects.iter().copied().collect();
         let pairs: BTreeSet<(u32, u32)> = self.moves.iter().map(|entry| (entry.from, entry.to)).collect();
-        let in_use = identities_of(self.old);
         pairs.iter().any(|&(from, to)| effect(self.old, &subjects, from) != effect(self.next, &subjects, to))
             || steps.iter().any(|step| match step {
-                Step::WritePolicy { key, entry } => in_use.contains(&key.peer) && rewritten(key, entry),
+                Step::WritePolicy { key, entry } => self.old_identities.contains(&key.peer) && rewritten(key, entry),
                 Step::WritePort { key, length, .. } => self.old.ports.contains_key(&(*key, *length)),
                 _ => false,
             })
@@ -471,11 +483,6 @@ fn moves(old: &Compiled, next: &Compiled) -> Vec<Move> {
     moves
 }
 
-/// The identities that addresses have, that of none included.
-fn identities_of(rows: &Compiled) -> BTreeSet<u32> {
-    rows.identities().into_iter().chain([IDENTITY_ANY]).collect()
-}
-
 /// What `subjects` find about `identity`.
 fn effect(rows: &Compiled, subjects: &[u32], identity: u32) -> Effect {
     let find = |&subject: &u32| [Direction::Ingress, Direction::Egress].map(|direction| rows.row(subject, direction, identity));
@@ -500,10 +507,10 @@ struct Claims<'a> {
 }
 
 impl<'a> Claims<'a> {
-    /// Identities that addresses of `rows` have are taken for the effect that they have there.
-    fn new(rows: &'a Compiled, subjects: &'a [u32]) -> Self {
+    /// `identities`, which addresses of `rows` have, are taken for the effect that they have there.
+    fn new(rows: &'a Compiled, subjects: &'a [u32], identities: &BTreeSet<u32>) -> Self {
         let mut claims = Self { rows, subjects, effects: HashMap::new(), found: HashMap::new(), claimed: HashMap::new() };
-        for identity in identities_of(rows) {
+        for &identity in identities {
             claims.claim(identity, identity);
         }
         claims

@@ -100,8 +100,8 @@ impl Planner {
         }
         numbers.begin_generation();
         let next = self.compiler.compile(model, local, numbers);
-        let near = self.compiler.near().filter(|_| known);
-        let steps = crate::order::steps(old, &next, near, numbers);
+        let extent = self.compiler.extent().filter(|_| known);
+        let steps = crate::order::steps(old, &next, extent, numbers);
         numbers.release_except(&self.compiler.used());
         Plan { steps, next }
     }
@@ -110,4 +110,33 @@ impl Planner {
 /// As [`Planner::plan`], for a change that comes alone.
 pub fn plan(old: &Compiled, model: &Model, local: &BTreeSet<ObjectName>, numbers: &mut Numbers) -> Plan {
     Planner::new().plan(old, model, local, numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generate::{self, Random};
+    use palisade_datapath_core::abi::IDENTITY_ANY;
+
+    #[test]
+    fn what_a_change_may_concern_is_what_a_look_through_all_rows_finds() {
+        let mut told = 0;
+        for seed in 0..60 {
+            let mut random = Random::new(seed);
+            let mut model = generate::model(&mut random);
+            let (mut planner, mut numbers, mut compiled) = (Planner::new(), Numbers::default(), Arc::<Compiled>::default());
+            for _ in 0..12 {
+                let local = generate::local(&mut random, &model);
+                let next = planner.plan(&compiled, &model, &local, &mut numbers).next;
+                if let Some(extent) = planner.compiler.extent() {
+                    let found = |rows: &Compiled| rows.identities().into_iter().filter(|&identity| identity != IDENTITY_ANY).collect();
+                    assert_eq!(extent.identities, [&compiled, &next].map(|rows| found(rows)), "seed {seed}");
+                    told += 1;
+                }
+                compiled = next;
+                generate::change(&mut random, &mut model);
+            }
+        }
+        assert!(told > 300, "{told}");
+    }
 }
