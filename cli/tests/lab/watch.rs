@@ -54,11 +54,14 @@ fn json_of_an_edit_has_only_what_changed() {
     let manifests = Manifests::new(&pods());
     let lab = Running::lab(manifests.path(), &["--watch", "--output", "json"]);
     lab.wait_for_errors("watching for edits");
-    let before = lab.output().len();
     manifests.write("policy.yaml", &policy("a", "p", CLOSED));
     lab.wait_for_output("\"removed\":[]}\n");
     let output = lab.output();
-    let changes: serde_json::Value = serde_json::from_str(output[before..].trim()).expect("one line of JSON");
+    assert_eq!(output.lines().last().and_then(|line| line.chars().next()), Some('{'), "one line: {output}");
+    // The table comes first; nothing says when all of it was read here.
+    let mut documents = serde_json::Deserializer::from_str(&output).into_iter::<serde_json::Value>();
+    let changes = documents.nth(1).expect("two documents").expect("JSON");
+    assert!(documents.next().is_none(), "{output}");
     let probes = changes["probes"].as_array().unwrap();
     assert!(probes.iter().all(|probe| probe["to"] == "a/x2" && probe["reached"] == false), "{changes}");
     assert_eq!(probes.len(), 8, "a/x and outside by TCP and echo over both families; the node always reaches it: {changes}");
