@@ -102,6 +102,8 @@ pub enum Instead {
     Isolated,
     /// Of its rules, those that cannot be read accept nothing or deny everything.
     RuleByRule,
+    /// One of the two above, in audit mode: nothing is dropped for it.
+    Audited,
     /// Rules that allow by it match nobody, and rules that deny by it match everybody.
     Unknown,
     /// What could be read of the object.
@@ -122,6 +124,9 @@ impl std::fmt::Display for Instead {
             Self::LastGood => "its last good version stays in force",
             Self::Isolated => "the pods that it selects are isolated",
             Self::RuleByRule => "a rule that cannot be read accepts nothing, or denies everything",
+            Self::Audited => {
+                "it is in audit mode: nothing is dropped, and events tell what would be, as if it isolated the pods that it selects"
+            }
             Self::Unknown => "rules that allow by it match nobody, rules that deny by it match everybody",
             Self::Readable => "the rest of it is used",
             Self::Nothing => "it is not used",
@@ -327,9 +332,12 @@ impl Index {
         }
         for (name, record) in &self.policies {
             let instead = match name.kind {
+                PolicyKind::NetworkPolicy | PolicyKind::IdentityPolicy if record.last_good.as_ref() == Some(&record.policy) => {
+                    Instead::LastGood
+                }
+                _ if record.policy.mode == Mode::Audit => Instead::Audited,
                 PolicyKind::ClusterNetworkPolicy => Instead::RuleByRule,
-                _ if record.last_good.as_ref() == Some(&record.policy) => Instead::LastGood,
-                _ => Instead::Isolated,
+                PolicyKind::NetworkPolicy | PolicyKind::IdentityPolicy => Instead::Isolated,
             };
             add(name.kind.into(), name.object.to_string(), &record.refused, instead);
         }

@@ -337,6 +337,7 @@ fn a_last_good_version_in_audit_mode_does_not_stand_for_one_that_is_to_be_enforc
     refused.spec.as_mut().expect("a spec").policy_types = Some(vec!["Both".to_owned()]);
     index.upsert(&refused);
     assert_eq!(isolated(&index).mode, model::Mode::Audit, "in both directions, of which the good one knew one");
+    assert_eq!(index.refused()[0].instead, Instead::Audited, "nobody is told of an isolation that drops nothing");
 }
 
 #[test]
