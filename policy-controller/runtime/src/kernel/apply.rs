@@ -57,10 +57,9 @@ impl Kernel {
                 if rows_changed > 0 {
                     tracing::debug!(rows_changed, duration = ?began.elapsed(), "the model is in the kernel");
                 }
-                if self.incomplete {
-                    self.complete_endpoints()?;
-                }
-                self.publish()
+                let completed = if self.incomplete { self.complete_endpoints() } else { Ok(()) };
+                self.publish()?;
+                completed
             }
             Err(error) => {
                 self.state.metrics.reconcile_failed();

@@ -35,26 +35,36 @@ impl Kernel {
         self.publish()
     }
 
-    /// Makes sure that the rows of every endpoint are there: those that an agent was killed before are written now.
+    /// Makes sure that the rows of every endpoint are there: those that an agent was killed before are written now. One that
+    /// cannot be completed keeps no other waiting.
     ///
     /// # Errors
-    /// A write failed.
+    /// A write failed; of several errors, the first.
     pub(super) fn complete_endpoints(&mut self) -> Result<(), KernelError> {
         let mut unknown = false;
+        let mut failed = Ok(());
         for spec in self.endpoints.values().map(|endpoint| endpoint.spec.clone()).collect::<Vec<_>>() {
-            let rows = Rows::of(&spec)?;
-            match self.differences(&spec, &rows) {
-                Ok(differences) if differences.is_empty() => {}
+            match self.complete(&spec) {
+                Ok(()) => {}
                 // A pod that the source does not know (any more, or yet) has no subject: its row, if it has one, is closed.
                 Err(KernelError::PodGone(_)) => unknown = true,
-                Err(error) => return Err(error),
-                Ok(differences) => {
-                    tracing::info!(pod = %pod_name(&spec), differences = differences.join(", "), "completing an endpoint");
-                    self.write_rows(&spec, &rows)?;
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), pod = %pod_name(&spec), "an endpoint could not be completed");
+                    failed = failed.and(Err(error));
                 }
             }
         }
-        self.incomplete = unknown;
+        self.incomplete = unknown || failed.is_err();
+        failed
+    }
+
+    fn complete(&mut self, spec: &EndpointSpec) -> Result<(), KernelError> {
+        let rows = Rows::of(spec)?;
+        let differences = self.differences(spec, &rows)?;
+        if !differences.is_empty() {
+            tracing::info!(pod = %pod_name(spec), differences = differences.join(", "), "completing an endpoint");
+            self.write_rows(spec, &rows)?;
+        }
         Ok(())
     }
 
