@@ -171,14 +171,17 @@ fn check_table(table: &str, tests: &BTreeSet<&str>) -> Vec<String> {
     faults
 }
 
-/// The tests of a source file: functions that carry `#[test]`, and the scenarios that it lists.
+/// The tests of a source file: functions that carry `#[test]` and run, and the scenarios that it lists.
 fn tests_of(text: &str) -> Vec<&str> {
     let mut tests = Vec::new();
-    let mut lines = text.lines().map(str::trim);
-    while lines.any(|line| line == "#[test]") {
-        // Other attributes may stand between.
-        let function = lines.find_map(|line| line.strip_prefix("fn "));
-        tests.extend(function.and_then(|function| function.split('(').next()));
+    let (mut is_test, mut is_ignored) = (false, false);
+    for line in text.lines().map(str::trim) {
+        is_test |= line == "#[test]";
+        is_ignored |= line.starts_with("#[ignore");
+        if let Some(function) = line.strip_prefix("fn ") {
+            tests.extend(function.split('(').next().filter(|_| is_test && !is_ignored));
+            (is_test, is_ignored) = (false, false);
+        }
     }
     for list in text.split("scenarios![").skip(1) {
         let names = list.split(']').next().unwrap_or_default().split(',').map(str::trim);
@@ -312,8 +315,10 @@ mod tests {
     }
 
     #[test]
-    fn a_test_carries_the_attribute_or_is_listed_as_a_scenario() {
-        let text = "fn no() {}\n #[test]\n #[ignore]\n fn one() {}\nfn neither() {}\nscenarios![\n two,\n three,\n];\nfn two() {}";
+    fn a_test_carries_the_attribute_or_is_listed_as_a_scenario_and_is_not_ignored() {
+        let text = "fn no() {}\n #[test]\n #[should_panic]\n fn one() {}\nfn neither() {}\n\
+            #[test]\n#[ignore = \"slow\"]\nfn never() {}\n#[ignore]\n#[test]\nfn nor_this() {}\n\
+            scenarios![\n two,\n three,\n];\nfn two() {}";
         assert_eq!(tests_of(text), ["one", "two", "three"]);
     }
 
