@@ -6,7 +6,7 @@ ORIGINAL_PATH := $(shell printf '%s' "$$PATH")
 BIN := target/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test soak cluster cluster-down image bench build clean tools test-tools
+.PHONY: help lab test kernels soak cluster cluster-down image bench build clean tools test-tools
 
 help: ## what can be typed
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,10 @@ lab: build ## the main job: examples/shop in real network namespaces, who reache
 
 test: test-tools ## everything that must hold, as CI runs it; SUITES="unit packet" picks some
 	@cargo xtask test $(SUITES)
+
+kernels: test-tools ## packet and namespace tests on other kernels, in QEMU; KERNELS="5.10 6.1" and SUITES="packet" pick some
+	@bootstrap/install kernels
+	@cargo xtask vm $(KERNELS:%=--kernel %) $(SUITES)
 
 soak: test-tools ## the rows against the oracle on ten million generated flows
 	@PALISADE_MODELS=150000 cargo test --release --quiet --package palisade-policy --test rules -- --nocapture compiler_against_oracle

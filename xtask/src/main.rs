@@ -4,6 +4,7 @@ mod image;
 mod product;
 mod suite;
 mod tidy;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -28,6 +29,14 @@ enum Task {
         /// Names of suites.
         suites: Vec<String>,
     },
+    /// Run the suites that need a kernel, on other kernels, in QEMU; on all of them where none is named.
+    Vm {
+        /// A kernel: 5.10, 6.1, 6.12 or newest. May be given several times.
+        #[arg(long)]
+        kernel: Vec<String>,
+        /// Names of suites.
+        suites: Vec<String>,
+    },
     /// Write the definitions of our own Kubernetes objects, in charts/palisade/crds, as the Rust types say.
     Generate,
     /// Check what the compiler does not: edges between crates, file sizes, unsafe, paths, licences.
@@ -46,6 +55,7 @@ fn run(task: Task, root: &Path) -> Result<ExitCode> {
         Task::Build => product::build(root).map(|_| ExitCode::SUCCESS),
         Task::Image => image::write(root, &product::build(root)?, product::BINARIES).map(|_| ExitCode::SUCCESS),
         Task::Test { suites } => suite::run(root, &suites),
+        Task::Vm { kernel, suites } => vm::run(root, &kernel, &suites),
         Task::Generate => product::definitions(root),
         Task::Tidy => tidy::run(root),
     }

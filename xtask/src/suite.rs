@@ -15,8 +15,9 @@ const WORKSPACE: &[&str] = &["--workspace", "--exclude", "palisade-datapath-prog
 
 /// What a suite needs of the machine.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Needs {
+pub enum Needs {
     Nothing,
+    /// A kernel in which it may make network namespaces and load programs.
     Root,
     Cluster,
 }
@@ -33,7 +34,8 @@ enum Work {
     Beside(&'static [&'static str]),
 }
 
-struct Suite {
+/// Tests that are run together.
+pub struct Suite {
     name: &'static str,
     needs: Needs,
     work: Work,
@@ -59,42 +61,70 @@ const SUITES: &[Suite] = &[
 ];
 
 /// A test program that cargo built.
-struct Program {
-    executable: PathBuf,
-    package: String,
-    folder: PathBuf,
-    target: String,
+pub struct Program {
+    pub executable: PathBuf,
+    pub package: String,
+    /// Where it expects to be started.
+    pub folder: PathBuf,
+    pub target: String,
     beside: bool,
 }
 
+/// Of tests.
 #[derive(Clone, Copy, Default)]
-struct Counts {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
+pub struct Counts {
+    pub passed: usize,
+    pub failed: usize,
+    pub skipped: usize,
 }
 
 impl Counts {
     const PASSED: Self = Self { passed: 1, failed: 0, skipped: 0 };
     const FAILED: Self = Self { passed: 0, failed: 1, skipped: 0 };
 
-    fn add(&mut self, other: Self) {
+    pub fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
     }
+
+    /// A line of the closing table.
+    pub fn line(self, name: &str, took: Duration) -> String {
+        let Self { passed, failed, skipped } = self;
+        format!("{name:<10} {passed:>5} passed {failed:>4} failed {skipped:>4} skipped  {:>4} s", took.as_secs())
+    }
+
+    /// Prints the last line, which counts over all.
+    pub fn close(self) -> ExitCode {
+        println!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped);
+        if self.failed == 0 && self.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+/// The suites named, or all.
+fn named(names: &[String]) -> Result<Vec<&'static Suite>> {
+    if let Some(unknown) = names.iter().find(|name| !SUITES.iter().any(|suite| suite.name == name.as_str())) {
+        let names: Vec<&str> = SUITES.iter().map(|suite| suite.name).collect();
+        bail!("no suite is called `{unknown}`; there are: {}", names.join(", "));
+    }
+    Ok(SUITES.iter().filter(|suite| names.is_empty() || names.iter().any(|name| name == suite.name)).collect())
+}
+
+/// Those that need nothing but a kernel, of the suites named or of all.
+pub fn of_kernel(names: &[String]) -> Result<Vec<&'static Suite>> {
+    let suites = named(names)?;
+    if let Some(other) = suites.iter().find(|suite| !names.is_empty() && suite.needs != Needs::Root) {
+        bail!("the suite `{}` does not depend on the kernel alone", other.name);
+    }
+    Ok(suites.into_iter().filter(|suite| suite.needs == Needs::Root).collect())
 }
 
 /// Runs the suites named, or all; the last line of output counts over all of them.
 pub fn run(root: &Path, only: &[String]) -> Result<ExitCode> {
-    if let Some(unknown) = only.iter().find(|name| !SUITES.iter().any(|suite| suite.name == name.as_str())) {
-        let names: Vec<&str> = SUITES.iter().map(|suite| suite.name).collect();
-        bail!("no suite is called `{unknown}`; there are: {}", names.join(", "));
-    }
     let mut total = Counts::default();
     let mut lines = Vec::new();
     let mut programs = None;
-    let chosen: Vec<&Suite> = SUITES.iter().filter(|suite| only.is_empty() || only.iter().any(|name| name == suite.name)).collect();
+    let chosen = named(only)?;
     let mut preparation = if chosen.iter().any(|suite| suite.needs == Needs::Cluster) { Preparation::begin(root)? } else { None };
     for suite in chosen {
         println!("==> {}", suite.name);
@@ -108,21 +138,13 @@ pub fn run(root: &Path, only: &[String]) -> Result<ExitCode> {
             }
         };
         total.add(counts);
-        lines.push(format!(
-            "{:<10} {:>5} passed {:>4} failed {:>4} skipped  {:>4} s",
-            suite.name,
-            counts.passed,
-            counts.failed,
-            counts.skipped,
-            begin.elapsed().as_secs()
-        ));
+        lines.push(counts.line(suite.name, begin.elapsed()));
     }
     println!();
     for line in lines {
         println!("{line}");
     }
-    println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
-    Ok(if total.failed == 0 && total.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(total.close())
 }
 
 /// A command that is ended when it takes too long.
@@ -138,8 +160,10 @@ fn check(root: &Path, arguments: &[&str]) -> Result<Counts> {
 }
 
 /// What was built for the suites.
-struct Built {
-    programs: Vec<Program>,
+pub struct Built {
+    pub programs: Vec<Program>,
+    /// What some of them start: the product's binaries, and those of the tests.
+    pub binaries: Vec<PathBuf>,
     warnings: usize,
 }
 
@@ -161,7 +185,7 @@ fn built<'a>(root: &Path, built: &'a mut Option<Built>) -> Result<&'a Built> {
 }
 
 /// Builds every test of the workspace at once: with one choice of packages, each dependency is compiled once.
-fn build(root: &Path) -> Result<Built> {
+pub fn build(root: &Path) -> Result<Built> {
     eprintln!("building the tests: several minutes the first time");
     let output = Command::new(cargo())
         .args(["test", "--release", "--locked", "--no-run", "--message-format", "json"])
@@ -182,8 +206,13 @@ fn build(root: &Path) -> Result<Built> {
         bail!("the tests do not build; what the compiler says stands above");
     }
     let mut programs = Vec::new();
+    let mut binaries = Vec::new();
     for message in &messages {
-        let (Some(executable), Some(true)) = (message["executable"].as_str(), message["profile"]["test"].as_bool()) else { continue };
+        let Some(executable) = message["executable"].as_str() else { continue };
+        if message["profile"]["test"] != true {
+            binaries.push(executable.into());
+            continue;
+        }
         let manifest = Path::new(message["manifest_path"].as_str().unwrap_or_default());
         let program = Program {
             executable: executable.into(),
@@ -198,7 +227,7 @@ fn build(root: &Path) -> Result<Built> {
         programs.push(program);
     }
     programs.sort_by(|a, b| (&a.package, &a.target).cmp(&(&b.package, &b.target)));
-    Ok(Built { programs, warnings })
+    Ok(Built { programs, binaries, warnings })
 }
 
 /// The package's name in an id such as `path+file:///checkout/cli#palisade@0.1.0` or `path+file:///checkout/xtask#0.1.0`.
@@ -211,7 +240,7 @@ fn package_name(id: &str) -> &str {
 }
 
 impl Suite {
-    fn holds(&self, program: &Program) -> bool {
+    pub fn holds(&self, program: &Program) -> bool {
         match self.work {
             Work::Check(_) | Work::Lint => false,
             Work::Inside => !program.beside,
@@ -271,7 +300,7 @@ fn one(suite: &Suite, program: &Program, environment: &[(&str, String)]) -> Resu
 }
 
 /// Reads `ok. 3 passed; 0 failed; 1 ignored; ...`.
-fn parse_result(result: &str) -> Counts {
+pub fn parse_result(result: &str) -> Counts {
     let number = |word: &str| {
         let mut parts = result.split([';', '.']).filter_map(|part| part.trim().strip_suffix(word));
         parts.find_map(|number| number.trim().parse().ok()).unwrap_or(0)
