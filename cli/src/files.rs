@@ -31,7 +31,7 @@ impl Files {
         let manifest = manifest::read(directory).map_err(|errors| CliError::Input(errors.to_string()))?;
         let mut index = Index::new();
         manifest.feed(&mut index);
-        index.set_host(NODE);
+        index.set_host(NODE, &[]);
         let ranges = [Ipv4Net::new(PODS_V4, 16).map(IpNet::from).ok(), Ipv6Net::new(PODS_V6, 64).map(IpNet::from).ok()];
         let node =
             Node { addresses: vec![NODE_V4.into(), NODE_V6.into()], pod_ranges: ranges.into_iter().flatten().collect(), ..Node::default() };

@@ -23,9 +23,8 @@ use aya::{
 use ipnet::{IpNet, Ipv4Net};
 use palisade_datapath_core::abi::{Direction, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, map};
 use palisade_loader::{AttachKind, Datapath, Grown, InstallStep, Limits, LoaderError, PacketContext, PinDir, Sizes, attach_endpoint_with};
-use stage::{Pod, allow, alone, names, open, open_with, run, sizes};
+use stage::{Pod, allow, alone, kind, kinds, names, open, open_with, run, sizes};
 
-const KINDS: [AttachKind; 2] = [AttachKind::Tcx, AttachKind::Clsact];
 const PASS: i32 = 0;
 const SHOT: i32 = 2;
 const GROWING: [&str; 9] = [
@@ -142,11 +141,16 @@ fn room(datapath: &Datapath, name: &str) -> u32 {
     datapath.room().into_iter().find(|room| room.map == name).unwrap().rows
 }
 
-/// Two pods, one by each kind of attaching, with rows that allow both.
+/// How two pods are attached: by each kind where there are two.
+fn both() -> [AttachKind; 2] {
+    [kind(), AttachKind::Clsact]
+}
+
+/// Two pods, one by each kind of attaching that there is, with rows that allow both.
 fn two_pods(pin: &PinDir, datapath: &mut Datapath) -> [(Pod, AttachKind); 2] {
     allow(datapath, 1);
     let mut number = 0;
-    KINDS.map(|kind| {
+    both().map(|kind| {
         number += 1;
         let pod = Pod::new(number);
         datapath.endpoints.insert(&pod.index, &pod.endpoint(1)).unwrap();
@@ -243,7 +247,7 @@ fn a_growth_that_is_killed_after_any_step_loses_no_packet_and_is_mended_by_the_n
             fill(&mut datapath, 12);
             let pods = two_pods(&pin, &mut datapath);
             let closed = Pod::new(3);
-            attach_endpoint_with(&pin, AttachKind::Tcx, &closed.host, closed.index).unwrap();
+            attach_endpoint_with(&pin, kind(), &closed.host, closed.index).unwrap();
             let (before, directory) = (rows(&datapath), names(&pin.maps_dir()));
             let killed = catch_unwind(AssertUnwindSafe(|| {
                 datapath.grow_watched(&NEEDS, &mut |step| {
@@ -259,14 +263,14 @@ fn a_growth_that_is_killed_after_any_step_loses_no_packet_and_is_mended_by_the_n
             }
             // What the plugin attaches now is as good.
             let late = Pod::new(4);
-            attach_endpoint_with(&pin, AttachKind::Tcx, &late.host, late.index).unwrap();
+            attach_endpoint_with(&pin, kind(), &late.host, late.index).unwrap();
 
             let mut next = open(base);
             assert_eq!(rows(&next), before, "{killed_after:?}");
             assert_eq!(names(&pin.maps_dir()), directory, "{killed_after:?}");
             let attached: Vec<_> = pods.iter().map(|(pod, kind)| (pod, *kind)).collect();
             assert_whole(&pin, &attached);
-            assert_whole(&pin, &[(&late, AttachKind::Tcx), (&closed, AttachKind::Tcx)]);
+            assert_whole(&pin, &[(&late, kind()), (&closed, kind())]);
             assert!(closed.is_cut_off(), "{killed_after:?}");
             // What is written from now on is what packets meet.
             next.endpoints.insert(&closed.index, &closed.endpoint(1)).unwrap();
@@ -350,7 +354,7 @@ fn judge(program: &Path, ifindex: u32, pod: &Endpoint, port: u16) -> i32 {
 #[test]
 fn no_packet_is_lost_or_judged_otherwise_while_maps_grow_and_connections_stay() {
     const GROWTHS: u32 = 12;
-    for kind in KINDS {
+    for kind in kinds() {
         alone(|base| {
             let pin = PinDir::new(base);
             let mut datapath = open(base);
@@ -488,7 +492,7 @@ fn an_endpoint_that_is_attached_while_maps_grow_has_the_programs_of_the_new_ones
             let plugin = scope.spawn(|| {
                 let mut attached = 0;
                 while !ended.load(Ordering::SeqCst) {
-                    for (pod, kind) in pods.iter().zip(KINDS) {
+                    for (pod, kind) in pods.iter().zip(both()) {
                         attach_endpoint_with(&pin, kind, &pod.host, pod.index).unwrap();
                     }
                     attached += 1;
@@ -503,7 +507,7 @@ fn an_endpoint_that_is_attached_while_maps_grow_has_the_programs_of_the_new_ones
             plugin.join().unwrap()
         });
         println!("attached {attached} times");
-        assert_whole(&pin, &[(&pods[0], KINDS[0]), (&pods[1], KINDS[1])]);
+        assert_whole(&pin, &[(&pods[0], both()[0]), (&pods[1], both()[1])]);
     });
 }
 

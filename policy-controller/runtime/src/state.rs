@@ -102,7 +102,7 @@ impl State {
         problems.set(Part::Datapath, "the programs are not loaded yet");
         problems.set(Part::Node, "the node's pod ranges are not known yet");
         let mut index = Index::new();
-        index.set_host(&config.node);
+        index.set_host(&config.node, &config.ranges);
         Self {
             config,
             problems,

@@ -192,7 +192,7 @@ impl PolicyNode {
 
 fn filled(pods: usize, policies: usize) -> Result<Index> {
     let mut index = Index::new();
-    index.set_host("node-0");
+    index.set_host("node-0", &[]);
     for number in 0..pods.div_ceil(PODS_OF_NAMESPACE) {
         index.upsert(&object_of::<Namespace>(cluster_namespace(number, 0))?);
     }

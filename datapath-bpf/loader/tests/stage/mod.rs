@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    io::Write,
     net::Ipv4Addr,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::Path,
@@ -14,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use nix::{
     mount::{MsFlags, mount},
     net::if_::if_nametoindex,
@@ -21,7 +23,7 @@ use nix::{
     unistd::gettid,
 };
 use palisade_datapath_core::abi::{Direction, Endpoint, IDENTITY_ANY, PolicyEntry, PolicyKey, RowVerdict};
-use palisade_loader::{Datapath, Limits, PinDir, Sizes};
+use palisade_loader::{AttachKind, Datapath, Limits, PinDir, Sizes, supported_kind};
 
 /// Small maps, so that many tests can run at once.
 pub fn sizes() -> Sizes {
@@ -56,6 +58,32 @@ pub fn alone(test: impl FnOnce(&Path) + Send) {
     if let Err(panic) = outcome {
         resume_unwind(panic);
     }
+}
+
+/// The ways of attaching that this kernel has, the one that is chosen here first.
+pub fn kinds() -> Vec<AttachKind> {
+    let mut kinds = vec![kind(), AttachKind::Clsact];
+    kinds.dedup();
+    kinds
+}
+
+/// The way of attaching that is chosen here.
+pub fn kind() -> AttachKind {
+    supported_kind().unwrap()
+}
+
+/// Whether this kernel has TCX (Linux 6.6); a test that shows nothing without it is skipped, and says so past the test harness.
+pub fn has_tcx(test: &str) -> bool {
+    let has = kind() == AttachKind::Tcx;
+    if !has {
+        let _ = writeln!(std::io::stderr(), "{test} SKIPPED: this kernel has no TCX");
+    }
+    has
+}
+
+/// Number of programs at a hook by TCX.
+pub fn tcx_programs(interface: &str, hook: TcAttachType) -> usize {
+    if kind() == AttachKind::Tcx { SchedClassifier::query_tcx(interface, hook).unwrap().1.len() } else { 0 }
 }
 
 /// Opens the datapath with small maps.

@@ -14,6 +14,7 @@ pub use versions::{Digest, Digests, Version, Versions};
 
 use crate::convert::{self, Participation};
 use crate::problem::{FieldError, Refusal};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Pod as ApiPod;
 use palisade_identity::Labels;
 use palisade_policy::model::{Mode, Model, Node, ObjectName, Peer, Policy, PolicyKind, PolicyName};
@@ -28,6 +29,8 @@ pub struct Index {
     namespaces: BTreeMap<String, Record<Labels>>,
     pods: BTreeMap<ObjectName, Record<PodRecord>>,
     nodes: BTreeMap<String, Record<Node>>,
+    /// This node's pod ranges, where they are not those of its Node.
+    host_ranges: Vec<IpNet>,
     policies: BTreeMap<PolicyName, PolicyRecord>,
     identities: BTreeMap<String, IdentityRecord>,
     /// Addresses of the API server, by the object that tells them.
@@ -206,11 +209,11 @@ impl Index {
         }
     }
 
-    /// Tells which node this is, by its name.
-    pub fn set_host(&mut self, name: &str) -> bool {
-        let changed = self.model.host != name;
+    /// Tells which node this is, by its name, before any node is known. Its pods have addresses of `ranges`, whatever its Node says;
+    /// where there are none, of those that its Node says.
+    pub fn set_host(&mut self, name: &str, ranges: &[IpNet]) {
         name.clone_into(&mut self.model.host);
-        changed
+        ranges.clone_into(&mut self.host_ranges);
     }
 
     /// Takes the nodes from a source that has no node objects. Counts the kind as synced.
@@ -383,7 +386,10 @@ impl Index {
         self.namespaces.remove(name).is_some()
     }
 
-    fn set_node(&mut self, name: String, record: Record<Node>) -> bool {
+    fn set_node(&mut self, name: String, mut record: Record<Node>) -> bool {
+        if name == self.model.host && !self.host_ranges.is_empty() {
+            record.value.pod_ranges.clone_from(&self.host_ranges);
+        }
         let changed = self.nodes.get(&name) != Some(&record);
         if changed {
             self.model.nodes.insert(name.clone(), record.value.clone());

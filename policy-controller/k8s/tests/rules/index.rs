@@ -7,7 +7,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use palisade_k8s::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
 use palisade_k8s::index::{Index, Instead, Kind, Realisable, Refused};
-use palisade_policy::model::{self, Entity, Model, ObjectName, Peer, Policy, PolicyKind, PolicyName};
+use palisade_policy::model::{self, Model, ObjectName, PolicyKind};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
@@ -34,7 +34,7 @@ fn pod(name: &str, uid: &str, created: &str, address: &str) -> Pod {
 }
 
 /// The policy `n/NAME` that lets `port` in to the pods that are labelled `a: subject`.
-fn policy(name: &str, subject: &str, port: i32) -> NetworkPolicy {
+pub fn policy(name: &str, subject: &str, port: i32) -> NetworkPolicy {
     let spec = json!({"podSelector": {"matchLabels": {"a": subject}}, "ingress": [{"ports": [{"port": port}]}]});
     object("networking.k8s.io/v1", "NetworkPolicy", json!({"metadata": {"namespace": "n", "name": name}, "spec": spec}))
 }
@@ -49,29 +49,29 @@ fn api_server(name: &str, address: &str) -> EndpointSlice {
     )
 }
 
-fn identity(name: &str, entity: &str) -> Identity {
+pub fn identity(name: &str, entity: &str) -> Identity {
     object("palisade.dev/v1alpha1", "Identity", json!({"metadata": {"name": name}, "spec": {"entities": [entity]}}))
 }
 
-fn identity_policy(name: &str, subject: &str, port: i32) -> IdentityPolicy {
+pub fn identity_policy(name: &str, subject: &str, port: i32) -> IdentityPolicy {
     let rule = json!({"action": "Allow", "ports": [{"port": port}]});
     let spec = json!({"subject": {"pods": {"matchLabels": {"a": subject}}}, "ingress": [rule]});
     object("palisade.dev/v1alpha1", "IdentityPolicy", json!({"metadata": {"namespace": "n", "name": name}, "spec": spec}))
 }
 
-fn cluster_policy(name: &str, priority: i32, action: &str) -> ClusterNetworkPolicy {
+pub fn cluster_policy(name: &str, priority: i32, action: &str) -> ClusterNetworkPolicy {
     let rule = json!({"action": action, "from": [{"namespaces": {}}]});
     let spec = json!({"tier": "Admin", "priority": priority, "subject": {"namespaces": {}}, "ingress": [rule]});
     object("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", json!({"metadata": {"name": name}, "spec": spec}))
 }
 
 /// The object under a UID, or under none.
-fn with_uid<K: Metadata<Ty = ObjectMeta>>(mut object: K, uid: Option<&str>) -> K {
+pub fn with_uid<K: Metadata<Ty = ObjectMeta>>(mut object: K, uid: Option<&str>) -> K {
     object.metadata_mut().uid = uid.map(str::to_owned);
     object
 }
 
-fn n(name: &str) -> ObjectName {
+pub fn n(name: &str) -> ObjectName {
     ObjectName::new("n", name)
 }
 
@@ -235,109 +235,25 @@ fn host_network_and_finished_pods_drop_out_of_the_model_and_claim_no_address() {
     assert_eq!(addresses(&index, "a"), [ip("10.0.0.1")]);
 }
 
-fn isolated(index: &Index) -> Policy {
-    let name = PolicyName::new(PolicyKind::NetworkPolicy, n("p"));
-    Policy::clone(&index.model().policies[&name])
-}
-
 #[test]
-fn a_policy_that_is_refused_isolates_when_there_is_no_good_version() {
-    let mut index = Index::new();
-    assert!(index.upsert(&policy("p", "x", 70000)));
-    let stands = isolated(&index);
-    assert_eq!((stands.ingress, stands.egress), (Some(vec![]), None));
-    let refused = index.refused().remove(0);
-    assert_eq!((refused.kind, refused.object.as_str(), refused.instead), (Kind::NetworkPolicy, "n/p", Instead::Isolated));
-    assert_eq!(
-        refused.to_string(),
-        "NetworkPolicy n/p: spec.ingress[0].ports[0].port: 70000 is no port: ports are 1 to 65535 (the pods that it selects are isolated)"
-    );
-}
-
-#[test]
-fn a_policy_that_is_refused_keeps_its_last_good_version() {
-    let mut index = Index::new();
-    index.upsert(&policy("p", "x", 80));
-    let good = isolated(&index);
-    index.upsert(&policy("p", "x", 70000));
-    index.upsert(&policy("p", "x", 70001));
-    assert_eq!(isolated(&index), good);
-    assert_eq!(index.refused()[0].instead, Instead::LastGood);
-    index.upsert(&policy("p", "x", 81));
-    assert_ne!(isolated(&index), good);
-    assert_eq!(index.refused(), []);
-}
-
-#[test]
-fn the_last_good_version_is_not_kept_where_it_would_leave_pods_open() {
-    // The new version selects other pods.
-    let mut index = Index::new();
-    index.upsert(&policy("p", "x", 80));
-    index.upsert(&policy("p", "y", 70000));
-    assert_eq!((isolated(&index).ingress, index.refused()[0].instead), (Some(vec![]), Instead::Isolated));
-    // The new version isolates egress too.
-    let mut index = Index::new();
-    index.upsert(&policy("p", "x", 80));
-    let mut wider = policy("p", "x", 70000);
-    wider.spec.as_mut().expect("a spec").policy_types = Some(vec!["Ingress".to_owned(), "Egress".to_owned()]);
-    index.upsert(&wider);
-    assert_eq!((isolated(&index).ingress, isolated(&index).egress), (Some(vec![]), Some(vec![])));
-    // Deleted and created anew, it is another policy: nothing of the old one lives on.
-    let mut index = Index::new();
-    index.upsert(&policy("p", "x", 80));
-    index.delete(&policy("p", "x", 80));
-    index.upsert(&policy("p", "x", 70000));
-    assert_eq!(isolated(&index).ingress, Some(vec![]));
-}
-
-// A watch that broke off shows what is there now: nobody has seen the old object go.
-#[test]
-fn an_object_that_was_made_anew_under_a_name_has_no_last_good_version_of_the_old_one() {
-    let mut index = Index::new();
-    index.resync(&[with_uid(policy("p", "x", 80), Some("1"))]);
-    index.resync(&[with_uid(policy("p", "x", 70000), Some("2"))]);
-    assert_eq!((isolated(&index).ingress, index.refused()[0].instead), (Some(vec![]), Instead::Isolated));
-    index.resync(&[with_uid(policy("p", "x", 70000), Some("1"))]);
-    assert_eq!(isolated(&index).ingress, Some(vec![]), "it was forgotten");
-    let mut index = Index::new();
-    index.resync(&[with_uid(identity("i", "World"), Some("1"))]);
-    index.resync(&[with_uid(identity("i", "Moon"), Some("2"))]);
-    assert_eq!((index.model().identities.len(), index.refused()[0].instead), (0, Instead::Unknown));
-}
-
-#[test]
-fn a_late_delete_of_an_older_policy_or_identity_of_the_same_name_changes_nothing() {
-    let mut index = Index::new();
-    index.upsert(&with_uid(policy("p", "x", 80), Some("2")));
-    index.upsert(&with_uid(identity("i", "World"), Some("2")));
-    let versions = index.versions().digests();
-    assert!(!index.delete(&with_uid(policy("p", "x", 80), Some("1"))));
-    assert!(!index.delete(&with_uid(identity("i", "World"), Some("1"))));
-    assert_eq!((index.model().policies.len(), index.model().identities.len()), (1, 1));
-    assert_eq!(index.versions().digests(), versions);
-    assert!(index.delete(&with_uid(policy("p", "x", 80), Some("2"))));
-    assert!(index.delete(&identity("i", "World")), "who gives no UID means the object by its name");
-}
-
-#[test]
-fn a_last_good_version_in_audit_mode_does_not_stand_for_one_that_is_to_be_enforced() {
-    let mut index = Index::new();
-    let annotated = |mode: &str| {
-        let mut policy = policy("p", "x", 80);
-        policy.metadata.annotations = Some([("palisade.dev/mode".to_owned(), mode.to_owned())].into());
-        policy
+fn pod_ranges_that_an_agent_is_told_are_this_nodes_whatever_its_node_says() {
+    let with_range = |name: &str| {
+        let mut node = node(name, "192.168.0.1");
+        node.spec = serde_json::from_value(json!({"podCIDRs": ["10.1.0.0/24"]})).expect("a spec");
+        node
     };
-    index.upsert(&annotated("Audit"));
-    index.upsert(&annotated("enforce"));
-    let stands = isolated(&index);
-    assert_eq!((stands.mode, stands.ingress), (model::Mode::Enforce, Some(vec![])));
-    // The other way round it may: it isolates more.
-    index.upsert(&annotated("Enforce"));
-    let mut refused = annotated("Audit");
-    refused.spec.as_mut().expect("a spec").policy_types = Some(vec!["Both".to_owned()]);
-    index.upsert(&refused);
-    assert_eq!(isolated(&index).mode, model::Mode::Audit, "in both directions, of which the good one knew one");
-    assert_eq!(index.refused()[0].instead, Instead::Audited, "nobody is told of an isolation that drops nothing");
+    let ranges = |index: &Index, node: &str| index.model().nodes[&node.to_owned()].pod_ranges.clone();
+    let [own, of_node] = ["10.2.0.0/24", "10.1.0.0/24"].map(|range| vec![range.parse().expect("a range")]);
+    let mut index = Index::new();
+    index.set_host("here", &own);
+    index.resync(&[with_range("here"), with_range("there"), node("there-too", "192.168.0.3")]);
+    assert_eq!((ranges(&index, "here"), ranges(&index, "there")), (own.clone(), of_node.clone()));
+    index.upsert(&node("here", "192.168.0.2"));
+    assert_eq!(ranges(&index, "here"), own, "also where its Node has none");
+    let mut index = Index::new();
+    index.set_host("here", &[]);
+    index.upsert(&with_range("here"));
+    assert_eq!(ranges(&index, "here"), of_node);
 }
 
 #[test]
@@ -351,27 +267,6 @@ fn a_resync_of_one_kind_of_policy_leaves_the_others() {
     assert_eq!(kinds, [PolicyKind::NetworkPolicy, PolicyKind::ClusterNetworkPolicy]);
     assert_eq!(index.policies_of(PolicyKind::ClusterNetworkPolicy, ""), [ObjectName::cluster("p")]);
     assert_eq!(index.policies_of(PolicyKind::NetworkPolicy, "n"), [n("p")]);
-}
-
-#[test]
-fn an_identity_that_is_refused_keeps_its_last_good_version_and_is_unknown_without_one() {
-    let mut index = Index::new();
-    index.upsert(&identity("i", "Moon"));
-    assert_eq!((index.model().identities.len(), index.refused()[0].instead), (0, Instead::Unknown));
-    index.upsert(&identity("i", "World"));
-    index.upsert(&identity("i", "Moon"));
-    assert_eq!(index.model().identities[&"i".to_owned()], [Peer::Entity(Entity::World)]);
-    assert_eq!(index.refused()[0].instead, Instead::LastGood);
-}
-
-#[test]
-fn a_cluster_policy_that_is_not_understood_is_closed_at_once_whatever_it_was_before() {
-    let mut index = Index::new();
-    index.upsert(&cluster_policy("c", 1, "Accept"));
-    index.upsert(&cluster_policy("c", 1, "Log"));
-    assert_eq!(index.refused()[0].instead, Instead::RuleByRule);
-    let policy = index.model().policies.values().next().cloned().expect("never a no-op");
-    assert_eq!(policy.ingress.as_ref().expect("a rule")[0].action, model::Action::Deny);
 }
 
 #[test]

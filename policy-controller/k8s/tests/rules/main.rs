@@ -6,5 +6,6 @@ mod definition;
 mod identity_policy;
 mod index;
 mod manifest;
+mod refused;
 mod status;
 mod status_cost;

@@ -187,8 +187,8 @@ impl Kernel {
     /// No bpffs, no way to attach, no permission, foreign layouts; files of the run directory.
     pub fn open(&mut self) -> Result<EventRing, KernelError> {
         let mut datapath = Datapath::open(&self.pin, &self.state.config.sizes)?;
-        // An agent that was killed may have left it on.
-        datapath.observe_allowed(false)?;
+        // An agent that was killed may have left it on; where maps had to be replaced, somebody may still want it.
+        datapath.observe_allowed(*self.state.events.wanting_allowed().borrow() > 0)?;
         let ring = datapath.events()?;
         self.datapath = Some(datapath);
         let taken = self.take_over();

@@ -1,0 +1,131 @@
+//! The index: what stands for objects that cannot be taken as they are.
+
+use super::index::{cluster_policy, identity, identity_policy, n, policy, with_uid};
+use palisade_k8s::index::{Index, Instead, Kind};
+use palisade_policy::model::{self, Entity, Peer, Policy, PolicyKind, PolicyName};
+
+fn isolated(index: &Index) -> Policy {
+    let name = PolicyName::new(PolicyKind::NetworkPolicy, n("p"));
+    Policy::clone(&index.model().policies[&name])
+}
+
+#[test]
+fn a_policy_that_is_refused_isolates_when_there_is_no_good_version() {
+    let mut index = Index::new();
+    assert!(index.upsert(&policy("p", "x", 70000)));
+    let stands = isolated(&index);
+    assert_eq!((stands.ingress, stands.egress), (Some(vec![]), None));
+    let refused = index.refused().remove(0);
+    assert_eq!((refused.kind, refused.object.as_str(), refused.instead), (Kind::NetworkPolicy, "n/p", Instead::Isolated));
+    assert_eq!(
+        refused.to_string(),
+        "NetworkPolicy n/p: spec.ingress[0].ports[0].port: 70000 is no port: ports are 1 to 65535 (the pods that it selects are isolated)"
+    );
+}
+
+#[test]
+fn a_policy_that_is_refused_keeps_its_last_good_version() {
+    let mut index = Index::new();
+    index.upsert(&policy("p", "x", 80));
+    let good = isolated(&index);
+    index.upsert(&policy("p", "x", 70000));
+    index.upsert(&policy("p", "x", 70001));
+    assert_eq!(isolated(&index), good);
+    assert_eq!(index.refused()[0].instead, Instead::LastGood);
+    index.upsert(&policy("p", "x", 81));
+    assert_ne!(isolated(&index), good);
+    assert_eq!(index.refused(), []);
+}
+
+#[test]
+fn the_last_good_version_is_not_kept_where_it_would_leave_pods_open() {
+    // The new version selects other pods.
+    let mut index = Index::new();
+    index.upsert(&policy("p", "x", 80));
+    index.upsert(&policy("p", "y", 70000));
+    assert_eq!((isolated(&index).ingress, index.refused()[0].instead), (Some(vec![]), Instead::Isolated));
+    // The new version isolates egress too.
+    let mut index = Index::new();
+    index.upsert(&policy("p", "x", 80));
+    let mut wider = policy("p", "x", 70000);
+    wider.spec.as_mut().expect("a spec").policy_types = Some(vec!["Ingress".to_owned(), "Egress".to_owned()]);
+    index.upsert(&wider);
+    assert_eq!((isolated(&index).ingress, isolated(&index).egress), (Some(vec![]), Some(vec![])));
+    // Deleted and created anew, it is another policy: nothing of the old one lives on.
+    let mut index = Index::new();
+    index.upsert(&policy("p", "x", 80));
+    index.delete(&policy("p", "x", 80));
+    index.upsert(&policy("p", "x", 70000));
+    assert_eq!(isolated(&index).ingress, Some(vec![]));
+}
+
+// A watch that broke off shows what is there now: nobody has seen the old object go.
+#[test]
+fn an_object_that_was_made_anew_under_a_name_has_no_last_good_version_of_the_old_one() {
+    let mut index = Index::new();
+    index.resync(&[with_uid(policy("p", "x", 80), Some("1"))]);
+    index.resync(&[with_uid(policy("p", "x", 70000), Some("2"))]);
+    assert_eq!((isolated(&index).ingress, index.refused()[0].instead), (Some(vec![]), Instead::Isolated));
+    index.resync(&[with_uid(policy("p", "x", 70000), Some("1"))]);
+    assert_eq!(isolated(&index).ingress, Some(vec![]), "it was forgotten");
+    let mut index = Index::new();
+    index.resync(&[with_uid(identity("i", "World"), Some("1"))]);
+    index.resync(&[with_uid(identity("i", "Moon"), Some("2"))]);
+    assert_eq!((index.model().identities.len(), index.refused()[0].instead), (0, Instead::Unknown));
+}
+
+#[test]
+fn a_late_delete_of_an_older_policy_or_identity_of_the_same_name_changes_nothing() {
+    let mut index = Index::new();
+    index.upsert(&with_uid(policy("p", "x", 80), Some("2")));
+    index.upsert(&with_uid(identity("i", "World"), Some("2")));
+    let versions = index.versions().digests();
+    assert!(!index.delete(&with_uid(policy("p", "x", 80), Some("1"))));
+    assert!(!index.delete(&with_uid(identity("i", "World"), Some("1"))));
+    assert_eq!((index.model().policies.len(), index.model().identities.len()), (1, 1));
+    assert_eq!(index.versions().digests(), versions);
+    assert!(index.delete(&with_uid(policy("p", "x", 80), Some("2"))));
+    assert!(index.delete(&identity("i", "World")), "who gives no UID means the object by its name");
+}
+
+#[test]
+fn a_last_good_version_in_audit_mode_does_not_stand_for_one_that_is_to_be_enforced() {
+    let mut index = Index::new();
+    let annotated = |mode: &str| {
+        let mut policy = policy("p", "x", 80);
+        policy.metadata.annotations = Some([("palisade.dev/mode".to_owned(), mode.to_owned())].into());
+        policy
+    };
+    index.upsert(&annotated("Audit"));
+    index.upsert(&annotated("enforce"));
+    let stands = isolated(&index);
+    assert_eq!((stands.mode, stands.ingress), (model::Mode::Enforce, Some(vec![])));
+    // The other way round it may: it isolates more.
+    index.upsert(&annotated("Enforce"));
+    let mut refused = annotated("Audit");
+    refused.spec.as_mut().expect("a spec").policy_types = Some(vec!["Both".to_owned()]);
+    index.upsert(&refused);
+    assert_eq!(isolated(&index).mode, model::Mode::Audit, "in both directions, of which the good one knew one");
+    assert_eq!(index.refused()[0].instead, Instead::Audited, "nobody is told of an isolation that drops nothing");
+}
+
+#[test]
+fn an_identity_that_is_refused_keeps_its_last_good_version_and_is_unknown_without_one() {
+    let mut index = Index::new();
+    index.upsert(&identity("i", "Moon"));
+    assert_eq!((index.model().identities.len(), index.refused()[0].instead), (0, Instead::Unknown));
+    index.upsert(&identity("i", "World"));
+    index.upsert(&identity("i", "Moon"));
+    assert_eq!(index.model().identities[&"i".to_owned()], [Peer::Entity(Entity::World)]);
+    assert_eq!(index.refused()[0].instead, Instead::LastGood);
+}
+
+#[test]
+fn a_cluster_policy_that_is_not_understood_is_closed_at_once_whatever_it_was_before() {
+    let mut index = Index::new();
+    index.upsert(&cluster_policy("c", 1, "Accept"));
+    index.upsert(&cluster_policy("c", 1, "Log"));
+    assert_eq!(index.refused()[0].instead, Instead::RuleByRule);
+    let policy = index.model().policies.values().next().cloned().expect("never a no-op");
+    assert_eq!(policy.ingress.as_ref().expect("a rule")[0].action, model::Action::Deny);
+}
