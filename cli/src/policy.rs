@@ -53,6 +53,12 @@ fn rendered(policies: &[PolicyStatus], paint: Paint) -> String {
     for policy in policies {
         let name = format!("{} {}", policy.kind, policy.object);
         text.push_str(&standing::notes(&name, &policy.standing));
+        if !policy.unknown_identities.is_empty() {
+            let names = policy.unknown_identities.join(", ");
+            text.push_str(&format!(
+                "{name}: no such identity: {names}; rules that allow by it allow nobody, rules that deny by it deny everybody\n"
+            ));
+        }
         if !policy.selected.is_empty() {
             text.push_str(&format!("{name} selects {}\n", policy.selected.join(", ")));
         }
@@ -83,6 +89,7 @@ mod tests {
             pods: 3,
             pods_here: 1,
             enforced: true,
+            unknown_identities: Vec::new(),
             refused: None,
             standing: Standing { generation: Some(4), nodes_enforcing: 2, nodes: 3, conditions: conditions.into() },
             selected: vec!["shop/a".into(), "shop/b".into()],
@@ -97,6 +104,14 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].ends_with("True      Unknown"), "{text}");
         assert_eq!(lines[2], "IdentityPolicy shop/p: 2 of 3 nodes; no report from: n2");
+    }
+
+    #[test]
+    fn an_identity_that_does_not_exist_is_named_beside_the_policy_that_names_it() {
+        let accepted = || [condition("Accepted", "True", "Accepted", ""), condition("Enforced", "True", "AllNodes", "")];
+        let text = rendered(&[PolicyStatus { unknown_identities: vec!["clii".into()], ..policy(accepted()) }], Paint::none());
+        assert!(text.contains("IdentityPolicy shop/p: no such identity: clii; "), "{text}");
+        assert!(!rendered(&[policy(accepted())], Paint::none()).contains("no such identity"));
     }
 
     #[test]

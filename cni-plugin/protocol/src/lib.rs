@@ -274,8 +274,11 @@ pub struct PolicyStatus {
     pub pods: usize,
     /// Those of them that are on this node.
     pub pods_here: usize,
-    /// Whether this version of it is what the kernel of this node enforces.
+    /// Whether this version of it is what the kernel of this node enforces; false in audit mode, in which it enforces nothing.
     pub enforced: bool,
+    /// Identities that its rules name and that do not exist: who allows by one allows nobody, who denies by one denies everybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown_identities: Vec<String>,
     /// Why it could not be used as it was written, and what is done about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,

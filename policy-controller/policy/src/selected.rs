@@ -1,6 +1,6 @@
 //! Whom a policy selects, and whom an identity matches: for people, and for the status of both.
 
-use crate::model::{Action, Model, ObjectName, Peer, Peers, PolicyKind, PolicyName, Ports, Rule};
+use crate::model::{Action, Model, ObjectName, Peer, Peers, Policy, PolicyKind, PolicyName, Ports, Rule};
 use crate::rules::{Policies, RuleSet, selects};
 use crate::signatures::Owners;
 use crate::universe::Universe;
@@ -59,6 +59,17 @@ pub fn peers(model: &Model, name: &PolicyName) -> Matched {
     }
     let sets = rules().map(|rule| ((), Policies::rule_set_of(model, name, &allow(rule.peers.clone()))));
     matched_by(model, &sets.collect::<Vec<_>>()).remove(&()).unwrap_or_default()
+}
+
+/// The identities that rules of a policy name and that are not in the model: none of that name is there, or none that can be used.
+pub fn unknown_identities<'p>(model: &Model, policy: &'p Policy) -> BTreeSet<&'p str> {
+    let rules = [&policy.ingress, &policy.egress].into_iter().flatten().flatten();
+    let peers = rules.flat_map(|rule| match &rule.peers {
+        Peers::Of(peers) => peers.as_slice(),
+        Peers::Any => &[],
+    });
+    let named = peers.filter_map(|peer| if let Peer::Identity(name) = peer { Some(name) } else { None });
+    named.filter(|name| !model.identities.contains_key(name)).map(String::as_str).collect()
 }
 
 fn allow(peers: Peers) -> Rule {

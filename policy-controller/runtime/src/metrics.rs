@@ -8,6 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use palisade_datapath_core::abi::{Counter as PacketCounter, Outcome};
+use palisade_policy::model::PolicyName;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -37,6 +38,7 @@ pub struct Metrics {
     identities: Gauge,
     subjects: Gauge,
     refused: Gauge,
+    too_many: Family<TooManyLabels, Gauge>,
     ready: Gauge,
     epoch: Gauge,
     reconciles: Histogram,
@@ -59,6 +61,13 @@ struct OutcomeLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MapLabels {
     map: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TooManyLabels {
+    map: String,
+    kind: String,
+    object: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -111,6 +120,7 @@ impl Metrics {
             identities: Gauge::default(),
             subjects: Gauge::default(),
             refused: Gauge::default(),
+            too_many: Family::default(),
             ready: Gauge::default(),
             epoch: Gauge::default(),
             reconciles: Histogram::new(RECONCILE_BUCKETS),
@@ -139,6 +149,7 @@ impl Metrics {
         registry.register("identities", "Identities in use on this node", self.identities.clone());
         registry.register("subjects", "Distinct effective policies on this node", self.subjects.clone());
         registry.register("refused_objects", "Objects that could not be used as they are", self.refused.clone());
+        registry.register("rows_too_many", "Rows that a policy that was held back is over the limit of a map", self.too_many.clone());
         registry.register("ready", "1 when everything was read and is in the kernel", self.ready.clone());
         registry.register("policy_epoch", "Moves with every change that could alter a verdict", self.epoch.clone());
         registry.register_with_unit(
@@ -223,6 +234,11 @@ impl Metrics {
         self.identities.set(counts.identities as i64);
         self.subjects.set(counts.subjects as i64);
         self.refused.set(crate::status::refused(state, &published).len() as i64);
+        self.too_many.clear();
+        for (PolicyName { kind, object }, (map, rows)) in &published.too_many {
+            let labels = TooManyLabels { map: (*map).to_owned(), kind: kind.to_string(), object: object.to_string() };
+            self.too_many.get_or_create(&labels).set(*rows as i64);
+        }
         self.ready.set(state.not_ready().is_empty().into());
         self.epoch.set(published.epoch.into());
         let mut text = String::new();

@@ -8,7 +8,7 @@ use palisade_k8s::report::Reports;
 use palisade_k8s::status::Counts;
 use palisade_k8s::sum::{Key, Snapshot};
 use palisade_policy::model::{Mode, ObjectName, PolicyName};
-use palisade_policy::selected::{Matched, matched_each, naming, peers, selected};
+use palisade_policy::selected::{Matched, matched_each, naming, peers, selected, unknown_identities};
 use palisade_protocol::{Condition, IdentityStatus, PeersMatched, PolicyStatus, Refused, Standing};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,11 +29,11 @@ pub fn policies(state: &State, reports: &Reports, object: Option<&str>) -> Vec<P
         let pods = selected(&model, name);
         let here = pods.iter().filter(|pod| published.compiled.subjects.contains_key(**pod)).count();
         let held = published.held.contains_key(name);
-        let enforced = published.reconciled && !held && published.model.policies.get(name) == Some(policy);
+        let current = published.reconciled && !held && published.model.policies.get(name) == Some(policy);
         let counts = Counts { pods: pods.len(), addresses: 0 };
         // Without an API server nobody counts generations: what this node has tells.
         let nobody = Reports::default();
-        let reports = if enforced || held || state.config.status_namespace.is_some() { reports } else { &nobody };
+        let reports = if current || held || state.config.status_namespace.is_some() { reports } else { &nobody };
         Some(PolicyStatus {
             kind: name.kind.to_string(),
             object: name.object.to_string(),
@@ -47,7 +47,8 @@ pub fn policies(state: &State, reports: &Reports, object: Option<&str>) -> Vec<P
             egress_rules: policy.egress.as_ref().map(Vec::len),
             pods: pods.len(),
             pods_here: here,
-            enforced,
+            enforced: current && policy.mode == Mode::Enforce,
+            unknown_identities: unknown_identities(&model, policy).into_iter().map(str::to_owned).collect(),
             refused: reason(&refused, &name.kind.to_string(), &name.object.to_string()),
             standing: standing(&snapshot, &versions, &(name.kind.into(), name.object.clone()), counts, reports),
             selected: if object.is_some() { pods.iter().map(ToString::to_string).collect() } else { Vec::new() },

@@ -55,6 +55,8 @@ pub struct Published {
     pub endpoints: BTreeMap<Attachment, Realised>,
     /// Policies whose present version does not fit into the maps, with the reason and what is in force instead.
     pub held: BTreeMap<PolicyName, String>,
+    /// The map that has no room for such a policy, and how many rows are too many.
+    pub too_many: BTreeMap<PolicyName, (&'static str, usize)>,
     /// Whose an address is, as events show it.
     pub names: SharedMap<IpAddr, Arc<str>>,
     /// Number of rows of each map that the agent writes, and how many it has and may have room for.

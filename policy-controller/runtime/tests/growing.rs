@@ -127,6 +127,8 @@ fn a_policy_beyond_a_limit_is_held_back_by_name_and_its_new_pods_are_denied_befo
             let expected = "PREFIX_V4 has room for 64 rows at most and the change needs 10000, 9936 too many";
             assert!(refused.reason.contains(expected) && refused.reason.contains("allows nothing"), "{refused:?}");
             assert_eq!(metric("palisade_refused_objects"), 1);
+            let labels = "{map=\"PREFIX_V4\",kind=\"NetworkPolicy\",object=\"shop/large\"}";
+            assert_eq!(metric(&format!("palisade_rows_too_many{labels}")), 9936);
         };
         // It needs no room before one of its pods is here.
         let status = node.wait("the policy is known", |status| status.counts.policies == 2);

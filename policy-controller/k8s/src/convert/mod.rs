@@ -20,7 +20,7 @@ pub use identity_policy::identity_policy;
 pub use labels::{labels, selector};
 pub use names::{cluster_name, namespaced_name};
 pub use namespace::{NAMESPACE_NAME_LABEL, namespace};
-pub use network_policy::{MODE_ANNOTATION, network_policy};
+pub use network_policy::{MODE_ANNOTATION, network_policy, unreadable_policy};
 pub use node::node;
 pub use pod::{ContainerPort, Participation, PodParts, container_ports, participation, pod};
 

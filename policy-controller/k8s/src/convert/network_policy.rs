@@ -9,7 +9,7 @@ use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use palisade_identity::LabelSelector;
-use palisade_policy::model::{Mode, Peer, Peers, PodSet, Policy, Port, Ports, Rule, Tier};
+use palisade_policy::model::{Mode, Peer, Peers, PodSet, Policy, PolicyKind, Port, Ports, Rule, Tier};
 
 /// The annotation that puts a NetworkPolicy or a ClusterNetworkPolicy in audit mode.
 pub const MODE_ANNOTATION: &str = "palisade.dev/mode";
@@ -66,6 +66,16 @@ pub fn network_policy(policy: &NetworkPolicy) -> Result<Policy, Refusal<Policy>>
 pub(super) fn mode_of(metadata: &ObjectMeta) -> Result<Mode, FieldError> {
     let annotation = metadata.annotations.iter().flatten().find(|(key, _)| *key == MODE_ANNOTATION);
     mode(annotation.map(|(_, value)| value.as_str()), || FieldPath::of("metadata.annotations").key(MODE_ANNOTATION))
+}
+
+/// What stands for a policy of which its metadata alone can be read, and that has no last good version: it isolates its namespace. One of the
+/// cluster says nothing: it would have to close the cluster.
+pub fn unreadable_policy(kind: PolicyKind, metadata: &ObjectMeta) -> Policy {
+    let isolates = kind != PolicyKind::ClusterNetworkPolicy;
+    let closed = isolating(LabelSelector::everything(), Types { ingress: isolates, egress: isolates });
+    // An IdentityPolicy says it in its spec.
+    let mode = if kind == PolicyKind::NetworkPolicy { mode_of(metadata).unwrap_or_default() } else { Mode::Enforce };
+    Policy { mode, tier: if isolates { Tier::Workload } else { Tier::Admin(0) }, ..closed }
 }
 
 /// A policy that isolates `subject` and allows nothing.

@@ -4,7 +4,7 @@ use super::labels::labels;
 use super::{port_name, port_number, protocol};
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem, Refusal};
-use k8s_openapi::api::core::v1::{Container, Pod as ApiPod};
+use k8s_openapi::api::core::v1::{ContainerPort as ApiContainerPort, Pod as ApiPod};
 use palisade_identity::{Labels, Protocol};
 use palisade_policy::model::{NamedPort, Pod};
 use std::net::IpAddr;
@@ -54,20 +54,20 @@ pub fn participation(pod: &ApiPod) -> Participation {
 /// A pod: its labels, all of its addresses, and the ports that its containers name.
 ///
 /// # Errors
-/// A label, port or address that is not valid. In its place stand the labels as they are, the addresses that can
-/// be read, and no port names: a name that no pod serves opens nothing.
+/// A label, port or address that is not valid. In its place stand the labels as they are, and the addresses and port names that can
+/// be read: rules that deny by such a name go on to match.
 pub fn pod(pod: &ApiPod) -> Result<PodParts, Refusal<PodParts>> {
-    let (addresses, unreadable) = addresses(pod);
-    let converted = labels(pod.metadata.labels.as_ref(), &FieldPath::of("metadata.labels"))
-        .and_then(|labels| Ok((labels, named_ports(pod)?)))
-        .and_then(|parts| unreadable.map_or(Ok(parts), Err));
-    let parts = |labels: Labels, ports| PodParts {
+    let (addresses, bad_address) = addresses(pod);
+    let (ports, bad_port) = read_ports(pod);
+    let parts = |labels: Labels| PodParts {
         participation: participation(pod),
-        pod: Pod { labels, service_account: service_account(pod), addresses, ports },
+        pod: Pod { labels, service_account: service_account(pod), addresses, ports: named(ports) },
     };
-    match converted {
-        Ok((labels, ports)) => Ok(parts(labels, ports)),
-        Err(error) => Err(Refusal { error, closed: Box::new(parts(pod.metadata.labels.clone().unwrap_or_default(), Vec::new())) }),
+    match (labels(pod.metadata.labels.as_ref(), &FieldPath::of("metadata.labels")), bad_port.or(bad_address)) {
+        (Ok(labels), None) => Ok(parts(labels)),
+        (Err(error), _) | (Ok(_), Some(error)) => {
+            Err(Refusal { error, closed: Box::new(parts(pod.metadata.labels.clone().unwrap_or_default())) })
+        }
     }
 }
 
@@ -84,6 +84,12 @@ fn service_account(pod: &ApiPod) -> String {
 /// # Errors
 /// A number, name or protocol that is not valid.
 pub fn container_ports(pod: &ApiPod) -> Result<Vec<ContainerPort>, FieldError> {
+    let (ports, unreadable) = read_ports(pod);
+    unreadable.map_or(Ok(ports), Err)
+}
+
+/// The ports that can be read, and what is wrong with the first that cannot.
+fn read_ports(pod: &ApiPod) -> (Vec<ContainerPort>, Option<FieldError>) {
     let spec = pod.spec.as_ref();
     let containers = spec.into_iter().flat_map(|spec| &spec.containers).enumerate();
     let sidecars = spec.into_iter().flat_map(|spec| spec.init_containers.iter().flatten()).enumerate();
@@ -91,36 +97,38 @@ pub fn container_ports(pod: &ApiPod) -> Result<Vec<ContainerPort>, FieldError> {
     let sidecars = sidecars
         .filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"))
         .map(|(index, container)| ("initContainers", index, container));
-    let mut ports = Vec::new();
+    let (mut ports, mut unreadable) = (Vec::new(), None);
     for (list, index, container) in containers.chain(sidecars) {
-        container_ports_of(container, &FieldPath::of("spec").key(list).index(index), &mut ports)?;
-    }
-    Ok(ports)
-}
-
-fn container_ports_of(container: &Container, field: &FieldPath, ports: &mut Vec<ContainerPort>) -> Result<(), FieldError> {
-    for (index, port) in container.ports.iter().flatten().enumerate() {
-        let field = |name: &str| field.key("ports").index(index).key(name);
-        ports.push(ContainerPort {
-            name: port.name.as_deref().filter(|name| !name.is_empty()).map(|name| port_name(name, || field("name"))).transpose()?,
-            // Here, unlike in a policy, the API server takes an empty string for absent.
-            protocol: protocol(port.protocol.as_deref().filter(|name| !name.is_empty()), || field("protocol"))?,
-            port: port_number(port.container_port, || field("containerPort"))?,
-        });
-    }
-    Ok(())
-}
-
-/// The named ports; where two have one name and protocol, the first is meant, as in Kubernetes' own look-up.
-fn named_ports(pod: &ApiPod) -> Result<Vec<NamedPort>, FieldError> {
-    let mut named: Vec<NamedPort> = Vec::new();
-    for port in container_ports(pod)? {
-        let Some(name) = port.name else { continue };
-        if !named.iter().any(|known| known.name == name && known.protocol == port.protocol) {
-            named.push(NamedPort { name, protocol: port.protocol, port: port.port });
+        for (number, port) in container.ports.iter().flatten().enumerate() {
+            match container_port(port, &FieldPath::of("spec").key(list).index(index).key("ports").index(number)) {
+                Ok(port) => ports.push(port),
+                Err(error) => drop(unreadable.get_or_insert(error)),
+            }
         }
     }
-    Ok(named)
+    (ports, unreadable)
+}
+
+fn container_port(port: &ApiContainerPort, field: &FieldPath) -> Result<ContainerPort, FieldError> {
+    Ok(ContainerPort {
+        name: port.name.as_deref().filter(|name| !name.is_empty()).map(|name| port_name(name, || field.key("name"))).transpose()?,
+        // Here, unlike in a policy, the API server takes an empty string for absent.
+        protocol: protocol(port.protocol.as_deref().filter(|name| !name.is_empty()), || field.key("protocol"))?,
+        port: port_number(port.container_port, || field.key("containerPort"))?,
+    })
+}
+
+/// The named ports. A name that several containers give means every number that they give it: who denies it means all of them.
+fn named(ports: Vec<ContainerPort>) -> Vec<NamedPort> {
+    let mut named: Vec<NamedPort> = Vec::new();
+    for ContainerPort { name, protocol, port } in ports {
+        let Some(name) = name else { continue };
+        let port = NamedPort { name, protocol, port };
+        if !named.contains(&port) {
+            named.push(port);
+        }
+    }
+    named
 }
 
 /// The addresses of the status, one per family, and the first one that cannot be read.

@@ -81,8 +81,13 @@ pub trait Indexed: sealed::Sealed {
     const KIND: Kind;
     #[doc(hidden)]
     fn upsert(index: &mut Index, object: &Self) -> bool;
+    /// Takes note of an object of which nothing but its metadata can be read; gives the error back where that is not possible.
     #[doc(hidden)]
-    fn delete(index: &mut Index, object: &Self) -> bool;
+    fn upsert_unreadable(_index: &mut Index, _metadata: &ObjectMeta, error: FieldError) -> Result<bool, FieldError> {
+        Err(error)
+    }
+    #[doc(hidden)]
+    fn delete(index: &mut Index, metadata: &ObjectMeta) -> bool;
 }
 
 pub(super) mod sealed {
@@ -115,8 +120,8 @@ impl Indexed for Namespace {
         index.set_namespace(name, Record::from(convert::namespace(object)))
     }
 
-    fn delete(index: &mut Index, object: &Self) -> bool {
-        object.metadata.name.as_ref().is_some_and(|name| index.remove_namespace(name))
+    fn delete(index: &mut Index, metadata: &ObjectMeta) -> bool {
+        metadata.name.as_ref().is_some_and(|name| index.remove_namespace(name))
     }
 }
 
@@ -129,9 +134,9 @@ impl Indexed for Pod {
         index.upsert_pod(name, object)
     }
 
-    fn delete(index: &mut Index, object: &Self) -> bool {
-        let Ok(name) = convert::namespaced_name(&object.metadata) else { return false };
-        index.delete_pod(&name, object.metadata.uid.as_deref())
+    fn delete(index: &mut Index, metadata: &ObjectMeta) -> bool {
+        let Ok(name) = convert::namespaced_name(metadata) else { return false };
+        index.delete_pod(&name, metadata.uid.as_deref())
     }
 }
 
@@ -144,8 +149,8 @@ impl Indexed for Node {
         index.set_node(name, Record::from(convert::node(object)))
     }
 
-    fn delete(index: &mut Index, object: &Self) -> bool {
-        object.metadata.name.as_ref().is_some_and(|name| index.remove_node(name))
+    fn delete(index: &mut Index, metadata: &ObjectMeta) -> bool {
+        metadata.name.as_ref().is_some_and(|name| index.remove_node(name))
     }
 }
 
@@ -166,8 +171,8 @@ impl Indexed for EndpointSlice {
         index.set_api_servers(name, Some(addresses.collect()))
     }
 
-    fn delete(index: &mut Index, object: &Self) -> bool {
-        convert::namespaced_name(&object.metadata).is_ok_and(|name| index.set_api_servers(name, None))
+    fn delete(index: &mut Index, metadata: &ObjectMeta) -> bool {
+        convert::namespaced_name(metadata).is_ok_and(|name| index.set_api_servers(name, None))
     }
 }
 
@@ -180,8 +185,14 @@ impl Indexed for Identity {
         index.upsert_identity(name, object.metadata.uid.clone(), convert::identity(object))
     }
 
-    fn delete(index: &mut Index, object: &Self) -> bool {
-        let ObjectMeta { name, uid, .. } = &object.metadata;
+    fn upsert_unreadable(index: &mut Index, metadata: &ObjectMeta, error: FieldError) -> Result<bool, FieldError> {
+        let name = convert::cluster_name(metadata, NameRule::DnsName);
+        let Some(name) = index.named(Self::KIND, name, metadata) else { return Ok(true) };
+        Ok(index.upsert_identity(name, metadata.uid.clone(), Err(error)))
+    }
+
+    fn delete(index: &mut Index, metadata: &ObjectMeta) -> bool {
+        let ObjectMeta { name, uid, .. } = metadata;
         name.as_ref().is_some_and(|name| index.delete_identity(name, uid.as_deref()))
     }
 }
@@ -198,9 +209,15 @@ macro_rules! policy {
                 index.upsert_policy(PolicyName::new(PolicyKind::$kind, name), object.metadata.uid.clone(), $convert(object))
             }
 
-            fn delete(index: &mut Index, object: &Self) -> bool {
-                let name = $name(&object.metadata).map(|name| PolicyName::new(PolicyKind::$kind, name));
-                name.is_ok_and(|name| index.delete_policy(&name, object.metadata.uid.as_deref()))
+            fn upsert_unreadable(index: &mut Index, metadata: &ObjectMeta, error: FieldError) -> Result<bool, FieldError> {
+                let Some(name) = index.named(Self::KIND, $name(metadata), metadata) else { return Ok(true) };
+                let closed = convert::unreadable_policy(PolicyKind::$kind, metadata);
+                Ok(index.upsert_unreadable_policy(PolicyName::new(PolicyKind::$kind, name), metadata.uid.clone(), error, closed))
+            }
+
+            fn delete(index: &mut Index, metadata: &ObjectMeta) -> bool {
+                let name = $name(metadata).map(|name| PolicyName::new(PolicyKind::$kind, name));
+                name.is_ok_and(|name| index.delete_policy(&name, metadata.uid.as_deref()))
             }
         }
     };

@@ -16,6 +16,7 @@ use crate::convert::{self, Participation};
 use crate::problem::{FieldError, Refusal};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Pod as ApiPod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use palisade_identity::Labels;
 use palisade_policy::model::{Mode, Model, Node, ObjectName, Peer, Policy, PolicyKind, PolicyName};
 use pods::{Claims, LocalAddresses, PodRecord};
@@ -149,11 +150,25 @@ impl Index {
         K::upsert(self, object) | version
     }
 
+    /// Takes an object of which its metadata alone can be read. Tells whether anything that policy needs is different now.
+    ///
+    /// # Errors
+    /// What is wrong with it, where nothing can stand in the place of such an object: of kinds of which every version is read.
+    pub fn upsert_unreadable<K: Indexed>(&mut self, metadata: &ObjectMeta, error: FieldError) -> Result<bool, FieldError> {
+        let changed = K::upsert_unreadable(self, metadata, error)?;
+        Ok(self.versions.upsert(K::KIND, metadata) | changed)
+    }
+
     /// Forgets an object. A pod, a policy or an identity with another UID than the one that is known is an older one of that name: it
     /// changes nothing. Tells whether anything that policy needs is different now.
     pub fn delete<K: Indexed>(&mut self, object: &K) -> bool {
-        self.versions.delete(K::KIND, object.head());
-        K::delete(self, object)
+        self.delete_of::<K>(object.head())
+    }
+
+    /// As [`delete`](Self::delete), by the object's metadata.
+    pub fn delete_of<K: Indexed>(&mut self, metadata: &ObjectMeta) -> bool {
+        self.versions.delete(K::KIND, metadata);
+        K::delete(self, metadata)
     }
 
     /// Takes all objects of a kind: what is not among them is gone.
@@ -335,9 +350,8 @@ impl Index {
         }
         for (name, record) in &self.policies {
             let instead = match name.kind {
-                PolicyKind::NetworkPolicy | PolicyKind::IdentityPolicy if record.last_good.as_ref() == Some(&record.policy) => {
-                    Instead::LastGood
-                }
+                _ if record.last_good.as_ref() == Some(&record.policy) => Instead::LastGood,
+                _ if record.policy.ingress.is_none() && record.policy.egress.is_none() => Instead::Nothing,
                 _ if record.policy.mode == Mode::Audit => Instead::Audited,
                 PolicyKind::ClusterNetworkPolicy => Instead::RuleByRule,
                 PolicyKind::NetworkPolicy | PolicyKind::IdentityPolicy => Instead::Isolated,
@@ -486,6 +500,18 @@ impl Index {
                 PolicyRecord { uid, policy, last_good, refused: Some(error) }
             }
         };
+        self.set_policy(name, record)
+    }
+
+    /// Of a policy whose new version cannot be read at all the last good one stays.
+    fn upsert_unreadable_policy(&mut self, name: PolicyName, uid: Option<String>, error: FieldError, closed: Policy) -> bool {
+        let same = self.policies.get(&name).filter(|known| known.uid == uid);
+        let last_good = same.and_then(|known| known.last_good.clone());
+        let policy = last_good.clone().unwrap_or_else(|| Arc::new(closed));
+        self.set_policy(name, PolicyRecord { uid, policy, last_good, refused: Some(error) })
+    }
+
+    fn set_policy(&mut self, name: PolicyName, record: PolicyRecord) -> bool {
         let changed = self.policies.get(&name) != Some(&record);
         if changed {
             self.model.policies.insert(name.clone(), Arc::clone(&record.policy));

@@ -257,7 +257,12 @@ fn named_ports_come_from_containers_and_from_init_containers_that_keep_running()
         ],
     }})));
     let named = |name: &str, protocol, port| NamedPort { name: name.into(), protocol, port };
-    let expected = vec![named("http", Protocol::Tcp, 80), named("http", Protocol::Udp, 83), named("side", Protocol::Sctp, 85)];
+    let expected = [
+        named("http", Protocol::Tcp, 80),
+        named("http", Protocol::Tcp, 82),
+        named("http", Protocol::Udp, 83),
+        named("side", Protocol::Sctp, 85),
+    ];
     assert_eq!(parts.expect("a good pod").pod.ports, expected);
 }
 
@@ -286,7 +291,7 @@ fn host_network_and_finished_pods_do_not_participate_and_terminating_ones_do() {
 }
 
 #[test]
-fn a_refused_pod_keeps_its_labels_and_readable_addresses_and_serves_no_name() {
+fn a_refused_pod_keeps_its_labels_and_what_can_be_read_of_addresses_and_names() {
     let refusal = convert::pod(&pod(json!({
         "metadata": {"labels": {"a": "b"}},
         "spec": {"containers": [{"name": "c", "ports": [{"name": "ok", "containerPort": 80}, {"name": "bad", "containerPort": 70000}]}]},
@@ -295,7 +300,9 @@ fn a_refused_pod_keeps_its_labels_and_readable_addresses_and_serves_no_name() {
     .expect_err("refused");
     assert_eq!(refusal.error.to_string(), "spec.containers[0].ports[1].containerPort: 70000 is no port: ports are 1 to 65535");
     assert_eq!(refusal.closed.pod.labels, [("a".to_owned(), "b".to_owned())].into());
-    assert_eq!((refusal.closed.pod.addresses.len(), refusal.closed.pod.ports.len()), (1, 0));
+    assert_eq!(refusal.closed.pod.addresses.len(), 1);
+    let ok = NamedPort { name: "ok".into(), protocol: Protocol::Tcp, port: 80 };
+    assert_eq!(refusal.closed.pod.ports, [ok], "a rule that denies it goes on to match");
     let refusal = convert::pod(&pod(json!({"metadata": {}, "status": {"podIPs": [{"ip": "10.0.0.1"}, {"ip": "nowhere"}]}})));
     assert_eq!(refusal.expect_err("refused").error.field.to_string(), "status.podIPs[1].ip");
 }

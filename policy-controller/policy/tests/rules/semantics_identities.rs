@@ -5,7 +5,7 @@ use palisade_datapath_core::abi::Direction;
 use palisade_identity::ServiceAccount;
 use palisade_policy::model::{Action, Entity, Peer, PodSet, PolicyKind, PolicyName, Rule};
 use palisade_policy::oracle::{Side, audited_side};
-use palisade_policy::selected::{matched, matched_each, naming, peers, selected};
+use palisade_policy::selected::{matched, matched_each, naming, peers, selected, unknown_identities};
 use palisade_policy::{Numbers, compile};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -53,7 +53,7 @@ fn egress_by_identity_wants_label_account_and_namespace_together() {
 
 #[test]
 fn whom_a_policy_selects_and_an_identity_matches_is_known() {
-    let world = world();
+    let mut world = world();
     let policy = PolicyName::new(PolicyKind::IdentityPolicy, object("shop/checkout"));
     assert_eq!(selected(&world.model, &policy), [&object("shop/checkout")]);
     let found = matched(&world.model, "payments-db");
@@ -63,6 +63,9 @@ fn whom_a_policy_selects_and_an_identity_matches_is_known() {
     assert_eq!(matched_each(&world.model), [("payments-db", found.clone())].into());
     assert_eq!(peers(&world.model, &policy), found, "of its rules only one has peers");
     assert_eq!((matched(&world.model, "none").pods.len(), naming(&world.model, "none").len()), (0, 0));
+    assert!(unknown_identities(&world.model, &world.model.policies[&policy]).is_empty());
+    world.model.identities.clear();
+    assert_eq!(unknown_identities(&world.model, &world.model.policies[&policy]), ["payments-db"].into());
 }
 
 #[test]

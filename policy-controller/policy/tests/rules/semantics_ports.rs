@@ -1,8 +1,8 @@
 //! On which ports: the numbered lines of the rules about ports and protocols, each of the rows and of the oracle alike.
 
-use crate::judge::world::{self, World, everything, named, network_policy, on, own, pods, rule, tcp};
+use crate::judge::world::{self, World, doing, everything, named, network_policy, on, own, pods, rule, tcp};
 use palisade_identity::Protocol;
-use palisade_policy::model::Port;
+use palisade_policy::model::{Action, PodSet, Port, Tier};
 use palisade_policy::oracle::Side;
 
 fn world() -> World {
@@ -51,6 +51,23 @@ fn a_name_that_a_pod_gives_twice_opens_both_numbers() {
     world.allows("shop/web", "shop/db", "TCP/5432");
     world.allows("shop/web", "shop/db", "TCP/5433");
     world.denies("shop/web", "shop/db", "TCP/5434");
+}
+
+// Line 13.
+#[test]
+fn a_name_that_a_pod_gives_twice_is_denied_at_both_numbers() {
+    let twice = world().port("shop/db", "sql", Protocol::Tcp, 5432).port("shop/db", "sql", Protocol::Tcp, 5433);
+    let rule = || vec![doing(Action::Deny, on([named("sql")]))];
+    for world in [
+        twice.clone().cluster("admin", Tier::Admin(0), "", rule(), vec![]),
+        twice.clone().cluster("admin", Tier::Admin(0), "", vec![], rule()),
+        twice.clone().cluster("base", Tier::Baseline(0), "", rule(), vec![]),
+        twice.identity_policy("shop/deny", PodSet::default(), Some([rule(), vec![everything()]].concat()), None),
+    ] {
+        world.denies("shop/web", "shop/db", "TCP/5432");
+        world.denies("shop/web", "shop/db", "TCP/5433");
+        world.allows("shop/web", "shop/db", "TCP/5434");
+    }
 }
 
 // Lines 13 and 14.

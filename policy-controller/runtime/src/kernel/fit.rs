@@ -79,6 +79,8 @@ pub(super) struct Held {
     pub last_good: bool,
     /// Why, for people.
     pub reason: String,
+    /// The map that has no room, and how many rows are too many for it.
+    pub too_many: Option<(&'static str, usize)>,
 }
 
 /// What a change without room is made into.
@@ -215,6 +217,10 @@ impl Kernel {
             instead: last_good.unwrap_or_else(|| policy.closed()),
             last_good: last,
             reason: format!("{error} ({what})"),
+            too_many: match error {
+                KernelError::TooLarge { map, rows, limit } => Some((map, rows.saturating_sub(*limit as usize))),
+                _ => None,
+            },
         }
     }
 }

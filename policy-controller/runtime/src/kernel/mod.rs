@@ -262,6 +262,7 @@ impl Kernel {
             numbers: self.numbering.shared(),
             endpoints: self.endpoints.clone(),
             held: self.held.iter().map(|(name, held)| (name.clone(), held.reason.clone())).collect(),
+            too_many: self.held.iter().filter_map(|(name, held)| Some((name.clone(), held.too_many?))).collect(),
             names,
         });
         Ok(())

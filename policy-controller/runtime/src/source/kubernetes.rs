@@ -17,9 +17,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::core::{ApiResource, ObjectList};
 use kube::runtime::watcher::{self, Event};
-use kube::{Client, Resource, ResourceExt};
+use kube::{Client, Resource};
 use palisade_k8s::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
 use palisade_k8s::index::{Index, Indexed, Kind};
+use palisade_k8s::{FieldError, FieldPath, Problem};
 use palisade_policy::model::{ObjectName, PolicyKind};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -119,15 +120,53 @@ impl Watch {
     }
 }
 
-/// An object as what it is.
-fn read<K: Watched>(object: DynamicObject, asked: Asked<'_>) -> Result<K, SourceError> {
-    let name = ObjectName { namespace: object.metadata.namespace.clone().unwrap_or_default(), name: object.name_any() };
-    object.try_parse().map_err(|error| SourceError::Answer {
+/// An object as what it is; where it cannot be read as that, its metadata and the first field that is wrong.
+type Read<K> = Result<K, Box<(ObjectMeta, FieldError)>>;
+
+fn read<K: Watched>(object: DynamicObject) -> Read<K> {
+    let metadata = object.metadata.clone();
+    let refused = |field: FieldPath, error: &dyn std::error::Error| {
+        Box::new((metadata.clone(), FieldError::new(field, Problem::WrongType(error.to_string()))))
+    };
+    let value = serde_json::to_value(object).map_err(|error| refused(FieldPath::root(), &error))?;
+    // Only what fails is read with an eye on where.
+    K::deserialize(&value).or_else(|_| {
+        serde_path_to_error::deserialize(&value).map_err(|error| refused(FieldPath::of(&error.path().to_string()), error.inner()))
+    })
+}
+
+fn metadata<K: Watched>(object: &Read<K>) -> &ObjectMeta {
+    match object {
+        Ok(object) => object.meta(),
+        Err(unreadable) => &unreadable.0,
+    }
+}
+
+/// Puts an object into the index. Tells whether anything that policy needs is different now.
+fn upsert<K: Watched>(index: &mut Index, object: &Read<K>, asked: Asked<'_>) -> Result<bool, SourceError> {
+    let (metadata, error) = match object {
+        Ok(object) => return Ok(index.upsert(object)),
+        Err(unreadable) => &**unreadable,
+    };
+    index.upsert_unreadable::<K>(metadata, error.clone()).map_err(|error| SourceError::Answer {
         server: asked.server.to_owned(),
         verb: asked.verb,
         resource: asked.resource,
-        message: format!("{name} cannot be read: {error}"),
+        message: format!("{} cannot be read: {error}", metadata.name.as_deref().unwrap_or_default()),
     })
+}
+
+/// Changes the index by what may fail.
+fn change(state: &State, change: impl FnOnce(&mut Index) -> Result<bool, SourceError>) -> Result<(), SourceError> {
+    let mut result = Ok(());
+    state.change(|index| {
+        change(index).unwrap_or_else(|error| {
+            result = Err(error);
+            // Some of it may have been made.
+            true
+        })
+    });
+    result
 }
 
 /// Keeps the index as the API server says, for ever.
@@ -278,9 +317,9 @@ impl Reader {
     /// Feeds what a watch brings into the index.
     ///
     /// # Errors
-    /// An object is none of its kind.
+    /// An object is none of its kind, and nothing can stand in its place.
     fn take<K: Watched>(&self, state: &State, event: Event<DynamicObject>) -> Result<(), SourceError> {
-        let read = |object| read::<K>(object, Asked { server: &self.server, verb: "watch", resource: K::PLURAL });
+        let asked = Asked { server: &self.server, verb: "watch", resource: K::PLURAL };
         // Held while the index changes, so that no list comes in between.
         let mut order = self.order.lock().expect("no holder of this lock panics");
         match event {
@@ -292,15 +331,14 @@ impl Reader {
                 });
             }
             Event::InitApply(object) | Event::Apply(object) => {
-                let object = read(object)?;
-                if order.watched(K::KIND, object.meta()) {
-                    state.change(|index| index.upsert(&object));
+                let object = read::<K>(object);
+                if order.watched(K::KIND, metadata(&object)) {
+                    change(state, |index| upsert(index, &object, asked))?;
                 }
             }
             Event::Delete(object) => {
-                let object = read(object)?;
-                if order.watched(K::KIND, object.meta()) {
-                    state.change(|index| index.delete(&object));
+                if order.watched(K::KIND, &object.metadata) {
+                    state.change(|index| index.delete_of::<K>(&object.metadata));
                 }
             }
             Event::InitDone => {
@@ -356,36 +394,27 @@ impl Reader {
                 names.iter().map(|name| metadata(namespace.as_deref(), &name.name)).collect()
             }
         };
-        // Read before anything is taken of them.
-        let pods = pods.map(|list| self.read_list::<Pod>(list)).transpose()?;
-        let namespaces = namespaces.map(|list| self.read_list::<Namespace>(list)).transpose()?;
-        let policies = policies.map(|list| self.read_list::<NetworkPolicy>(list)).transpose()?;
-        let identity_policies = identity_policies.map(|list| self.read_list::<IdentityPolicy>(list)).transpose()?;
-        let cluster_policies = cluster_policies.map(|list| self.read_list::<ClusterNetworkPolicy>(list)).transpose()?;
         let mut order = self.order.lock().expect("no holder of this lock panics");
+        let asked = |resource| Asked { server: &self.server, verb: "list", resource };
         if let Some(pods) = pods {
             let known = |_: &Index| vec![metadata(own, &pod.name)];
-            adopt(state, &mut order, &metadata(own, &pod.name), &pods, known, |metadata| Pod { metadata, ..Pod::default() })?;
+            adopt::<Pod>(state, &mut order, &metadata(own, &pod.name), pods, known, asked(Pod::PLURAL))?;
         }
         if let Some(namespaces) = namespaces {
             let known = |_: &Index| vec![metadata(None, &pod.namespace)];
-            let bare = |metadata| Namespace { metadata, ..Namespace::default() };
-            adopt(state, &mut order, &metadata(None, &pod.namespace), &namespaces, known, bare)?;
+            adopt::<Namespace>(state, &mut order, &metadata(None, &pod.namespace), namespaces, known, asked(Namespace::PLURAL))?;
         }
         if let Some(policies) = identity_policies {
             let known = of(PolicyKind::IdentityPolicy, own);
-            let bare = |metadata| IdentityPolicy { metadata, ..IdentityPolicy::default() };
-            adopt(state, &mut order, &metadata(own, ""), &policies, known, bare)?;
+            adopt::<IdentityPolicy>(state, &mut order, &metadata(own, ""), policies, known, asked(IdentityPolicy::PLURAL))?;
         }
         if let Some(policies) = cluster_policies {
             let known = of(PolicyKind::ClusterNetworkPolicy, None);
-            let bare = |metadata| ClusterNetworkPolicy { metadata, ..ClusterNetworkPolicy::default() };
-            adopt(state, &mut order, &metadata(None, ""), &policies, known, bare)?;
+            adopt::<ClusterNetworkPolicy>(state, &mut order, &metadata(None, ""), policies, known, asked(ClusterNetworkPolicy::PLURAL))?;
         }
         if let Some(policies) = policies {
             let known = of(PolicyKind::NetworkPolicy, own);
-            let bare = |metadata| NetworkPolicy { metadata, ..NetworkPolicy::default() };
-            adopt(state, &mut order, &metadata(own, ""), &policies, known, bare)?;
+            adopt::<NetworkPolicy>(state, &mut order, &metadata(own, ""), policies, known, asked(NetworkPolicy::PLURAL))?;
         }
         Ok(())
     }
@@ -408,13 +437,6 @@ impl Reader {
             Err(error) => Err(SourceError::of(&error, watch.asked(&self.server, "list"))),
         }
     }
-
-    /// The objects of a list as what they are.
-    fn read_list<K: Watched>(&self, list: ObjectList<DynamicObject>) -> Result<ObjectList<K>, SourceError> {
-        let asked = Asked { server: &self.server, verb: "list", resource: K::PLURAL };
-        let items = list.items.into_iter().map(|object| read(object, asked)).collect::<Result<_, _>>()?;
-        Ok(ObjectList { types: list.types, metadata: list.metadata, items })
-    }
 }
 
 /// Whether a watch ended because the API server does not know the kind.
@@ -434,29 +456,29 @@ fn adopt<K: Watched>(
     state: &State,
     order: &mut Order,
     scope: &ObjectMeta,
-    list: &ObjectList<K>,
+    list: ObjectList<DynamicObject>,
     known: impl FnOnce(&Index) -> Vec<ObjectMeta>,
-    bare: impl Fn(ObjectMeta) -> K,
+    asked: Asked<'_>,
 ) -> Result<(), SourceError> {
     match order.read(K::KIND, scope, version(list.metadata.resource_version.as_deref())) {
         Use::Wait => return Err(SourceError::Listing(K::PLURAL)),
         Use::Skip => return Ok(()),
         Use::Take => {}
     }
-    let present: BTreeSet<&Option<String>> = list.items.iter().map(|object| &object.meta().name).collect();
-    state.change(|index| {
+    let objects: Vec<Read<K>> = list.items.into_iter().map(read).collect();
+    let present: BTreeSet<&Option<String>> = objects.iter().map(|object| &metadata(object).name).collect();
+    change(state, |index| {
         let mut changed = false;
         for metadata in known(index) {
             if !present.contains(&metadata.name) {
-                changed |= index.delete(&bare(metadata));
+                changed |= index.delete_of::<K>(&metadata);
             }
         }
-        for object in &list.items {
-            changed |= index.upsert(object);
+        for object in &objects {
+            changed |= upsert(index, object, asked)?;
         }
-        changed
-    });
-    Ok(())
+        Ok(changed)
+    })
 }
 
 #[cfg(test)]
@@ -464,6 +486,7 @@ mod tests {
     use super::*;
     use crate::config::{AgentConfig, Source};
     use kube::core::{ListMeta, TypeMeta};
+    use serde::Serialize;
 
     fn state() -> State {
         let state = State::new(AgentConfig::new("node", Source::Kubernetes { server: None }));
@@ -489,19 +512,25 @@ mod tests {
         policy
     }
 
-    fn list(version: u64, items: Vec<NetworkPolicy>) -> ObjectList<NetworkPolicy> {
+    fn dynamic(object: impl Serialize) -> DynamicObject {
+        serde_json::from_value(serde_json::to_value(object).unwrap()).unwrap()
+    }
+
+    fn list(version: u64, items: Vec<NetworkPolicy>) -> ObjectList<DynamicObject> {
         ObjectList {
             types: TypeMeta::default(),
             metadata: ListMeta { resource_version: Some(version.to_string()), ..ListMeta::default() },
-            items,
+            items: items.into_iter().map(dynamic).collect(),
         }
     }
 
-    fn adopt_policies(state: &State, order: &mut Order, list: &ObjectList<NetworkPolicy>) -> Result<(), SourceError> {
+    const ASKED: Asked<'static> = Asked { server: "server", verb: "list", resource: "networkpolicies" };
+
+    fn adopt_policies(state: &State, order: &mut Order, list: ObjectList<DynamicObject>) -> Result<(), SourceError> {
         let known = |index: &Index| {
             index.policies_of(PolicyKind::NetworkPolicy, "shop").iter().map(|name| policy(&name.name, 0).metadata).collect()
         };
-        adopt(state, order, &policy("", 0).metadata, list, known, |metadata| NetworkPolicy { metadata, ..NetworkPolicy::default() })
+        adopt::<NetworkPolicy>(state, order, &policy("", 0).metadata, list, known, ASKED)
     }
 
     fn names(state: &State) -> Vec<String> {
@@ -512,7 +541,7 @@ mod tests {
     fn a_fresh_list_brings_new_policies_and_takes_deleted_ones_away() {
         let (state, mut order) = (state(), Order::default());
         state.change(|index| index.upsert(&policy("deleted", 5)) | index.upsert(&policy("kept", 6)));
-        adopt_policies(&state, &mut order, &list(20, vec![policy("kept", 6), policy("new", 19)])).unwrap();
+        adopt_policies(&state, &mut order, list(20, vec![policy("kept", 6), policy("new", 19)])).unwrap();
         assert_eq!(names(&state), ["kept", "new"]);
     }
 
@@ -521,7 +550,7 @@ mod tests {
         let (state, mut order) = (state(), Order::default());
         assert!(order.watched(Kind::NetworkPolicy, &policy("new", 30).metadata));
         state.change(|index| index.upsert(&policy("new", 30)));
-        adopt_policies(&state, &mut order, &list(20, Vec::new())).unwrap();
+        adopt_policies(&state, &mut order, list(20, Vec::new())).unwrap();
         assert_eq!(names(&state), ["new"]);
     }
 
@@ -529,7 +558,31 @@ mod tests {
     fn a_list_beside_a_watch_that_begins_anew_is_refused_for_now() {
         let (state, mut order) = (state(), Order::default());
         order.begin_listing(Kind::NetworkPolicy);
-        let refused = adopt_policies(&state, &mut order, &list(20, Vec::new()));
+        let refused = adopt_policies(&state, &mut order, list(20, Vec::new()));
         assert_eq!(refused, Err(SourceError::Listing("networkpolicies")));
+    }
+
+    #[test]
+    fn an_object_that_is_none_of_its_kind_is_refused_alone_and_by_its_field() {
+        let state = state();
+        let apply = |object: serde_json::Value| {
+            let object = serde_json::from_value(object).unwrap();
+            change(&state, |index| upsert(index, &read::<IdentityPolicy>(object), ASKED)).unwrap();
+        };
+        let object = |name: &str, port: serde_json::Value| {
+            let rule = serde_json::json!({"action": "Allow", "ports": [{"port": port}]});
+            serde_json::json!({"apiVersion": "palisade.dev/v1alpha1", "kind": "IdentityPolicy", "metadata": {"namespace": "shop", "name": name},
+                "spec": {"subject": {}, "ingress": [rule]}})
+        };
+        apply(object("bad", "a string".into()));
+        apply(object("good", 80.into()));
+        let refused = state.index().refused();
+        assert_eq!(refused.iter().map(|refused| refused.object.as_str()).collect::<Vec<_>>(), ["shop/bad"]);
+        assert!(refused[0].error.field.to_string().starts_with("spec.ingress"), "{}", refused[0]);
+        assert_eq!(state.index().policies_of(PolicyKind::IdentityPolicy, "shop").len(), 2, "never a no-op");
+        // What was good stays.
+        apply(object("good", "a string".into()));
+        let index = state.index();
+        assert_eq!(index.refused()[1].instead, palisade_k8s::index::Instead::LastGood);
     }
 }

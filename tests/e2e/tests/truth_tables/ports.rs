@@ -17,7 +17,7 @@ crate::scenarios![
     a_named_port_of_udp_opens_udp,
     the_protocol_of_a_named_port_must_fit,
     a_name_that_no_pod_has_opens_nothing,
-    a_name_that_a_pod_gives_to_two_numbers_means_the_first,
+    a_name_that_a_pod_gives_to_two_numbers_means_both,
     egress_to_a_named_port_is_asked_of_each_destination,
     egress_to_a_named_port_of_some_peers,
     sctp_isolates_and_opens_nothing_else,
@@ -111,10 +111,10 @@ fn a_name_that_no_pod_has_opens_nothing() -> Scenario {
     open("[{port: none}]").gives("to z/* only from nobody")
 }
 
-fn a_name_that_a_pod_gives_to_two_numbers_means_the_first() -> Scenario {
+fn a_name_that_a_pod_gives_to_two_numbers_means_both() -> Scenario {
     Scenario::default()
         .policy("y/p", "{podSelector: {}, ingress: [{ports: [{port: twice}]}]}")
-        .gives("to y/c only from */* on tcp/80\n to y/a,y/b only from nobody")
+        .gives("to y/c only from */* on tcp/80,tcp/81\n to y/a,y/b only from nobody")
 }
 
 fn egress_to_a_named_port_is_asked_of_each_destination() -> Scenario {
