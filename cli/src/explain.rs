@@ -8,8 +8,8 @@ use crate::lab::outside;
 use crate::print;
 use crate::table::{Cell, Paint, Table, Tone};
 use palisade_protocol::{
-    Call, Client, ClientError, ErrorKind, Explained, Family, FlowEnd, FlowQuery, Reply, RuleAction, RuleFate, RuleSaid, Unjudged,
-    VerdictName,
+    Call, Client, ClientError, ErrorKind, Explained, Family, FlowEnd, FlowQuery, Reply, RuleAction, RuleFate, RuleSaid, Settled,
+    SideVerdict, Unjudged, VerdictName,
 };
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -150,19 +150,14 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
     let mut table = Table::new(["FAMILY", "FLOW", "SIDE", "VERDICT", "REASON"]);
     let flow = format!("{} -> {} {}", arguments.from, arguments.to, arguments.port);
     for answer in answers {
-        let Explained { egress, ingress, egress_unjudged, ingress_unjudged, .. } = &answer.explained;
+        let Explained { egress, ingress, egress_unjudged, ingress_unjudged, settled, .. } = &answer.explained;
         for (side, said, unjudged) in [("egress", egress, egress_unjudged), ("ingress", ingress, ingress_unjudged)] {
             let tone = match unjudged {
                 Some(_) => Tone::Faint,
-                None if said.passes() => Tone::Good,
+                None if said.passes() && *settled != Some(Settled::Link) => Tone::Good,
                 None => Tone::Bad,
             };
-            let reason = match (said.verdict, said.reason.is_empty(), unjudged) {
-                (_, _, Some(unjudged)) => format!("not judged here: {}", whom_to_ask(unjudged)),
-                (VerdictName::None, true, None) => "not judged on this side".to_owned(),
-                (VerdictName::Allow, true, None) => "no policy isolates this side".to_owned(),
-                _ => said.reason.clone(),
-            };
+            let reason = reason(said, unjudged.as_ref(), *settled);
             let family = family_name(answer.query.family);
             table.row([family.into(), flow.as_str().into(), side.into(), Cell::toned(verdict_text(said.verdict), tone), reason.into()]);
         }
@@ -194,6 +189,26 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
         text.push_str(&table.render(paint));
     }
     text
+}
+
+/// Why one side says what it says.
+fn reason(said: &SideVerdict, unjudged: Option<&Unjudged>, settled: Option<Settled>) -> String {
+    match (said.verdict, said.reason.is_empty(), unjudged, settled) {
+        (_, _, Some(unjudged), _) => format!("not judged here: {}", whom_to_ask(unjudged)),
+        (VerdictName::None, _, _, Some(settled)) => regardless(settled).to_owned(),
+        (VerdictName::None, true, ..) => "not judged on this side".to_owned(),
+        (VerdictName::Allow, true, ..) => "no policy isolates this side".to_owned(),
+        _ => said.reason.clone(),
+    }
+}
+
+/// Why no policy is asked.
+const fn regardless(settled: Settled) -> &'static str {
+    match settled {
+        Settled::Itself => "a pod always reaches itself",
+        Settled::OwnNode => "the node always reaches its own pods",
+        Settled::Link => "no pod reaches the node's end of its link: no policy can name it",
+    }
 }
 
 /// A line that says what comes of both sides; one for each family where they differ.
@@ -264,7 +279,6 @@ const fn family_name(family: Family) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use palisade_protocol::SideVerdict;
 
     fn side(verdict: VerdictName) -> SideVerdict {
         SideVerdict { verdict, reason: String::new() }
@@ -307,5 +321,20 @@ mod tests {
         let neither = Explained { egress_unjudged: Some(Unjudged::UnknownNode), ..elsewhere(VerdictName::None, "n2") };
         assert_eq!(outcome(&neither).0, "this node judges neither end: ask the agent of the pod's node, and ask the agent of n2");
         assert_eq!(outcome(&elsewhere(VerdictName::Deny, "n2")).0, "does not pass");
+    }
+
+    #[test]
+    fn a_flow_that_no_policy_is_asked_about_says_why_it_passes_or_does_not() {
+        for (settled, passes, why) in [
+            (Settled::Itself, true, "a pod always reaches itself"),
+            (Settled::OwnNode, true, "the node always reaches its own pods"),
+            (Settled::Link, false, "no policy can name it"),
+        ] {
+            let none = || side(VerdictName::None);
+            let explained = Explained { settled: Some(settled), ..Explained::new(none(), none()) };
+            assert!(reason(&explained.egress, None, explained.settled).contains(why));
+            assert_eq!(outcome(&explained).0, if passes { "passes" } else { "does not pass" });
+        }
+        assert_eq!(reason(&side(VerdictName::None), None, None), "not judged on this side");
     }
 }

@@ -160,6 +160,41 @@ fn explain_takes_an_address_of_its_node_for_the_node_which_reaches_its_pods_alwa
 }
 
 #[test]
+fn explain_says_what_no_policy_is_asked_about_and_refuses_ends_that_no_packet_has() {
+    let manifests =
+        Manifests::new(&(base() + &policy("a", "p", "{podSelector: {}, ingress: [], egress: [], policyTypes: [Ingress, Egress]}")));
+    let explain = |from: &str, to: &str, output: &str| {
+        let directory = manifests.path().to_str().unwrap();
+        run(palisade(["explain", "--from", from, "--to", to, "--port", "80", "--output", output, "--file", directory]))
+    };
+    for (from, to, settled, passes, why) in [
+        ("a/x", "169.254.1.1", "link", false, "no policy can name it"),
+        ("a/x", "fe80::1", "link", false, "no policy can name it"),
+        ("a/x", "a/x", "itself", true, "a pod always reaches itself"),
+        ("node", "a/x", "own-node", true, "the node always reaches its own pods"),
+    ] {
+        let explained = explain(from, to, "json").expect_code(0).json();
+        for family in explained.as_array().unwrap() {
+            assert_eq!((&family["settled"], &family["passes"]), (&settled.into(), &passes.into()), "{from} -> {to}: {family}");
+        }
+        let table = explain(from, to, "table").expect_code(0).output;
+        let line = if passes { "\npasses\n" } else { "\ndoes not pass\n" };
+        assert!(table.contains(why) && table.contains(line), "{table}");
+    }
+    for (from, to, why) in [
+        ("169.254.1.1", "a/x", "the node's end of each pod's link"),
+        ("127.0.0.1", "a/x", "loopback"),
+        ("a/x", "::1", "loopback"),
+        ("a/x", "0.0.0.0", "unspecified"),
+        ("ff02::1", "a/x", "group"),
+        ("203.0.113.1", "169.254.1.1", "only a pod comes there"),
+    ] {
+        let ended = explain(from, to, "table").expect_code(2);
+        assert!(ended.output.is_empty() && ended.errors.contains(why), "{from} -> {to}: {}", ended.errors);
+    }
+}
+
+#[test]
 fn an_agent_that_is_not_there_is_one_sentence() {
     let directory = tempfile::tempdir().unwrap();
     for command in [&["status"][..], &["observe"], &["endpoint", "list"], &["explain", "--from", "a/b", "--to", "c/d", "--port", "80"]] {

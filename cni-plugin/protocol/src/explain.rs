@@ -58,6 +58,9 @@ pub struct Explained {
     /// The same of the responder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress_unjudged: Option<Unjudged>,
+    /// What becomes of the flow whatever policies say; then neither side is judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settled: Option<Settled>,
     /// The rules that the opener's side considered, in the order in which they are asked.
     #[serde(default)]
     pub egress_rules: Vec<RuleSaid>,
@@ -69,12 +72,20 @@ pub struct Explained {
 impl Explained {
     /// What both sides say, without the rules that they considered.
     pub const fn new(egress: SideVerdict, ingress: SideVerdict) -> Self {
-        Self { egress, ingress, egress_unjudged: None, ingress_unjudged: None, egress_rules: Vec::new(), ingress_rules: Vec::new() }
+        Self {
+            egress,
+            ingress,
+            egress_unjudged: None,
+            ingress_unjudged: None,
+            settled: None,
+            egress_rules: Vec::new(),
+            ingress_rules: Vec::new(),
+        }
     }
 
-    /// Whether policy lets the flow pass; `None` where no end that this node judges refuses it, and another node judges an end.
+    /// Whether the flow passes; `None` where no end that this node judges refuses it, and another node judges an end.
     pub fn passes(&self) -> Option<bool> {
-        let allowed = self.egress.passes() && self.ingress.passes();
+        let allowed = self.settled != Some(Settled::Link) && self.egress.passes() && self.ingress.passes();
         let known = self.egress_unjudged.is_none() && self.ingress_unjudged.is_none();
         (known || !allowed).then_some(allowed)
     }
@@ -90,6 +101,18 @@ pub enum Unjudged {
     NotWired,
     /// No node is known to have its address.
     UnknownNode,
+}
+
+/// What becomes of a flow that no policy is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Settled {
+    /// It passes: a pod always reaches itself.
+    Itself,
+    /// It passes: the node always reaches its own pods.
+    OwnNode,
+    /// It is dropped: no pod reaches the node's end of its link, which no policy can name.
+    Link,
 }
 
 /// A rule that one side considered.

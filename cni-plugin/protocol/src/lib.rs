@@ -5,7 +5,7 @@ mod client;
 mod explain;
 
 pub use client::{Client, ClientError};
-pub use explain::{Explained, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, SideVerdict, Unjudged, VerdictName};
+pub use explain::{Explained, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, Settled, SideVerdict, Unjudged, VerdictName};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@ use crate::compile::Compiled;
 use crate::consider::{Considered, Seen, consider};
 use crate::model::{Model, ObjectName};
 use crate::numbers::Numbers;
-use palisade_datapath_core::abi::{Direction, SUBJECT_NONE, V4, V6};
+use palisade_datapath_core::abi::{Address, Direction, SUBJECT_NONE, V4, V6};
 use palisade_datapath_core::verdict::{Decision, Flow, Side, Verdict, verdict};
 use std::net::IpAddr;
 
@@ -44,13 +44,26 @@ pub struct Answer {
     pub egress: SideAnswer,
     /// The responder's policy; judged even where the opener's side denies.
     pub ingress: SideAnswer,
+    /// What becomes of the flow whatever policies say; then neither side is judged.
+    pub settled: Option<Settled>,
 }
 
 impl Answer {
     /// Whether no side that is judged here refuses the flow; what a side that is [`Unjudged`] says is not known.
     pub fn passes(&self) -> bool {
-        self.egress.decision.passes() && self.ingress.decision.passes()
+        self.settled != Some(Settled::Link) && self.egress.decision.passes() && self.ingress.decision.passes()
     }
+}
+
+/// What becomes of a flow that no policy is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It passes: a pod always reaches itself.
+    Itself,
+    /// It passes: a node always reaches its own pods.
+    OwnNode,
+    /// It is dropped: it goes to the node's end of the pod's link, which no policy can name.
+    Link,
 }
 
 /// What one side says.
@@ -64,6 +77,11 @@ pub struct SideAnswer {
     pub reason: String,
     /// The rules that were considered, in the order in which they are asked; none where this side is not judged, or nobody asked.
     pub rules: Vec<Considered>,
+}
+
+impl SideAnswer {
+    /// The answer where no policy speaks.
+    const NOT_JUDGED: Self = Self { decision: Decision::NotJudged, unjudged: None, reason: String::new(), rules: Vec::new() };
 }
 
 /// Why the rows do not judge an end that is a pod.
@@ -96,18 +114,27 @@ pub enum ExplainError {
         /// `IPv4` or `IPv6`.
         family: &'static str,
     },
+    /// The node's end of a link is asked for by somebody who is not on it.
+    #[error("{0} is the node's end of each pod's link, and only a pod comes there: ask with a pod as the opener")]
+    NotOnLink(IpAddr),
+}
+
+/// Whether an address is the node's end of every pod's link, which belongs to the link and to nothing else.
+pub fn is_link(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.octets() == V4::GATEWAY,
+        IpAddr::V6(address) => address.octets() == V6::GATEWAY,
+    }
 }
 
 /// What the compiled rows say of a flow.
 pub fn evaluate(compiled: &Compiled, numbers: &Numbers, model: &Model, question: &Question) -> Result<Answer, ExplainError> {
     let opener = resolve(&question.from, model, question.ipv6)?;
     let responder = resolve(&question.to, model, question.ipv6)?;
-    let own_node = matches!(question.from, End::Node(_));
+    if let Some(settled) = settled(compiled, model, question, opener, responder)? {
+        return Ok(Answer { egress: SideAnswer::NOT_JUDGED, ingress: SideAnswer::NOT_JUDGED, settled: Some(settled) });
+    }
     let judged = |end, address| match pod(model, end, address).map(|name| (name, compiled.subjects.get(name))) {
-        // A pod reaches itself always.
-        _ if opener == responder => (None, None),
-        // The node reaches its own pods always.
-        Some((_, Some(_))) if own_node => (None, None),
         Some((name, Some(number))) => (Some((name, *number)), None),
         Some((_, None)) => (None, Some(unjudged(model, address))),
         None => (None, None),
@@ -132,7 +159,28 @@ pub fn evaluate(compiled: &Compiled, numbers: &Numbers, model: &Model, question:
     Ok(Answer {
         egress: answer(egress, from, from_unjudged, Direction::Egress, responder),
         ingress: answer(ingress, to, to_unjudged, Direction::Ingress, opener),
+        settled: None,
     })
+}
+
+/// What the datapath does with a flow that it asks no policy about.
+fn settled(
+    compiled: &Compiled,
+    model: &Model,
+    question: &Question,
+    opener: IpAddr,
+    responder: IpAddr,
+) -> Result<Option<Settled>, ExplainError> {
+    let from = pod(model, &question.from, opener);
+    let to = pod(model, &question.to, responder);
+    if is_link(responder) {
+        return if from.is_some() { Ok(Some(Settled::Link)) } else { Err(ExplainError::NotOnLink(responder)) };
+    }
+    if opener == responder && (from.is_some() || to.is_some()) {
+        return Ok(Some(Settled::Itself));
+    }
+    let own_pod = to.is_some_and(|name| compiled.subjects.contains_key(name));
+    Ok((own_pod && matches!(question.from, End::Node(_))).then_some(Settled::OwnNode))
 }
 
 fn judge(

@@ -6,9 +6,9 @@ use palisade_identity::Protocol;
 use palisade_policy::model::{Action, Model, ObjectName, Tier};
 use palisade_policy::{self as policy, Answer, Compiled, Considered, End, Fate, Numbers, Question, SideAnswer, evaluate};
 use palisade_protocol::{
-    ErrorKind, Explained, Failure, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, SideVerdict, Unjudged, VerdictName,
+    ErrorKind, Explained, Failure, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, Settled, SideVerdict, Unjudged, VerdictName,
 };
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// What the rows in the kernel say of a flow.
 ///
@@ -28,7 +28,7 @@ pub fn explain(state: &State, query: &FlowQuery) -> Result<Explained, Failure> {
 /// [`ErrorKind::Invalid`] for a question that makes no sense, [`ErrorKind::NotFound`] for ends that are not known.
 pub fn explained(compiled: &Compiled, numbers: &Numbers, model: &Model, query: &FlowQuery) -> Result<Explained, Failure> {
     let question = question(query, model)?;
-    let Answer { egress, ingress } =
+    let Answer { egress, ingress, settled } =
         evaluate(compiled, numbers, model, &question).map_err(|error| Failure { kind: ErrorKind::NotFound, message: error.to_string() })?;
     let rules = |side: &SideAnswer| side.rules.iter().map(rule).collect();
     Ok(Explained {
@@ -36,6 +36,11 @@ pub fn explained(compiled: &Compiled, numbers: &Numbers, model: &Model, query: &
         ingress_rules: rules(&ingress),
         egress_unjudged: egress.unjudged.clone().map(unjudged),
         ingress_unjudged: ingress.unjudged.clone().map(unjudged),
+        settled: settled.map(|why| match why {
+            policy::Settled::Itself => Settled::Itself,
+            policy::Settled::OwnNode => Settled::OwnNode,
+            policy::Settled::Link => Settled::Link,
+        }),
         egress: side(egress),
         ingress: side(ingress),
     })
@@ -59,6 +64,12 @@ fn question(query: &FlowQuery, model: &Model) -> Result<Question, Failure> {
         "ICMP" => 1,
         other => return Err(invalid(format!("{other:?} is no protocol: TCP, UDP, SCTP and ICMP are"))),
     };
+    if let Some(why) = address(&query.from).and_then(no_source) {
+        return Err(invalid(format!("{why}, so no flow is opened from there: ask with another opener")));
+    }
+    if let Some(why) = address(&query.to).and_then(no_single_end) {
+        return Err(invalid(format!("{why}, so no flow goes there: ask about another destination")));
+    }
     // What has an address of this node opened is a process of this node, whatever name it is asked by.
     let from = match &query.from {
         FlowEnd::Address(address) if is_own(model, *address) => FlowEnd::Node,
@@ -66,6 +77,35 @@ fn question(query: &FlowQuery, model: &Model) -> Result<Question, Failure> {
     };
     let node = &model.host;
     Ok(Question { from: end(&from, node)?, to: end(&query.to, node)?, protocol, port: query.port, ipv6, rules: query.rules })
+}
+
+fn address(end: &FlowEnd) -> Option<IpAddr> {
+    if let FlowEnd::Address(address) = end { Some(*address) } else { None }
+}
+
+/// Why an address cannot be the source of a flow's packets, where it cannot.
+fn no_source(address: IpAddr) -> Option<String> {
+    if policy::is_link(address) {
+        return Some(format!("{address} is the node's end of each pod's link, and not where the node's processes send from"));
+    }
+    if address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        return Some(format!("{address} is everybody on a link, and no sender"));
+    }
+    no_single_end(address)
+}
+
+/// Why an address is nobody whom a packet on a pod's link comes from or goes to, where it is nobody.
+fn no_single_end(address: IpAddr) -> Option<String> {
+    let why = if address.is_loopback() {
+        "is a loopback address, whose packets never leave the pod or the node"
+    } else if address.is_unspecified() {
+        "is the unspecified address, which nobody has"
+    } else if address.is_multicast() {
+        "is a group of receivers, and no single end of a flow"
+    } else {
+        return None;
+    };
+    Some(format!("{address} {why}"))
 }
 
 fn is_own(model: &Model, address: IpAddr) -> bool {
@@ -132,4 +172,62 @@ fn rule(considered: &Considered) -> RuleSaid {
 
 fn invalid(message: String) -> Failure {
     Failure { kind: ErrorKind::Invalid, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_policy::compile;
+    use palisade_policy::model::{Node, Pod};
+
+    fn asked(from: &str, to: &str) -> Result<Explained, Failure> {
+        let mut model = Model { host: "node".to_owned(), ..Model::default() };
+        let addresses = |v4: [u8; 4], host: u16| vec![IpAddr::from(v4), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, host])];
+        model.pods.insert(ObjectName::new("a", "x"), Pod { addresses: addresses([10, 0, 0, 1], 1), ..Pod::default() });
+        model.nodes.insert("node".to_owned(), Node { addresses: addresses([192, 0, 2, 1], 2), ..Node::default() });
+        let mut numbers = Numbers::default();
+        let compiled = compile(&model, &model.pods.keys().cloned().collect(), &mut numbers);
+        let end = |text: &str| text.parse::<IpAddr>().map_or_else(|_| FlowEnd::Pod(text.to_owned()), FlowEnd::Address);
+        let family = if from.contains(':') || to.contains(':') { Family::Ipv6 } else { Family::Ipv4 };
+        let query = FlowQuery { from: end(from), to: end(to), protocol: "TCP".to_owned(), port: 80, family, rules: false };
+        explained(&compiled, &numbers, &model, &query)
+    }
+
+    #[test]
+    fn an_address_that_no_packet_can_come_from_or_go_to_is_refused_with_the_reason() {
+        for (address, part) in [
+            ("127.0.0.1", "loopback"),
+            ("::1", "loopback"),
+            ("0.0.0.0", "unspecified"),
+            ("::", "unspecified"),
+            ("224.0.0.251", "group"),
+            ("ff02::fb", "group"),
+        ] {
+            for failure in [asked(address, "a/x").unwrap_err(), asked("a/x", address).unwrap_err()] {
+                assert_eq!(failure.kind, ErrorKind::Invalid);
+                assert!(failure.message.contains(address) && failure.message.contains(part), "{}", failure.message);
+            }
+        }
+        for (address, part) in [("169.254.1.1", "link"), ("fe80::1", "link"), ("255.255.255.255", "everybody")] {
+            let failure = asked(address, "a/x").unwrap_err();
+            assert!(failure.kind == ErrorKind::Invalid && failure.message.contains(part), "{}", failure.message);
+        }
+        assert_eq!(asked("203.0.113.1", "a/x").unwrap().passes(), Some(true));
+    }
+
+    #[test]
+    fn what_no_policy_is_asked_about_is_said_with_what_becomes_of_it() {
+        for (from, to, settled, passes) in [
+            ("a/x", "169.254.1.1", Some(Settled::Link), false),
+            ("a/x", "fe80::1", Some(Settled::Link), false),
+            ("a/x", "a/x", Some(Settled::Itself), true),
+            ("192.0.2.1", "a/x", Some(Settled::OwnNode), true),
+            ("a/x", "192.0.2.1", None, true),
+        ] {
+            let explained = asked(from, to).unwrap();
+            assert_eq!((explained.settled, explained.passes()), (settled, Some(passes)), "{from} -> {to}");
+        }
+        let failure = asked("203.0.113.1", "169.254.1.1").unwrap_err();
+        assert!(failure.message.contains("only a pod comes there"), "{}", failure.message);
+    }
 }

@@ -3,7 +3,7 @@
 use crate::judge::world::{World, doing, everything, from, object, own, pods, rule, tcp};
 use palisade_datapath_core::verdict::Decision;
 use palisade_policy::model::{Action, Node, ObjectName, Tier};
-use palisade_policy::{Answer, End, ExplainError, Fate, Numbers, Question, Unjudged, compile, evaluate};
+use palisade_policy::{Answer, End, ExplainError, Fate, Numbers, Question, Settled, Unjudged, compile, evaluate};
 use std::collections::BTreeSet;
 
 fn world() -> World {
@@ -129,7 +129,9 @@ fn the_rules_that_were_considered_are_listed_with_what_came_of_each() {
 #[test]
 fn the_node_reaches_its_pods_always_and_pods_reach_it_by_their_policy() {
     let answer = ask(End::Node("node-0".to_owned()), pod("shop/db"), false).unwrap();
-    assert_eq!(answer.ingress.decision, Decision::NotJudged);
+    assert_eq!((answer.ingress.decision, answer.settled), (Decision::NotJudged, Some(Settled::OwnNode)));
+    // Of another node's pod its own node knows.
+    assert_eq!(ask(End::Node("node-0".to_owned()), pod("shop/web"), false).unwrap().settled, None);
     let answer = ask(pod("bank/web"), End::Node("node-0".to_owned()), false).unwrap();
     assert_eq!(answer.egress.decision, Decision::DefaultDeny);
 }
@@ -137,7 +139,31 @@ fn the_node_reaches_its_pods_always_and_pods_reach_it_by_their_policy() {
 // Line 27.
 #[test]
 fn a_pod_reaches_itself_always() {
-    assert!(ask(pod("bank/web"), pod("bank/web"), false).unwrap().passes());
+    let answer = ask(pod("bank/web"), pod("bank/web"), false).unwrap();
+    assert!(answer.passes() && answer.settled == Some(Settled::Itself), "{answer:?}");
+    let by_address = ask(pod("bank/web"), End::Address("10.1.0.3".parse().unwrap()), false).unwrap();
+    assert_eq!(by_address.settled, Some(Settled::Itself));
+    let outside = || End::Address("203.0.113.9".parse().unwrap());
+    assert_eq!(ask(outside(), outside(), false).unwrap().settled, None, "that is no pod");
+}
+
+#[test]
+fn no_pod_reaches_the_nodes_end_of_its_link_whatever_its_policy_and_nobody_else_comes_there() {
+    for (link, ipv6) in [("169.254.1.1", false), ("fe80::1", true)] {
+        let link = || End::Address(link.parse().unwrap());
+        // Not isolated, and of another node.
+        for from in [pod("shop/db"), pod("shop/web")] {
+            let answer = ask(from, link(), ipv6).unwrap();
+            assert!(!answer.passes() && answer.settled == Some(Settled::Link), "{answer:?}");
+            assert_eq!((answer.egress.decision, answer.egress.unjudged), (Decision::NotJudged, None));
+        }
+    }
+    let link = || End::Address("169.254.1.1".parse().unwrap());
+    for from in [End::Node("node-0".to_owned()), End::Address("203.0.113.9".parse().unwrap())] {
+        assert_eq!(ask(from, link(), false).unwrap_err(), ExplainError::NotOnLink("169.254.1.1".parse().unwrap()));
+    }
+    let beside = ask(pod("shop/db"), End::Address("169.254.1.2".parse().unwrap()), false).unwrap();
+    assert!(beside.passes() && beside.settled.is_none(), "{beside:?}");
 }
 
 #[test]
