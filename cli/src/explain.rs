@@ -30,6 +30,7 @@ pub fn run(arguments: &ExplainArguments) -> Result<(), CliError> {
     let answers = match &arguments.file {
         Some(directory) => {
             let files = Files::read(directory)?;
+            files.notes().iter().for_each(|note| print::aside(note));
             let ask = |query: &FlowQuery| files.ask(query).map_err(ClientError::Refused);
             answers(arguments, ask, || Ok(files.pods()))?
         }

@@ -3,7 +3,7 @@
 use crate::error::CliError;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use palisade_k8s::index::Index;
-use palisade_k8s::manifest;
+use palisade_k8s::manifest::{self, Manifest, Note};
 use palisade_policy::model::{Model, Node};
 use palisade_policy::{Compiled, Numbers, compile};
 use palisade_protocol::{Explained, Failure, FlowQuery};
@@ -23,6 +23,19 @@ pub struct Files {
     model: Model,
     compiled: Compiled,
     numbers: Numbers,
+    notes: Vec<String>,
+}
+
+/// A sentence for each object that is there and has no effect, or another one than in a cluster.
+/// A sub-directory is worth no word when it is the one where the expectations lie.
+pub fn notes(manifest: &Manifest, expect: Option<&Path>) -> Vec<String> {
+    let expected = |note: &&Note| expect.is_some_and(|file| note.kind == "directory" && file.parent() == Some(&note.place.file));
+    let ignored = manifest.ignored.iter().filter(|note| !expected(note)).map(|note| format!("Ignored: {note}"));
+    let services = manifest.services.iter().map(|note| format!("Not served yet: {note}"));
+    let declared = manifest.declared_pods();
+    let on_node = declared.iter().filter(|pod| pod.host_network);
+    let unwired = on_node.map(|pod| format!("Not wired: pod {} is on the node's network, where no policy of a pod holds", pod.name));
+    ignored.chain(services).chain(unwired).collect()
 }
 
 impl Files {
@@ -45,7 +58,12 @@ impl Files {
         let model = index.model();
         let mut numbers = Numbers::default();
         let compiled = compile(&model, &model.pods.keys().cloned().collect(), &mut numbers);
-        Ok(Self { model, compiled, numbers })
+        Ok(Self { model, compiled, numbers, notes: notes(&manifest, None) })
+    }
+
+    /// What of the files has no effect, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What the policies say of a flow.

@@ -12,6 +12,11 @@ pub fn text(text: &str) -> Result<(), Error> {
     output.flush()
 }
 
+/// Writes a line to standard error, where it is in the way of no answer. A closed one is no reason to stop.
+pub fn aside(line: &str) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
 /// Writes `value` as indented JSON and a newline.
 pub fn json(value: &impl serde::Serialize) -> Result<(), Error> {
     text(&(serde_json::to_string_pretty(value)? + "\n"))

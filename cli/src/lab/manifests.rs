@@ -2,7 +2,8 @@
 
 use super::flow::{Protocol, Service};
 use crate::error::CliError;
-use palisade_k8s::manifest::{self, Note};
+use crate::files;
+use palisade_k8s::manifest;
 use palisade_policy::model::ObjectName;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -26,18 +27,10 @@ pub struct Manifests {
 }
 
 /// Reads the manifests of a directory; the error names file, line and field of everything that is wrong.
-/// A sub-directory is worth no word when it is the one where the expectations lie.
 pub fn read(directory: &Path, expect: Option<&Path>) -> Result<Manifests, CliError> {
     let manifest = manifest::read(directory).map_err(|errors| CliError::Input(errors.to_string()))?;
-    let mut found = Manifests::default();
-    let expected = |note: &&Note| expect.is_some_and(|file| note.kind == "directory" && file.parent() == Some(&note.place.file));
-    found.notes.extend(manifest.ignored.iter().filter(|note| !expected(note)).map(|note| format!("Ignored: {note}")));
-    found.notes.extend(manifest.services.iter().map(|note| format!("Not served yet: {note}")));
-    for pod in manifest.declared_pods() {
-        if pod.host_network {
-            found.notes.push(format!("Not wired: pod {} is on the node's network, where no policy of a pod holds", pod.name));
-            continue;
-        }
+    let mut found = Manifests { pods: Vec::new(), notes: files::notes(&manifest, expect) };
+    for pod in manifest.declared_pods().into_iter().filter(|pod| !pod.host_network) {
         let services = pod.ports.iter().map(|port| (Protocol::from(port.protocol), port.port)).collect();
         found.pods.push(PodSpec { name: pod.name, services });
     }

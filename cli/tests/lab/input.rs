@@ -160,6 +160,26 @@ fn explain_takes_an_address_of_its_node_for_the_node_which_reaches_its_pods_alwa
 }
 
 #[test]
+fn explain_lists_what_of_the_files_has_no_effect_beside_its_answer() {
+    let other = "---\napiVersion: networking.k8s.io/v1\nkind: networkpolicy\nmetadata: {name: p, namespace: a}\n\
+                 ---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {ports: [{port: 80}]}\n";
+    let host = pod("a", "host", "").replace("spec:\n", "spec:\n  hostNetwork: true\n");
+    let manifests = Manifests::new(&(base() + &pod("a", "z", "") + &host + other));
+    let directory = manifests.path().to_str().unwrap();
+    for output in ["json", "table"] {
+        let arguments = ["explain", "--from", "a/x", "--to", "a/z", "--port", "80", "--output", output, "--file", directory];
+        let ended = run(palisade(arguments)).expect_code(0);
+        for (start, part) in [("Ignored: ", "networkpolicy a/p"), ("Not served yet: ", "Service a/s"), ("Not wired: ", "a/host")] {
+            assert!(ended.errors.lines().any(|line| line.starts_with(start) && line.contains(part)), "{start}{part}: {}", ended.errors);
+            assert!(!ended.output.contains(start), "{}", ended.output);
+        }
+        if output == "json" {
+            assert_eq!(ended.json().as_array().unwrap().len(), 2, "both families");
+        }
+    }
+}
+
+#[test]
 fn explain_says_what_no_policy_is_asked_about_and_refuses_ends_that_no_packet_has() {
     let manifests =
         Manifests::new(&(base() + &policy("a", "p", "{podSelector: {}, ingress: [], egress: [], policyTypes: [Ingress, Egress]}")));
