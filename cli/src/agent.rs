@@ -32,7 +32,7 @@ pub fn unexpected(reply: &Reply) -> CliError {
 /// Path of the node socket that the arguments name.
 fn socket(arguments: &AgentArguments) -> Result<PathBuf, CliError> {
     match &arguments.lab {
-        None => Ok(arguments.run_dir.join(SOCKET_NAME)),
+        None => Ok(arguments.run_dir().join(SOCKET_NAME)),
         Some(name) => Ok(registry::find(name.as_deref())?.inside(&paths::run_dir()).join(SOCKET_NAME)),
     }
 }

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use palisade_protocol::{DEFAULT_RUN_DIR, Family};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Palisade: pods' networks with identity-based policy, and a reason for every verdict.
@@ -77,12 +78,30 @@ pub struct Asking {
 /// Which agent is asked.
 #[derive(Debug, Args)]
 pub struct AgentArguments {
-    /// The run directory of the agent on this node
-    #[arg(long, value_name = "DIR", env = "PALISADE_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
-    pub run_dir: PathBuf,
+    /// The run directory, as it was given.
+    // Not clap's `env`: what an environment holds would conflict with options as if somebody had typed it.
+    #[arg(long, value_name = "DIR", help = format!(
+        "The run directory of the agent on this node [env: {RUN_DIR_VARIABLE}] [default: {DEFAULT_RUN_DIR}]"
+    ))]
+    pub run_dir: Option<PathBuf>,
     /// Ask a running lab instead; `=DIR` or `=PID` where several run
     #[arg(long, value_name = "DIR|PID", num_args = 0..=1, require_equals = true)]
     pub lab: Option<Option<String>>,
+}
+
+/// Names the run directory where no option does.
+const RUN_DIR_VARIABLE: &str = "PALISADE_RUN_DIR";
+
+impl AgentArguments {
+    /// The run directory: the one given, else that of the environment, else the usual one.
+    pub fn run_dir(&self) -> PathBuf {
+        self.run_dir_or(std::env::var_os(RUN_DIR_VARIABLE))
+    }
+
+    fn run_dir_or(&self, variable: Option<OsString>) -> PathBuf {
+        let named = || variable.filter(|value| !value.is_empty()).map(PathBuf::from);
+        self.run_dir.clone().or_else(named).unwrap_or_else(|| DEFAULT_RUN_DIR.into())
+    }
 }
 
 /// Arguments of `palisade lab`.
@@ -299,6 +318,21 @@ mod tests {
             assert!(flow_port(wrong).is_err(), "{wrong}");
         }
         assert!(parsed("palisade explain --from a/b --to c/d --port 80 --file x --lab").is_err(), "a directory or a lab");
+    }
+
+    #[test]
+    fn a_run_directory_that_is_given_goes_before_that_of_the_environment_and_not_with_files() {
+        let agent = |line: &str| match parsed(line) {
+            Ok(Arguments { command: Command::Status(asking) }) => asking.agent,
+            other => panic!("{other:?}"),
+        };
+        let (given, none) = (agent("palisade status --run-dir /a"), agent("palisade status"));
+        let variable = |value: &str| Some(OsString::from(value));
+        assert_eq!(given.run_dir_or(variable("/b")), PathBuf::from("/a"));
+        assert_eq!(none.run_dir_or(variable("/b")), PathBuf::from("/b"));
+        assert_eq!(none.run_dir_or(variable("")), PathBuf::from(DEFAULT_RUN_DIR));
+        assert_eq!(none.run_dir_or(None), PathBuf::from(DEFAULT_RUN_DIR));
+        assert!(parsed("palisade explain --from a/b --to c/d --port 80 --file x --run-dir /a").is_err(), "files or an agent");
     }
 
     #[test]

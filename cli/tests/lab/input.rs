@@ -160,6 +160,21 @@ fn explain_takes_an_address_of_its_node_for_the_node_which_reaches_its_pods_alwa
 }
 
 #[test]
+fn a_run_directory_in_the_environment_is_no_option_that_files_conflict_with() {
+    let manifests = Manifests::new(&(base() + &pod("a", "z", "")));
+    let explain = |further: &[&str]| {
+        let mut command = palisade(["explain", "--from", "a/x", "--to", "a/z", "--port", "80", "--output", "json"]);
+        command.args(further).env("PALISADE_RUN_DIR", "/nonexistent/run");
+        run(command)
+    };
+    let directory = manifests.path().to_str().unwrap();
+    assert_eq!(explain(&["--file", directory]).expect_code(0).json()[0]["passes"], true);
+    explain(&["--file", directory, "--run-dir", "/nonexistent/run"]).expect_code(2);
+    let asked = explain(&[]).expect_code(3);
+    assert!(asked.errors.contains("/nonexistent/run/agent.sock"), "{}", asked.errors);
+}
+
+#[test]
 fn explain_lists_what_of_the_files_has_no_effect_beside_its_answer() {
     let other = "---\napiVersion: networking.k8s.io/v1\nkind: networkpolicy\nmetadata: {name: p, namespace: a}\n\
                  ---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {ports: [{port: 80}]}\n";
