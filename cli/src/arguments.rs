@@ -126,7 +126,7 @@ pub enum LabCommand {
 /// Arguments of a lab.
 #[derive(Debug, Args)]
 pub struct LabRun {
-    /// Directory of manifests: Namespace, Pod, Deployment, NetworkPolicy
+    /// Directory of manifests: Namespace, Pod, Deployment, NetworkPolicy, ClusterNetworkPolicy, Identity, IdentityPolicy
     #[arg(value_name = "DIR", required = true)]
     pub directory: Option<PathBuf>,
     /// Compare with the expectations in FILE; end with 1 and a table of differences if they differ
@@ -175,7 +175,7 @@ pub struct ObserveArguments {
     /// Only where one end is in this namespace; may be given more than once
     #[arg(long, short, value_name = "NAME")]
     pub namespace: Vec<String>,
-    /// Only these verdicts: `allowed`, `dropped`, `deny`, `default-deny`, or the name of an outcome; may be given more than once
+    /// Only these verdicts: `allowed`, `dropped`, `audited`, `deny`, `default-deny`, or the name of an outcome; may be given more than once
     #[arg(long, value_name = "VERDICT")]
     pub verdict: Vec<String>,
     /// End after this many verdicts
@@ -333,6 +333,25 @@ mod tests {
         assert_eq!(none.run_dir_or(variable("")), PathBuf::from(DEFAULT_RUN_DIR));
         assert_eq!(none.run_dir_or(None), PathBuf::from(DEFAULT_RUN_DIR));
         assert!(parsed("palisade explain --from a/b --to c/d --port 80 --file x --run-dir /a").is_err(), "files or an agent");
+    }
+
+    /// What a command's `--help` says of one argument.
+    fn help(command: &str, argument: &str) -> String {
+        let top = <Arguments as clap::CommandFactory>::command();
+        let argument = top.find_subcommand(command).and_then(|of| of.get_arguments().find(|one| one.get_id() == argument));
+        argument.and_then(clap::Arg::get_help).unwrap().to_string()
+    }
+
+    #[test]
+    fn help_names_every_kind_that_is_used_and_every_verdict() {
+        let kinds = help("lab", "directory");
+        for kind in ["Namespace", "Pod", "Deployment", "NetworkPolicy", "ClusterNetworkPolicy", "Identity", "IdentityPolicy"] {
+            assert!(kinds.split([' ', ',']).any(|word| word == kind), "{kind}: {kinds}");
+        }
+        let verdicts = help("observe", "verdict");
+        for verdict in crate::observe::VERDICTS {
+            assert!(verdicts.contains(&format!("`{verdict}`")), "{verdict}: {verdicts}");
+        }
     }
 
     #[test]

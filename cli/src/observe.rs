@@ -35,7 +35,7 @@ pub fn run(arguments: &ObserveArguments) -> Result<(), CliError> {
 }
 
 /// What `--verdict` takes beside the names of outcomes.
-const VERDICTS: &[&str] = &["allowed", "dropped", "audited", "deny", "default-deny"];
+pub const VERDICTS: &[&str] = &["allowed", "dropped", "audited", "deny", "default-deny"];
 
 /// Which events are shown: those that fit each kind of filter that was given.
 #[derive(Debug, Default)]
