@@ -42,6 +42,18 @@ fn manifests_that_are_wrong_are_refused_with_file_line_and_field() {
 }
 
 #[test]
+fn a_pipe_among_the_manifests_is_refused_and_not_waited_for() {
+    let manifests = Manifests::new(&base());
+    nix::unistd::mkfifo(&manifests.path().join("more.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let directory = manifests.path().to_str().unwrap();
+    let explain = run(palisade(["explain", "--from", "a/x", "--to", "a/x", "--port", "80", "--file", directory]));
+    for ended in [explain, lab(manifests.path(), &[])] {
+        let ended = ended.expect_code(2);
+        assert!(ended.errors.contains("more.yaml: is no regular file"), "{}", ended.errors);
+    }
+}
+
+#[test]
 fn a_directory_that_is_not_there_is_named() {
     let ended = lab(Path::new("/nonexistent/manifests"), &[]).expect_code(2);
     assert_eq!(ended.errors.lines().count(), 1, "{}", ended.errors);

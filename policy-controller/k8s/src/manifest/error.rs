@@ -80,6 +80,9 @@ pub enum ManifestProblem {
     /// The operating system does not let it be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
+    /// It has the name of a manifest, and is a pipe, a socket or a device.
+    #[error("is no regular file: it is named as a manifest is, and cannot be read as one")]
+    NotAFile,
     /// The file is not text.
     #[error("is not UTF-8 text")]
     NotUtf8,

@@ -82,15 +82,22 @@ pub struct DeclaredPod {
 pub fn read(path: &Path) -> Result<Manifest, ManifestErrors> {
     let mut collected = Collected::default();
     for file in files(path, &mut collected) {
-        match std::fs::read(&file) {
-            Ok(bytes) => match String::from_utf8(bytes) {
-                Ok(text) => collected.take_file(&file, &text),
-                Err(_) => collected.fail(Place::file(&file), ManifestProblem::NotUtf8),
-            },
-            Err(error) => collected.fail(Place::file(&file), ManifestProblem::Unreadable(error.to_string())),
+        match text_of(&file) {
+            Ok(text) => collected.take_file(&file, &text),
+            Err(problem) => collected.fail(Place::file(&file), problem),
         }
     }
     collected.finish()
+}
+
+fn text_of(file: &Path) -> Result<String, ManifestProblem> {
+    let unreadable = |error: std::io::Error| ManifestProblem::Unreadable(error.to_string());
+    // Links are followed: a mounted ConfigMap is made of them. A pipe would keep us waiting for who writes, a device may never end.
+    if !std::fs::metadata(file).map_err(unreadable)?.is_file() {
+        return Err(ManifestProblem::NotAFile);
+    }
+    let bytes = std::fs::read(file).map_err(unreadable)?;
+    String::from_utf8(bytes).map_err(|_| ManifestProblem::NotUtf8)
 }
 
 /// Reads a file with one document that is no Kubernetes object, with the same strictness; `what` names it in errors.

@@ -355,6 +355,18 @@ fn a_directory_without_manifests_or_that_is_not_there_says_so() {
 }
 
 #[test]
+fn only_regular_files_are_read_and_links_to_them() {
+    let directory = Directory::of(&[("a.yaml", NAMESPACE), ("elsewhere", &pod("a"))]);
+    let beside = |name: &str| directory.path().join(name);
+    std::os::unix::fs::symlink(beside("elsewhere"), beside("b.yaml")).expect("a link");
+    assert_eq!(names(&directory.good()), ["shop/a"]);
+    std::os::unix::fs::symlink("/dev/null", beside("c.yaml")).expect("a link");
+    let _socket = std::os::unix::net::UnixListener::bind(beside("d.json")).expect("a socket");
+    let refused = "is no regular file: it is named as a manifest is, and cannot be read as one";
+    assert_eq!(directory.errors(), [format!("c.yaml: {refused}"), format!("d.json: {refused}")]);
+}
+
+#[test]
 fn a_pod_needs_a_container() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\nspec: {containers: []}\n";
     assert_eq!(errors(text), ["f.yaml:4: Pod shop/a: spec.containers: is missing"]);
