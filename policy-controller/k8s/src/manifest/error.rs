@@ -33,6 +33,20 @@ impl std::fmt::Display for Place {
     }
 }
 
+/// A line with text from a file, or a file's name: what would steer a terminal, or turn what stands beside it, is escaped.
+pub(super) fn tame(line: &str) -> String {
+    let steers = |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut tamed = String::with_capacity(line.len());
+    for c in line.chars() {
+        if steers(c) {
+            tamed.extend(c.escape_default());
+        } else {
+            tamed.push(c);
+        }
+    }
+    tamed
+}
+
 /// Everything that is wrong with a directory; nothing of it was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestErrors(
@@ -67,10 +81,8 @@ impl std::error::Error for ManifestError {}
 
 impl std::fmt::Display for ManifestError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.object {
-            Some(object) => write!(f, "{}: {object}: {}", self.place, self.problem),
-            None => write!(f, "{}: {}", self.place, self.problem),
-        }
+        let object = self.object.as_ref().map(|object| format!("{object}: ")).unwrap_or_default();
+        f.write_str(&tame(&format!("{}: {object}{}", self.place, self.problem)))
     }
 }
 

@@ -57,10 +57,10 @@ pub struct Note {
 
 impl std::fmt::Display for Note {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.kind.as_str() {
-            "directory" => write!(f, "{}: a directory, and only files are read", self.place),
-            kind => write!(f, "{}: {kind} {}", self.place, self.object),
-        }
+        f.write_str(&error::tame(&match self.kind.as_str() {
+            "directory" => format!("{}: a directory, and only files are read", self.place),
+            kind => format!("{}: {kind} {}", self.place, self.object),
+        }))
     }
 }
 

@@ -167,6 +167,22 @@ fn services_and_unknown_kinds_are_listed_with_their_place() {
 }
 
 #[test]
+fn what_would_steer_a_terminal_is_escaped_in_notes_and_errors() {
+    let object = |kind: &str, name: &str| format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}}}\n");
+    let text = object(r#""\e[31mred""#, r#""two\nlines""#) + "---\n" + &object("Service", r#""\u202eback \u00e9""#);
+    let directory = Directory::of(&[("a.yaml", &text), ("sub\x1b[2J/b.yaml", "")]);
+    let manifest = directory.good();
+    let notes: Vec<String> = manifest.ignored.iter().chain(&manifest.services).map(ToString::to_string).collect();
+    assert!(notes.iter().all(|note| !note.contains(|c: char| c.is_control() || c == '\u{202e}')), "{notes:?}");
+    for part in [r"\u{1b}[31mred two\nlines", r"\u{202e}back é", r"sub\u{1b}[2J: a directory"] {
+        assert!(notes.iter().any(|note| note.contains(part)), "{part}: {notes:?}");
+    }
+    let errors = errors(&object("Pod", r#""\e[31mred""#));
+    assert!(errors[0].contains(r"Pod \u{1b}[31mred: "), "{errors:?}");
+    assert!(errors.iter().all(|error| !error.contains('\x1b')), "{errors:?}");
+}
+
+#[test]
 fn a_namespace_must_be_declared_unless_every_cluster_has_it() {
     let text = pod("a").replace(", namespace: shop", "") + "---\n" + &pod("b").replace("shop", "kube-system");
     let manifest = Directory::of(&[("a.yaml", &text)]).good();
