@@ -1,5 +1,6 @@
 //! Tables of text, and colour where a person reads them.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 
 /// How a piece of text stands out.
@@ -25,9 +26,15 @@ pub enum Tone {
 pub struct Paint(bool);
 
 impl Paint {
-    /// Colours for standard output, unless it is no terminal or `NO_COLOR` is set.
+    /// Colours for standard output, unless it is no terminal, one that knows none, or `NO_COLOR` is set.
     pub fn for_stdout() -> Self {
-        Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
+        Self::on(std::io::stdout().is_terminal(), std::env::var_os("TERM"), std::env::var_os("NO_COLOR"))
+    }
+
+    fn on(terminal: bool, term: Option<OsString>, no_color: Option<OsString>) -> Self {
+        let unknown = term.is_some_and(|term| term == "dumb");
+        let unwanted = no_color.is_some_and(|value| !value.is_empty());
+        Self(terminal && !unknown && !unwanted)
     }
 
     /// No colours.
@@ -142,6 +149,21 @@ mod tests {
     fn columns_are_aligned_and_lines_have_no_blanks_at_their_ends() {
         assert_eq!(sample().render(Paint::none()), "POD          ADDRESS\nshop/a       10.0.0.1\nshop/longer\n");
         assert_eq!(sample().width(), 11 + 2 + 8);
+    }
+
+    #[test]
+    fn colour_is_for_terminals_that_know_it_and_users_who_want_it() {
+        for (term, no_color, coloured) in [
+            (None, None, true),
+            (Some("xterm"), None, true),
+            (Some("xterm"), Some(""), true),
+            (Some("xterm"), Some("1"), false),
+            (Some("dumb"), None, false),
+        ] {
+            let on = |terminal| Paint::on(terminal, term.map(OsString::from), no_color.map(OsString::from));
+            assert_eq!(on(true), Paint(coloured), "TERM={term:?} NO_COLOR={no_color:?}");
+            assert_eq!(on(false), Paint(false), "no terminal");
+        }
     }
 
     #[test]
