@@ -5,7 +5,7 @@ use crate::arguments::{Asking, AskingFor};
 use crate::error::CliError;
 use crate::print;
 use crate::standing;
-use crate::table::{Paint, Table};
+use crate::table::{Paint, Table, count};
 use palisade_protocol::{Call, PeersMatched, PolicyStatus, Reply};
 
 /// Lists the policies that the agent knows.
@@ -33,7 +33,7 @@ fn ask(arguments: &Asking, object: Option<String>) -> Result<Vec<PolicyStatus>, 
 fn rendered(policies: &[PolicyStatus], paint: Paint) -> String {
     let mut table = Table::new(["KIND", "POLICY", "TIER", "MODE", "INGRESS", "EGRESS", "PODS", "HERE", "NODES", "ACCEPTED", "ENFORCED"]);
     for policy in policies {
-        let rules = |rules: Option<usize>| rules.map_or_else(|| "-".into(), |rules| format!("{rules} rules"));
+        let rules = |rules: Option<usize>| rules.map_or_else(|| "-".into(), |rules| count(rules, "rule", "rules"));
         let [accepted, enforced] = standing::cells(&policy.standing);
         table.row([
             policy.kind.as_str().into(),
@@ -63,7 +63,8 @@ fn rendered(policies: &[PolicyStatus], paint: Paint) -> String {
             text.push_str(&format!("{name} selects {}\n", policy.selected.join(", ")));
         }
         if let Some(PeersMatched { pods, addresses }) = policy.peers {
-            text.push_str(&format!("{name}: its peers match {pods} pods, {addresses} addresses of pods, nodes and the API server\n"));
+            let (pods, addresses) = (count(pods, "pod", "pods"), count(addresses, "address", "addresses"));
+            text.push_str(&format!("{name}: its peers match {pods}, {addresses} of pods, nodes and the API server\n"));
         }
     }
     text
@@ -129,6 +130,6 @@ mod tests {
         assert_eq!(lines[2], "IdentityPolicy shop/p: spec.ingress[0].action: there is no action");
         assert_eq!(lines[3], "IdentityPolicy shop/p: not as it is written");
         assert_eq!(lines[4], "IdentityPolicy shop/p selects shop/a, shop/b");
-        assert_eq!(lines[5], "IdentityPolicy shop/p: its peers match 1 pods, 2 addresses of pods, nodes and the API server");
+        assert_eq!(lines[5], "IdentityPolicy shop/p: its peers match 1 pod, 2 addresses of pods, nodes and the API server");
     }
 }

@@ -130,6 +130,11 @@ impl Table {
     }
 }
 
+/// A number of things, in words that fit it.
+pub fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 fn characters(text: &str) -> usize {
     text.chars().count()
 }
@@ -149,6 +154,12 @@ mod tests {
     fn columns_are_aligned_and_lines_have_no_blanks_at_their_ends() {
         assert_eq!(sample().render(Paint::none()), "POD          ADDRESS\nshop/a       10.0.0.1\nshop/longer\n");
         assert_eq!(sample().width(), 11 + 2 + 8);
+    }
+
+    #[test]
+    fn one_thing_is_named_as_one() {
+        let rules = [0, 1, 2].map(|number| count(number, "rule", "rules"));
+        assert_eq!(rules, ["0 rules", "1 rule", "2 rules"]);
     }
 
     #[test]

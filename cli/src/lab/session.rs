@@ -12,7 +12,7 @@ use crate::agent;
 use crate::arguments::Output;
 use crate::error::CliError;
 use crate::print;
-use crate::table::Paint;
+use crate::table::{Paint, count};
 use palisade_cni::link::{Namespace, Netlink};
 use palisade_policy::model::ObjectName;
 use palisade_protocol::{Call, Client, Explained, FlowEnd, FlowQuery, Reply, SOCKET_NAME, Status};
@@ -100,7 +100,10 @@ fn shown(options: &LabOptions, found: &Manifests, report: &Report, expectations:
     }
     let disagreements = report.disagreements().count();
     if disagreements > 0 {
-        return Err(CliError::Disagrees(format!("{disagreements} probes went another way than the compiled policy says")));
+        return Err(CliError::Disagrees(format!(
+            "{} went another way than the compiled policy says",
+            count(disagreements, "probe", "probes")
+        )));
     }
     let Some(expectations) = expectations else { return Ok(()) };
     let differences = expectations.differences(&report.probes);
@@ -117,7 +120,7 @@ fn shown(options: &LabOptions, found: &Manifests, report: &Report, expectations:
         Output::Json => say(&format!("not as expected:\n{table}")),
         Output::Table => print::text(&format!("\nNot as expected\n{table}"))?,
     }
-    Err(CliError::Differs(format!("{} results are not as expected", differences.len())))
+    Err(CliError::Differs(format!("{} not as expected", count(differences.len(), "result is", "results are"))))
 }
 
 type AgentEnd = oneshot::Receiver<Result<(), String>>;
@@ -217,7 +220,7 @@ impl Session {
         }
         let new: Vec<PodSpec> = wanted.iter().filter(|pod| !self.pods.contains_key(&pod.name)).cloned().collect();
         if !new.is_empty() {
-            step(&format!("wiring {} pods", new.len()), self.wire(new)).await?;
+            step(&format!("wiring {}", count(new.len(), "pod", "pods")), self.wire(new)).await?;
         }
         for pod in wanted {
             if let Some(wired) = self.pods.get_mut(&pod.name)
@@ -300,7 +303,7 @@ impl Session {
             .zip(&explained)
             .map(|((probe, target), explained)| Attempt { probe, target, allowed: passes(explained) })
             .collect();
-        let seen = step(&format!("probing {} flows", attempts.len()), probe::run(&attempts, self.at_once))
+        let seen = step(&format!("probing {}", count(attempts.len(), "flow", "flows")), probe::run(&attempts, self.at_once))
             .await
             .map_err(|error| CliError::Environment(error.to_string()))?;
         let results = attempts.into_iter().zip(seen).zip(explained);

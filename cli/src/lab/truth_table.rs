@@ -1,7 +1,7 @@
 //! The truth table: who reaches whom on which port, and why not.
 
 use super::flow::{ECHO, Party, Probe, ProbeResult, Report, Service, family_name, service_name};
-use crate::table::{Cell, Paint, Table, Tone};
+use crate::table::{Cell, Paint, Table, Tone, count};
 use palisade_protocol::{Family, VerdictName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -30,8 +30,12 @@ pub fn rendered(report: &Report, paint: Paint) -> String {
 pub fn summary(report: &Report) -> String {
     let reached = report.probes.iter().filter(|result| result.reached).count();
     let disagreements = report.disagreements().count();
-    let wrong = if disagreements == 0 { String::new() } else { format!(", {disagreements} DISAGREE with the policy") };
-    format!("{} probes: {reached} reached, {} refused{wrong}", report.probes.len(), report.probes.len() - reached)
+    let wrong = match disagreements {
+        0 => String::new(),
+        number => format!(", {} with the policy", count(number, "DISAGREES", "DISAGREE")),
+    };
+    let probes = report.probes.len();
+    format!("{}: {reached} reached, {} refused{wrong}", count(probes, "probe", "probes"), probes - reached)
 }
 
 fn matrix(results: &[&ProbeResult], paint: Paint) -> String {
@@ -200,7 +204,7 @@ Refused
         let text = rendered(&report, Paint::none());
         assert!(text.contains("guest/visitor  ipv4 only !\n"), "{text}");
         assert!(text.contains("guest/visitor -> backend/api TCP 80 (ipv4): reached, although policy denies it"), "{text}");
-        assert!(text.ends_with("6 probes: 5 reached, 1 refused, 1 DISAGREE with the policy\n"), "{text}");
+        assert!(text.ends_with("6 probes: 5 reached, 1 refused, 1 DISAGREES with the policy\n"), "{text}");
     }
 
     #[test]
