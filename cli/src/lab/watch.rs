@@ -10,7 +10,7 @@ use super::truth_table;
 use crate::arguments::Output;
 use crate::error::CliError;
 use crate::print;
-use crate::table::{Paint, Tone};
+use crate::table::{Paint, Tone, count};
 use palisade_protocol::Explained;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -26,8 +26,10 @@ const LOOKS_PER_QUESTION: u32 = 5;
 /// What is different after an edit.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Changes {
-    /// Flows that are new, or that came out another way or for another reason.
+    /// Flows that are new, or that came out another way.
     pub probes: Vec<ProbeResult>,
+    /// Flows that are refused as before, and for another reason.
+    pub reasons: Vec<ProbeResult>,
     /// Flows that are no longer there.
     pub removed: Vec<Probe>,
 }
@@ -37,33 +39,49 @@ impl Changes {
     pub fn between(before: &Report, after: &Report) -> Self {
         let old: BTreeMap<&Probe, &ProbeResult> = before.probes.iter().map(|result| (&result.probe, result)).collect();
         let new: BTreeMap<&Probe, &ProbeResult> = after.probes.iter().map(|result| (&result.probe, result)).collect();
-        let differs = |result: &&ProbeResult| {
-            old.get(&result.probe).is_none_or(|old| {
-                let reasons = |result: &ProbeResult| (result.egress.clone(), result.ingress.clone());
-                old.reached != result.reached
-                    || old.disagreement != result.disagreement
-                    || !result.reached && reasons(old) != reasons(result)
-            })
-        };
-        Self {
-            probes: after.probes.iter().filter(differs).cloned().collect(),
+        let mut changes = Self {
             removed: before.probes.iter().map(|result| &result.probe).filter(|probe| !new.contains_key(probe)).cloned().collect(),
+            ..Self::default()
+        };
+        for result in &after.probes {
+            match old.get(&result.probe) {
+                Some(old) if old.reached == result.reached && old.disagreement == result.disagreement => {
+                    if !result.reached && (&old.egress, &old.ingress) != (&result.egress, &result.ingress) {
+                        changes.reasons.push(result.clone());
+                    }
+                }
+                _ => changes.probes.push(result.clone()),
+            }
         }
+        changes
     }
 
     fn is_empty(&self) -> bool {
-        self.probes.is_empty() && self.removed.is_empty()
+        self.probes.is_empty() && self.reasons.is_empty() && self.removed.is_empty()
+    }
+
+    /// How much is different, in words.
+    fn counted(&self) -> String {
+        let flows = match self.probes.len() + self.removed.len() {
+            0 => "no flow changed".to_owned(),
+            number => format!("{} changed", count(number, "flow", "flows")),
+        };
+        match self.reasons.len() {
+            0 => flows,
+            number => format!("{flows}, {number} refused for another reason"),
+        }
     }
 
     fn rendered(&self, paint: Paint) -> String {
         let mut text = String::new();
         let mut groups: BTreeMap<String, Vec<&Probe>> = BTreeMap::new();
-        for result in &self.probes {
+        let changed = self.probes.iter().map(|result| (result, "now refused"));
+        for (result, refused) in changed.chain(self.reasons.iter().map(|result| (result, "refused for another reason"))) {
             let reasons: Vec<String> = result.denials().map(|(direction, side)| format!("{direction} {}", side.reason)).collect();
             let title = match (&result.disagreement, result.reached) {
                 (Some(how), _) => format!("DISAGREES with the policy: {how}"),
                 (None, true) => "now reached".to_owned(),
-                (None, false) => format!("now refused: {}", reasons.join("; ")),
+                (None, false) => format!("{refused}: {}", reasons.join("; ")),
             };
             groups.entry(title).or_default().push(&result.probe);
         }
@@ -213,7 +231,7 @@ fn pods(before: &Manifests, next: &Manifests, changes: &Changes) -> String {
     if changes.is_empty() {
         parts.push("no flow changed".into());
     }
-    if parts.is_empty() { format!("{} flows changed", changes.probes.len() + changes.removed.len()) } else { parts.join("; ") }
+    if parts.is_empty() { changes.counted() } else { parts.join("; ") }
 }
 
 /// What tells one state of the files from another.
@@ -260,7 +278,26 @@ mod tests {
         let before = report(vec![result("a/x", "b/y", Ipv4, Some("old")), result("c/x", "b/y", Ipv4, None)]);
         assert!(Changes::between(&before, &before).is_empty());
         let after = report(vec![result("a/x", "b/y", Ipv4, Some("new")), result("c/x", "b/y", Ipv4, None)]);
-        assert_eq!(Changes::between(&before, &after).probes.len(), 1);
+        let changes = Changes::between(&before, &after);
+        assert_eq!((changes.probes.len(), changes.reasons.len(), changes.is_empty()), (0, 1, false));
+    }
+
+    #[test]
+    fn a_flow_that_was_refused_before_is_told_apart_from_one_that_is_now_and_not_counted_as_changed() {
+        let before = report(vec![result("a/x", "b/y", Ipv4, None), result("c/x", "b/y", Ipv4, Some("old"))]);
+        let after = report(vec![result("a/x", "b/y", Ipv4, Some("new")), result("c/x", "b/y", Ipv4, Some("new"))]);
+        let changes = Changes::between(&before, &after);
+        assert_eq!(
+            changes.rendered(Paint::none()),
+            "  now refused: ingress new\n    a/x -> b/y: TCP 80 (ipv4)\n  \
+             refused for another reason: ingress new\n    c/x -> b/y: TCP 80 (ipv4)\n"
+        );
+        assert_eq!(changes.counted(), "1 flow changed, 1 refused for another reason");
+        let json = serde_json::to_value(&changes).unwrap();
+        let openers = |key: &str| json[key].as_array().unwrap().iter().map(|probe| probe["from"].clone()).collect::<Vec<_>>();
+        assert_eq!((openers("probes"), openers("reasons")), (vec!["a/x".into()], vec!["c/x".into()]));
+        let reason_alone = Changes::between(&after, &report(vec![after.probes[0].clone(), result("c/x", "b/y", Ipv4, Some("old"))]));
+        assert_eq!(reason_alone.counted(), "no flow changed, 1 refused for another reason");
     }
 
     #[test]
