@@ -1,13 +1,8 @@
-use super::resource;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use super::{StrictSelector, Unknown, resource};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use std::collections::BTreeMap;
 
 /// policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy, as far as policy depends on it. Its schema is upstream's.
-///
-/// In subjects, peers and protocols the fields that this version does not know are kept, for the conversion to find: what else is said there
-/// may be narrower than it looks. They come where the API server's definition is newer than this; it drops those that it does not know itself.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterNetworkPolicy {
@@ -33,9 +28,6 @@ resource!(
     "clusternetworkpolicies",
     ClusterResourceScope
 );
-
-/// Fields that this version does not know, by name.
-pub type Unknown = BTreeMap<String, Value>;
 
 /// What a ClusterNetworkPolicy says.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -64,7 +56,7 @@ pub struct ClusterNetworkPolicySpec {
 pub struct ClusterSubject {
     /// All pods of the namespaces with these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub namespaces: Option<LabelSelector>,
+    pub namespaces: Option<StrictSelector>,
     /// Pods by namespace and pod labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<NamespacedPod>,
@@ -79,10 +71,10 @@ pub struct ClusterSubject {
 pub struct NamespacedPod {
     /// The namespace's labels.
     #[serde(default)]
-    pub namespace_selector: LabelSelector,
+    pub namespace_selector: StrictSelector,
     /// The pod's labels.
     #[serde(default)]
-    pub pod_selector: LabelSelector,
+    pub pod_selector: StrictSelector,
     /// Fields of a later version.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -115,13 +107,13 @@ pub struct ClusterRule {
 pub struct ClusterPeer {
     /// All pods of the namespaces with these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub namespaces: Option<LabelSelector>,
+    pub namespaces: Option<StrictSelector>,
     /// Pods by namespace and pod labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<NamespacedPod>,
     /// The addresses of nodes with these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nodes: Option<LabelSelector>,
+    pub nodes: Option<StrictSelector>,
     /// Blocks of addresses; they match pods too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub networks: Option<Vec<String>>,

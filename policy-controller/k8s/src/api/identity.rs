@@ -1,6 +1,6 @@
 use super::definition::label_selector;
-use super::resource;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use super::{StrictSelector, Unknown, resource};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,10 @@ pub struct IdentitySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "entities")]
     pub entities: Option<Vec<String>>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// Pods for which all of these hold.
@@ -58,15 +62,19 @@ pub struct PodSelection {
     /// Which namespaces, by their labels. Absent: the policy's own; in an Identity, and beside serviceAccounts, every namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "label_selector")]
-    pub namespaces: Option<LabelSelector>,
+    pub namespaces: Option<StrictSelector>,
     /// Which pods, by their labels. Absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "label_selector")]
-    pub pods: Option<LabelSelector>,
+    pub pods: Option<StrictSelector>,
     /// The pod runs as one of these. Absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub service_accounts: Option<Vec<ServiceAccountName>>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// A service account.
@@ -79,6 +87,10 @@ pub struct ServiceAccountName {
     /// Its name.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// A block of addresses.
@@ -99,6 +111,10 @@ pub struct Network {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32), inner(length(max = 43)))]
     pub except: Option<Vec<String>>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 fn entities(_: &mut SchemaGenerator) -> Schema {

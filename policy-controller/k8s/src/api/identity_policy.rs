@@ -1,7 +1,7 @@
 use super::definition::label_selector;
 use super::identity::{Network, PodSelection};
-use super::resource;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use super::{StrictSelector, Unknown, resource};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,10 @@ pub struct IdentityPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub egress: Option<Vec<IdentityRule>>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// The pods for which all of these hold; none: every pod of the namespace.
@@ -56,11 +60,15 @@ pub struct IdentitySubject {
     /// Which pods, by their labels. Absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "label_selector")]
-    pub pods: Option<LabelSelector>,
+    pub pods: Option<StrictSelector>,
     /// The pod runs as one of these service accounts of the namespace. Absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 253)))]
     pub service_accounts: Option<Vec<String>>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// What is done with flows that match one of the peers and one of the ports.
@@ -82,6 +90,10 @@ pub struct IdentityRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub ports: Option<Vec<IdentityPort>>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// One peer: exactly one of these.
@@ -106,6 +118,10 @@ pub struct IdentityPeer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Host", "Nodes", "World", "ApiServer"]))]
     pub entity: Option<String>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// Ports of one protocol.
@@ -133,4 +149,8 @@ pub struct IdentityPort {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 15))]
     pub name: Option<String>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }

@@ -1,21 +1,32 @@
 //! The objects that Kubernetes itself does not have: our own, and ClusterNetworkPolicy.
 //!
 //! Choices are texts here and are checked by the conversion: one object with an unknown word must not break the watch of all.
+//!
+//! In a specification the fields that this version does not know are kept, for the conversion to find: what else is said there may be narrower
+//! than it looks. They come where the API server's definition is newer than this; it drops those that it does not know itself.
 
 mod cluster_network_policy;
 mod definition;
 mod identity;
 mod identity_policy;
+mod selector;
 mod status;
 
 pub use cluster_network_policy::{
     ClusterNetworkPolicy, ClusterNetworkPolicySpec, ClusterPeer, ClusterPort, ClusterPortRange, ClusterProtocol, ClusterRule,
-    ClusterSubject, DestinationPort, NamespacedPod, Unknown,
+    ClusterSubject, DestinationPort, NamespacedPod,
 };
 pub use definition::definitions;
 pub use identity::{Identity, IdentitySpec, Network, PodSelection, ServiceAccountName};
 pub use identity_policy::{IdentityPeer, IdentityPolicy, IdentityPolicySpec, IdentityPort, IdentityRule, IdentitySubject};
+pub use selector::{StrictRequirement, StrictSelector};
 pub use status::{IdentityPolicyStatus, IdentityStatus, status};
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Fields that this version does not know, by name.
+pub type Unknown = BTreeMap<String, Value>;
 
 /// The API group of our own objects.
 pub const GROUP: &str = "palisade.dev";

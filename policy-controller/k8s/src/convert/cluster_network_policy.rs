@@ -1,15 +1,19 @@
 //! ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2) to a policy of the model.
 
-use super::labels::selector;
+use super::labels::strict_selector;
 use super::network_policy::{cidr, mode_of};
-use super::{port_name, port_number, port_range};
+use super::{all_known, port_name, port_number, port_range};
 use crate::api::{
-    ClusterNetworkPolicy, ClusterPeer, ClusterProtocol, ClusterRule, ClusterSubject, DestinationPort, NamespacedPod, Unknown,
+    ClusterNetworkPolicy, ClusterPeer, ClusterProtocol, ClusterRule, ClusterSubject, DestinationPort, NamespacedPod, StrictSelector,
 };
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem, Refusal};
+use k8s_openapi::Resource;
 use palisade_identity::{LabelSelector, Protocol};
 use palisade_policy::model::{Action, Peer, Peers, PodSet, Policy, Port, Ports, Rule, Tier};
+
+/// What errors call the kind.
+const KIND: &str = ClusterNetworkPolicy::KIND;
 
 /// A policy.
 ///
@@ -69,16 +73,8 @@ pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, R
     }
 }
 
-/// That nothing of a later version stands beside what is known: the whole could mean less, or something else.
-fn all_known(unknown: &Unknown, field: &FieldPath) -> Result<(), FieldError> {
-    match unknown.keys().next() {
-        None => Ok(()),
-        Some(name) => Err(FieldError::new(field.key(name), Problem::UnknownField("ClusterNetworkPolicy".to_owned()))),
-    }
-}
-
 fn subject(subject: &ClusterSubject, field: &FieldPath) -> Result<PodSet, FieldError> {
-    all_known(&subject.unknown, field)?;
+    all_known(&subject.unknown, KIND, field)?;
     match (&subject.namespaces, &subject.pods) {
         (Some(namespaces), None) => of_namespaces(namespaces, &field.key("namespaces")),
         (None, Some(pods)) => of_pods(pods, &field.key("pods")),
@@ -86,17 +82,14 @@ fn subject(subject: &ClusterSubject, field: &FieldPath) -> Result<PodSet, FieldE
     }
 }
 
-fn of_namespaces(
-    namespaces: &k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
-    field: &FieldPath,
-) -> Result<PodSet, FieldError> {
-    Ok(PodSet { namespaces: Some(selector(namespaces, field)?), ..PodSet::default() })
+fn of_namespaces(namespaces: &StrictSelector, field: &FieldPath) -> Result<PodSet, FieldError> {
+    Ok(PodSet { namespaces: Some(strict_selector(namespaces, KIND, field)?), ..PodSet::default() })
 }
 
 fn of_pods(pods: &NamespacedPod, field: &FieldPath) -> Result<PodSet, FieldError> {
-    all_known(&pods.unknown, field)?;
-    let namespaces = Some(selector(&pods.namespace_selector, &field.key("namespaceSelector"))?);
-    Ok(PodSet { namespaces, pods: selector(&pods.pod_selector, &field.key("podSelector"))?, accounts: None })
+    all_known(&pods.unknown, KIND, field)?;
+    let namespaces = Some(strict_selector(&pods.namespace_selector, KIND, &field.key("namespaceSelector"))?);
+    Ok(PodSet { namespaces, pods: strict_selector(&pods.pod_selector, KIND, &field.key("podSelector"))?, accounts: None })
 }
 
 /// A rule, closed where it is not understood; then with the reason.
@@ -141,7 +134,7 @@ fn rule(rule: &ClusterRule, egress: bool, field: &FieldPath) -> (Rule, Option<Fi
 
 fn peer(peer: &ClusterPeer, egress: bool, field: &FieldPath) -> Result<Vec<Peer>, FieldError> {
     let ClusterPeer { namespaces, pods, nodes, networks, domain_names, unknown } = peer;
-    all_known(unknown, field)?;
+    all_known(unknown, KIND, field)?;
     if domain_names.is_some() {
         return Err(FieldError::new(field.key("domainNames"), Problem::DomainNames));
     }
@@ -151,7 +144,7 @@ fn peer(peer: &ClusterPeer, egress: bool, field: &FieldPath) -> Result<Vec<Peer>
     match (namespaces, pods, nodes, networks) {
         (Some(namespaces), None, None, None) => Ok(vec![Peer::Pods(of_namespaces(namespaces, &field.key("namespaces"))?)]),
         (None, Some(pods), None, None) => Ok(vec![Peer::Pods(of_pods(pods, &field.key("pods"))?)]),
-        (None, None, Some(nodes), None) => Ok(vec![Peer::Nodes(selector(nodes, &field.key("nodes"))?)]),
+        (None, None, Some(nodes), None) => Ok(vec![Peer::Nodes(strict_selector(nodes, KIND, &field.key("nodes"))?)]),
         (None, None, None, Some(networks)) if !networks.is_empty() => networks
             .iter()
             .enumerate()
@@ -166,21 +159,21 @@ fn peer(peer: &ClusterPeer, egress: bool, field: &FieldPath) -> Result<Vec<Peer>
 
 fn port(protocol: &ClusterProtocol, field: &FieldPath) -> Result<Vec<Port>, FieldError> {
     let ClusterProtocol { tcp, udp, sctp, destination_named_port, unknown } = protocol;
-    all_known(unknown, field)?;
+    all_known(unknown, KIND, field)?;
     let by_number = |protocol, of: &DestinationPort, key: &str| {
         let field = field.key(key);
-        all_known(&of.unknown, &field)?;
+        all_known(&of.unknown, KIND, &field)?;
         let field = field.key("destinationPort");
         // The API wants one: every port of the protocol could be more than was meant.
         let port = of.destination_port.as_ref().ok_or_else(|| FieldError::new(field.clone(), Problem::Missing))?;
-        all_known(&port.unknown, &field)?;
+        all_known(&port.unknown, KIND, &field)?;
         match (port.number, &port.range) {
             (Some(number), None) => {
                 let number = port_number(number, || field.key("number"))?;
                 Ok(vec![Port::Range(protocol, number, number)])
             }
             (None, Some(range)) => {
-                all_known(&range.unknown, &field.key("range"))?;
+                all_known(&range.unknown, KIND, &field.key("range"))?;
                 let (start, end) = (|| field.key("range").key("start"), || field.key("range").key("end"));
                 Ok(vec![port_range(protocol, range.start, range.end, start, end)?])
             }

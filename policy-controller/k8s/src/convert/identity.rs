@@ -1,10 +1,12 @@
 //! Identity (palisade.dev/v1alpha1) to the members of an identity of the model.
 
-use super::labels::selector;
+use super::all_known;
+use super::labels::strict_selector;
 use super::network_policy::{cidr, except};
-use crate::api::{Identity, Network, PodSelection};
+use crate::api::{Identity, Network, PodSelection, ServiceAccountName};
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem};
+use k8s_openapi::Resource;
 use palisade_identity::{LabelSelector, ServiceAccount};
 use palisade_policy::model::{Entity, Peer, PodSet};
 use std::collections::BTreeSet;
@@ -16,12 +18,14 @@ use std::collections::BTreeSet;
 /// matches nobody by a name that is not known, and a rule that denies matches everybody.
 pub fn identity(identity: &Identity) -> Result<Vec<Peer>, FieldError> {
     let (spec, field) = (&identity.spec, FieldPath::of("spec"));
+    let kind = Identity::KIND;
+    all_known(&spec.unknown, kind, &field)?;
     let mut members = Vec::new();
     for (index, pods) in spec.pods.iter().flatten().enumerate() {
-        members.push(Peer::Pods(pod_selection(pods, Some(LabelSelector::everything()), &field.key("pods").index(index))?));
+        members.push(Peer::Pods(pod_selection(pods, Some(LabelSelector::everything()), kind, &field.key("pods").index(index))?));
     }
     for (index, block) in spec.networks.iter().flatten().enumerate() {
-        members.push(network(block, &field.key("networks").index(index))?);
+        members.push(network(block, kind, &field.key("networks").index(index))?);
     }
     for (index, name) in spec.entities.iter().flatten().enumerate() {
         members.push(Peer::Entity(entity(name, || field.key("entities").index(index))?));
@@ -32,25 +36,34 @@ pub fn identity(identity: &Identity) -> Result<Vec<Peer>, FieldError> {
     Ok(members)
 }
 
-/// Pods by namespace, labels and service account. `otherwise` are the namespaces where none are named.
-pub(super) fn pod_selection(selection: &PodSelection, otherwise: Option<LabelSelector>, field: &FieldPath) -> Result<PodSet, FieldError> {
-    let PodSelection { namespaces, pods, service_accounts } = selection;
+/// Pods by namespace, labels and service account, in an object of `kind`. `otherwise` are the namespaces where none are named.
+pub(super) fn pod_selection(
+    selection: &PodSelection,
+    otherwise: Option<LabelSelector>,
+    kind: &str,
+    field: &FieldPath,
+) -> Result<PodSet, FieldError> {
+    let PodSelection { namespaces, pods, service_accounts, unknown } = selection;
+    all_known(unknown, kind, field)?;
     if namespaces.is_none() && pods.is_none() && service_accounts.is_none() {
         return Err(FieldError::new(field.clone(), Problem::EmptySelection));
     }
     let accounts = service_accounts.as_ref().map(|accounts| {
         let field = field.key("serviceAccounts");
+        for (index, ServiceAccountName { unknown, .. }) in accounts.iter().enumerate() {
+            all_known(unknown, kind, &field.index(index))?;
+        }
         let accounts = accounts.iter().map(|account| (account.namespace.as_str(), account.name.as_str()));
         service_accounts_of(accounts, &field)
     });
     let accounts = accounts.transpose()?;
     let namespaces = match namespaces {
-        Some(namespaces) => Some(selector(namespaces, &field.key("namespaces"))?),
+        Some(namespaces) => Some(strict_selector(namespaces, kind, &field.key("namespaces"))?),
         // A service account says its namespace itself.
         None if accounts.is_some() => Some(LabelSelector::everything()),
         None => otherwise,
     };
-    let pods = pods.as_ref().map(|pods| selector(pods, &field.key("pods"))).transpose()?.unwrap_or_default();
+    let pods = pods.as_ref().map(|pods| strict_selector(pods, kind, &field.key("pods"))).transpose()?.unwrap_or_default();
     Ok(PodSet { namespaces, pods, accounts })
 }
 
@@ -71,8 +84,9 @@ pub(super) fn service_accounts_of<'a>(
     if set.is_empty() { Err(FieldError::new(field.clone(), Problem::EmptyList)) } else { Ok(set) }
 }
 
-/// A block without others.
-pub(super) fn network(network: &Network, field: &FieldPath) -> Result<Peer, FieldError> {
+/// A block without others, in an object of `kind`.
+pub(super) fn network(network: &Network, kind: &str, field: &FieldPath) -> Result<Peer, FieldError> {
+    all_known(&network.unknown, kind, field)?;
     let block = cidr(&network.cidr, || field.key("cidr"))?;
     let except = except(block, &network.cidr, network.except.iter().flatten(), &field.key("except"))?;
     Ok(Peer::Block { block, except })

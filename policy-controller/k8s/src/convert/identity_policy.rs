@@ -1,13 +1,16 @@
 //! IdentityPolicy (palisade.dev/v1alpha1) to a policy of the model.
 
 use super::identity::{entity, network, pod_selection, service_accounts_of};
-use super::labels::selector;
-use super::{port_name, port_number, port_range, protocol};
+use super::labels::strict_selector;
+use super::{all_known, port_name, port_number, port_range, protocol};
 use crate::api::{IdentityPeer, IdentityPolicy, IdentityPort, IdentityRule, IdentitySubject};
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem, Refusal};
+use k8s_openapi::Resource;
 use palisade_policy::model::{Action, Mode, Peer, Peers, PodSet, Policy, Port, Ports, Rule, Tier};
 
+/// What errors call the kind.
+const KIND: &str = IdentityPolicy::KIND;
 /// The action of a rule that allows.
 const ALLOW: &str = "Allow";
 
@@ -16,13 +19,15 @@ const ALLOW: &str = "Allow";
 /// # Errors
 /// Anything that the schema would refuse, or that this version does not know. In its place stands a policy that
 /// allows nothing: the pods that it selects are isolated in the directions that are there, and everything is denied to them in those in which a rule
-/// denies; to all pods of the namespace where the subject cannot be read. It stays in audit mode where that can be read.
+/// denies; to all pods of the namespace where the subject cannot be read; in both directions where there is none but a field that is not
+/// known. It stays in audit mode where that can be read.
 pub fn identity_policy(policy: &IdentityPolicy) -> Result<Policy, Refusal<Policy>> {
     let (spec, field) = (&policy.spec, FieldPath::of("spec"));
     let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
+    let no_direction = spec.ingress.is_none() && spec.egress.is_none();
     // What denies, or does what is not known, could have denied anything.
     let closed = |rules: &Option<Vec<IdentityRule>>| {
-        let rules = rules.as_ref()?;
+        let Some(rules) = rules else { return (no_direction && !spec.unknown.is_empty()).then(Vec::new) };
         Some(if rules.iter().any(|rule| rule.action != ALLOW) { vec![Rule::deny_all()] } else { Vec::new() })
     };
     let mode = mode(spec.mode.as_deref(), || field.key("mode"));
@@ -38,8 +43,9 @@ pub fn identity_policy(policy: &IdentityPolicy) -> Result<Policy, Refusal<Policy
         Err(error) => return Err(Refusal { error, closed: Box::new(isolating(PodSet::default())) }),
     };
     let read = || {
+        all_known(&spec.unknown, KIND, &field)?;
         let mode = mode.clone()?;
-        if spec.ingress.is_none() && spec.egress.is_none() {
+        if no_direction {
             return Err(FieldError::new(field.clone(), Problem::NoDirection));
         }
         let ingress = spec.ingress.as_ref().map(|list| rules(list, &field.key("ingress"))).transpose()?;
@@ -59,7 +65,8 @@ pub(super) fn mode(name: Option<&str>, field: impl FnOnce() -> FieldPath) -> Res
 }
 
 fn subject(subject: &IdentitySubject, namespace: &str, field: &FieldPath) -> Result<PodSet, FieldError> {
-    let pods = subject.pods.as_ref().map(|pods| selector(pods, &field.key("pods"))).transpose()?.unwrap_or_default();
+    all_known(&subject.unknown, KIND, field)?;
+    let pods = subject.pods.as_ref().map(|pods| strict_selector(pods, KIND, &field.key("pods"))).transpose()?.unwrap_or_default();
     let accounts = subject
         .service_accounts
         .as_ref()
@@ -72,6 +79,7 @@ fn rules(list: &[IdentityRule], field: &FieldPath) -> Result<Vec<Rule>, FieldErr
 }
 
 fn rule(rule: &IdentityRule, field: &FieldPath) -> Result<Rule, FieldError> {
+    all_known(&rule.unknown, KIND, field)?;
     let action = match rule.action.as_str() {
         ALLOW => Action::Allow,
         "Deny" => Action::Deny,
@@ -97,16 +105,18 @@ fn each<T, U>(list: &[T], field: &FieldPath, convert: impl Fn(&T, &FieldPath) ->
 }
 
 fn peer(peer: &IdentityPeer, field: &FieldPath) -> Result<Peer, FieldError> {
+    all_known(&peer.unknown, KIND, field)?;
     match (&peer.identity, &peer.pods, &peer.network, &peer.entity) {
         (Some(name), None, None, None) if !name.is_empty() => Ok(Peer::Identity(name.clone())),
-        (None, Some(pods), None, None) => Ok(Peer::Pods(pod_selection(pods, None, &field.key("pods"))?)),
-        (None, None, Some(block), None) => network(block, &field.key("network")),
+        (None, Some(pods), None, None) => Ok(Peer::Pods(pod_selection(pods, None, KIND, &field.key("pods"))?)),
+        (None, None, Some(block), None) => network(block, KIND, &field.key("network")),
         (None, None, None, Some(name)) => Ok(Peer::Entity(entity(name, || field.key("entity"))?)),
         _ => Err(FieldError::new(field.clone(), Problem::NotOnePeer("identity, pods, network and entity"))),
     }
 }
 
 fn port(port: &IdentityPort, field: &FieldPath) -> Result<Port, FieldError> {
+    all_known(&port.unknown, KIND, field)?;
     let protocol = protocol(port.protocol.as_deref(), || field.key("protocol"))?;
     match (port.port, port.end_port, &port.name) {
         (None, None, None) => Ok(Port::All(protocol)),

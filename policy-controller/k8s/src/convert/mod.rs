@@ -26,12 +26,21 @@ pub use pod::{ContainerPort, Participation, PodParts, container_ports, participa
 
 use identity_policy::mode;
 
+use crate::api::Unknown;
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem};
 use ipnet::IpNet;
 use palisade_identity::Protocol;
 use palisade_policy::model::Port;
 use std::net::IpAddr;
+
+/// That nothing of a later version stands beside what is known: the whole could mean less, or something else.
+fn all_known(unknown: &Unknown, kind: &str, field: &FieldPath) -> Result<(), FieldError> {
+    match unknown.keys().next() {
+        None => Ok(()),
+        Some(name) => Err(FieldError::new(field.key(name), Problem::UnknownField(kind.to_owned()))),
+    }
+}
 
 /// A protocol by its name; absent means TCP.
 fn protocol(name: Option<&str>, field: impl FnOnce() -> FieldPath) -> Result<Protocol, FieldError> {

@@ -85,6 +85,11 @@ fn an_unknown_field_beside_known_ones_fails_closed() {
         (json!({"namespaces": {}, "future": {}}), "future"),
         (json!({"networks": ["10.0.0.0/8"], "future": ["10.1.0.0/16"]}), "future"),
         (json!({"pods": {"namespaceSelector": {}, "podSelector": {}, "future": {}}}), "pods.future"),
+        (json!({"pods": {"namespaceSelector": {"future": 1}, "podSelector": {}}}), "pods.namespaceSelector.future"),
+        (json!({"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {}, "future": 1}}}), "pods.podSelector.future"),
+        (json!({"namespaces": {"matchLabels": {"a": "b"}, "future": 1}}), "namespaces.future"),
+        (json!({"nodes": {"future": 1}}), "nodes.future"),
+        (json!({"nodes": {"matchExpressions": [{"key": "a", "operator": "Exists", "future": 1}]}}), "nodes.matchExpressions[0].future"),
     ] {
         fails_closed(&json!({"to": [known, peer]}), &format!("spec.egress[0].to[1].{field}"));
     }
@@ -145,6 +150,7 @@ fn where_the_subject_cannot_be_read_what_denies_holds_for_every_pod_and_nothing_
         json!({"futureSubject": 1}),
         json!({"namespaces": {}, "future": 1}),
         json!({"pods": {"namespaceSelector": {}, "podSelector": {}, "future": 1}}),
+        json!({"namespaces": {"matchLabels": {"a": "b"}, "future": 1}}),
         json!({"namespaces": {"matchExpressions": [{"key": "a", "operator": "Gt"}]}}),
     ] {
         let (closed, error) = policy(json!({"tier": "Admin", "priority": 0, "subject": subject, "ingress": rules}));

@@ -115,6 +115,72 @@ fn a_refused_policy_that_denies_denies_everything_and_one_in_audit_mode_stays_in
     assert_eq!(closed("audit").mode, Mode::Enforce, "a mode that does not exist");
 }
 
+/// The object with a field of a later version in it.
+fn later(mut object: Value) -> Value {
+    object["future"] = json!({"x": 1});
+    object
+}
+
+/// Selections of pods that hold a field of a later version, and where.
+fn later_pods() -> [(Value, &'static str); 5] {
+    [
+        (later(json!({"namespaces": {}})), "future"),
+        (json!({"namespaces": later(json!({}))}), "namespaces.future"),
+        (json!({"pods": later(json!({"matchLabels": {"app": "a"}}))}), "pods.future"),
+        (json!({"pods": {"matchExpressions": [later(json!({"key": "a", "operator": "Exists"}))]}}), "pods.matchExpressions[0].future"),
+        (json!({"serviceAccounts": [later(json!({"namespace": "n", "name": "a"}))]}), "serviceAccounts[0].future"),
+    ]
+}
+
+#[test]
+fn an_unknown_field_anywhere_in_a_policy_refuses_it_and_it_allows_nothing() {
+    let rule = |rule: Value| json!({"subject": {"pods": {"matchLabels": {"app": "a"}}}, "egress": [rule]});
+    let peer = |peer: Value| rule(json!({"action": "Allow", "peers": [{"entity": "Host"}, peer]}));
+    let mut cases = vec![
+        (later(rule(json!({"action": "Allow"}))), "spec.future".to_owned()),
+        (rule(later(json!({"action": "Allow"}))), "spec.egress[0].future".to_owned()),
+        (rule(json!({"action": "Allow", "ports": [later(json!({"port": 80}))]})), "spec.egress[0].ports[0].future".to_owned()),
+        (peer(later(json!({"identity": "a"}))), "spec.egress[0].peers[1].future".to_owned()),
+        (peer(json!({"network": later(json!({"cidr": "10.0.0.0/8"}))})), "spec.egress[0].peers[1].network.future".to_owned()),
+    ];
+    cases.extend(later_pods().map(|(pods, field)| (peer(json!({"pods": pods})), format!("spec.egress[0].peers[1].pods.{field}"))));
+    for (spec, field) in cases {
+        let refusal = policy(spec.clone()).expect_err(&spec.to_string());
+        assert_eq!(refusal.error.to_string(), format!("{field}: there is no such field in IdentityPolicy"));
+        let closed = *refusal.closed;
+        assert_eq!((closed.subject.pods, closed.ingress, closed.egress), (app("a"), None, Some(vec![])), "{spec}");
+    }
+    let refusal = policy(rule(later(json!({"action": "Deny", "peers": [{"entity": "Host"}]})))).expect_err("a later rule");
+    assert_eq!(refusal.closed.egress, Some(vec![Rule::deny_all()]), "it could have denied anything");
+}
+
+#[test]
+fn where_a_subject_has_an_unknown_field_it_is_every_pod_and_where_no_direction_is_known_it_is_both() {
+    for (subject, field) in [
+        (later(json!({})), "spec.subject.future"),
+        (json!({"pods": later(json!({"matchLabels": {"app": "a"}}))}), "spec.subject.pods.future"),
+    ] {
+        let refusal = policy(json!({"subject": subject, "ingress": []})).expect_err("a later subject");
+        assert_eq!(refusal.error.to_string(), format!("{field}: there is no such field in IdentityPolicy"));
+        let closed = *refusal.closed;
+        assert_eq!((closed.subject, closed.ingress, closed.egress), (PodSet::default(), Some(vec![]), None));
+    }
+    let closed = *policy(later(json!({"subject": {}}))).expect_err("a later direction").closed;
+    assert_eq!((closed.ingress, closed.egress), (Some(vec![]), Some(vec![])));
+}
+
+#[test]
+fn an_unknown_field_anywhere_in_an_identity_refuses_it() {
+    let mut cases = vec![
+        (later(json!({"entities": ["World"]})), "spec.future".to_owned()),
+        (json!({"networks": [later(json!({"cidr": "10.0.0.0/8"}))]}), "spec.networks[0].future".to_owned()),
+    ];
+    cases.extend(later_pods().map(|(pods, field)| (json!({"pods": [pods]}), format!("spec.pods[0].{field}"))));
+    for (spec, field) in cases {
+        assert_eq!(members(spec).unwrap_err(), format!("{field}: there is no such field in Identity"));
+    }
+}
+
 #[test]
 fn an_identity_to_which_nothing_belongs_is_refused() {
     for spec in [json!({}), json!({"pods": []}), json!({"entities": []}), json!({"networks": []})] {

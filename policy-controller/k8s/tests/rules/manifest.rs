@@ -311,6 +311,16 @@ fn an_unknown_field_is_refused_because_a_typo_would_widen_the_policy() {
 }
 
 #[test]
+fn an_unknown_field_of_our_own_kinds_is_refused_with_its_line_too() {
+    let policy = "apiVersion: palisade.dev/v1alpha1\nkind: IdentityPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  subject: {}\n  \
+                  egress:\n  - action: Allow\n    peer: [{entity: Host}]\n";
+    assert_eq!(errors(policy), ["f.yaml:8: IdentityPolicy shop/p: spec.egress[0].peer: there is no such field in IdentityPolicy"]);
+    let identity = "apiVersion: palisade.dev/v1alpha1\nkind: Identity\nmetadata: {name: i}\nspec:\n  pods:\n  - pods:\n      \
+                    matchLabel: {a: b}\n";
+    assert_eq!(errors(identity), ["f.yaml:7: Identity i: spec.pods[0].pods.matchLabel: there is no such field in Identity"]);
+}
+
+#[test]
 fn a_key_that_stands_twice_is_refused_because_one_would_replace_the_other() {
     assert_eq!(
         error_of_policy("matchLabels: {a: b}", "matchLabels: {a: b}\n        matchLabels: {c: d}"),

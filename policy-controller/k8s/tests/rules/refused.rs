@@ -110,6 +110,25 @@ fn a_last_good_version_in_audit_mode_does_not_stand_for_one_that_is_to_be_enforc
 }
 
 #[test]
+fn a_policy_or_identity_with_an_unknown_field_keeps_its_last_good_version_and_is_closed_without_one() {
+    let mut later = identity_policy("p", "x", 80);
+    later.spec.ingress.as_mut().expect("a rule")[0].unknown.insert("future".to_owned(), true.into());
+    let stands = |index: &Index| Policy::clone(&index.model().policies[&PolicyName::new(PolicyKind::IdentityPolicy, n("p"))]);
+    let mut index = Index::new();
+    index.upsert(&later);
+    assert_eq!((stands(&index).ingress, index.refused()[0].instead), (Some(vec![]), Instead::Isolated));
+    index.upsert(&identity_policy("p", "x", 80));
+    let good = stands(&index);
+    index.upsert(&later);
+    assert_eq!((stands(&index), index.refused()[0].instead), (good, Instead::LastGood));
+    let mut later = identity("i", "World");
+    later.spec.unknown.insert("future".to_owned(), true.into());
+    let mut index = Index::new();
+    index.upsert(&later);
+    assert_eq!((index.model().identities.len(), index.refused()[0].instead), (0, Instead::Unknown));
+}
+
+#[test]
 fn an_identity_that_is_refused_keeps_its_last_good_version_and_is_unknown_without_one() {
     let mut index = Index::new();
     index.upsert(&identity("i", "Moon"));
