@@ -48,6 +48,9 @@ pub struct ClusterNetworkPolicySpec {
     /// About flows away from the subject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<Vec<ClusterRule>>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// Exactly one of these.
@@ -99,6 +102,9 @@ pub struct ClusterRule {
     /// Protocols and ports; absent: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocols: Option<Vec<ClusterProtocol>>,
+    /// Fields of a later version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// Exactly one of these; `nodes`, `networks` and `domainNames` only in egress.

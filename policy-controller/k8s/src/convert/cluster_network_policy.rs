@@ -20,8 +20,8 @@ const KIND: &str = ClusterNetworkPolicy::KIND;
 /// # Errors
 /// Anything that the schema would refuse, or that this version does not know. In its place stands what the API wants for a
 /// field of a later version: a rule that accepts matches nothing; one that denies, passes, or does what is not known denies all.
-/// Where tier, priority, mode or subject cannot be read, no rule accepts, and one that passes denies all; for every pod where it is the
-/// subject, and before all others where it is tier or priority.
+/// Where tier, priority, mode or subject cannot be read, or something beside them and the rules is not known, no rule accepts, and one that
+/// passes denies all; for every pod where it is the subject, and before all others where it is tier or priority.
 pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal<Policy>> {
     let (spec, field) = (&policy.spec, FieldPath::of("spec"));
     let mut first = None;
@@ -38,8 +38,9 @@ pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, R
     };
     let mode = mode_of(&policy.metadata);
     let subject = subject(&spec.subject, &field.key("subject"));
+    let known = all_known(&spec.unknown, KIND, &field);
     // Who does not know when, for whom or whether rules hold lets none of them open anything.
-    let readable = priority.is_ok() && tier.is_ok() && mode.is_ok() && subject.is_ok();
+    let readable = priority.is_ok() && tier.is_ok() && mode.is_ok() && subject.is_ok() && known.is_ok();
     let mut rules = |list: &Option<Vec<ClusterRule>>, name: &str, egress: bool| {
         let field = field.key(name);
         let list = list.as_ref().filter(|list| !list.is_empty())?;
@@ -66,7 +67,7 @@ pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, R
         ingress,
         egress,
     };
-    let of_policy = [priority.err(), tier.err(), mode.err(), subject.err()].into_iter().flatten().next();
+    let of_policy = [priority.err(), tier.err(), mode.err(), subject.err(), known.err()].into_iter().flatten().next();
     match of_policy.or(first) {
         None => Ok(converted),
         Some(error) => Err(Refusal { error, closed: Box::new(converted) }),
@@ -102,6 +103,7 @@ fn rule(rule: &ClusterRule, egress: bool, field: &FieldPath) -> (Rule, Option<Fi
         other => Err(FieldError::new(field.key("action"), Problem::UnknownAction(other.to_owned(), "Accept, Deny and Pass"))),
     };
     let read = || {
+        all_known(&rule.unknown, KIND, field)?;
         let (listed, key) = if egress { (&rule.to, "to") } else { (&rule.from, "from") };
         let field_of_peers = field.key(key);
         let listed = listed.as_ref().filter(|list| !list.is_empty());

@@ -93,6 +93,7 @@ fn an_unknown_field_beside_known_ones_fails_closed() {
     ] {
         fails_closed(&json!({"to": [known, peer]}), &format!("spec.egress[0].to[1].{field}"));
     }
+    fails_closed(&json!({"to": [known], "future": {}}), "spec.egress[0].future");
     for (protocol, field) in [
         (json!({"tcp": {"destinationPort": {"number": 80}}, "future": {}}), "future"),
         (json!({"destinationNamedPort": "web", "future": {}}), "future"),
@@ -102,6 +103,24 @@ fn an_unknown_field_beside_known_ones_fails_closed() {
     ] {
         fails_closed(&json!({"to": [known], "protocols": [protocol]}), &format!("spec.egress[0].protocols[0].{field}"));
     }
+}
+
+#[test]
+fn where_a_policy_has_an_unknown_field_nothing_is_accepted_and_what_passes_denies() {
+    let rule = |action: &str| json!({"action": action, "from": [{"namespaces": {"matchLabels": {"a": "b"}}}]});
+    let rules = json!([rule("Accept"), rule("Pass"), rule("Deny")]);
+    let subject = json!({"namespaces": {"matchLabels": {"c": "d"}}});
+    let spec = json!({"tier": "Baseline", "priority": 7, "subject": subject, "ingress": rules});
+    let good = policy(spec.clone()).0;
+    let mut later = spec;
+    later["future"] = json!({});
+    let (closed, error) = policy(later);
+    assert_eq!(error.as_deref(), Some("spec.future: there is no such field in ClusterNetworkPolicy"));
+    assert_eq!((closed.tier, closed.subject, closed.egress), (good.tier, good.subject, None), "they can be read");
+    let (rules, good) = (closed.ingress.expect("rules"), good.ingress.expect("rules"));
+    assert_eq!((rules[0].action, &rules[0].peers), (Action::Allow, &Peers::Of(vec![])), "it accepts nobody");
+    assert_eq!((rules[1].action, &rules[1].peers, &rules[1].ports), (Action::Deny, &Peers::Any, &Ports::Any), "the one that passed");
+    assert_eq!(rules[2], good[2], "the one that denies");
 }
 
 #[test]
