@@ -112,6 +112,11 @@ fn the_api_server_refuses_what_makes_no_sense_and_says_why() -> Result<()> {
             "each except must be a block inside of cidr",
         ),
         (
+            allow(json!({ "peers": [{ "network": { "cidr": "10.0.0.0/8", "except": ["10.0.0.0/8"] } }] })),
+            "each except must be a block inside of cidr, and smaller",
+        ),
+        (identity(json!({ "networks": [{ "cidr": "fd00::/8", "except": ["fd00::/8"] }] })), "each except must be a block inside of cidr"),
+        (
             allow(json!({ "peers": [{ "pods": { "pods": { "matchExpressions": [{ "key": "a", "operator": "In" }] } } }] })),
             "In and NotIn need values",
         ),
@@ -128,5 +133,10 @@ fn the_api_server_refuses_what_makes_no_sense_and_says_why() -> Result<()> {
         let said = String::from_utf8(output.stderr).context("text")?;
         assert!(!output.status.success() && said.contains(why), "{object}\n{said}");
     }
+    let mut object = identity(json!({ "networks": [{ "cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"] }] }));
+    object["apiVersion"] = json!(VERSION);
+    object["metadata"] = json!({ "name": "taken" });
+    let output = cluster.output(&["create", "--dry-run=server", "--filename", "-"], &object.to_string(), Duration::from_secs(30))?;
+    assert!(output.status.success(), "a block inside of another is taken: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

@@ -99,8 +99,9 @@ pub struct ServiceAccountName {
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "isCIDR(self.cidr)", "message": "cidr is no CIDR block: write an address and a prefix length, such as 10.0.0.0/8"},
     {
-        "rule": "!has(self.except) || !isCIDR(self.cidr) || self.except.all(inner, isCIDR(inner) && cidr(self.cidr).containsCIDR(inner))",
-        "message": "each except must be a block inside of cidr"
+        "rule": "!has(self.except) || !isCIDR(self.cidr) || self.except.all(inner, isCIDR(inner) && \
+            cidr(self.cidr).containsIP(cidr(inner).ip()) && cidr(inner).prefixLength() > cidr(self.cidr).prefixLength())",
+        "message": "each except must be a block inside of cidr, and smaller"
     }
 ]))]
 pub struct Network {

@@ -87,6 +87,10 @@ fn what_a_schema_would_refuse_is_refused_with_the_field_and_isolates() {
             rule(json!({"action": "Allow", "peers": [{"network": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}}]})),
             "spec.egress[0].peers[0].network.except[0]: 11.0.0.0/16 is not a part of 10.0.0.0/8",
         ),
+        (
+            rule(json!({"action": "Allow", "peers": [{"network": {"cidr": "10.0.0.0/8", "except": ["10.0.0.0/8"]}}]})),
+            "spec.egress[0].peers[0].network.except[0]: 10.0.0.0/8 is not a part of 10.0.0.0/8: an exception must be smaller",
+        ),
         (rule(json!({"action": "Allow", "ports": []})), "spec.egress[0].ports: is an empty list"),
         (rule(json!({"action": "Allow", "ports": [{"port": 90, "endPort": 80}]})), "spec.egress[0].ports[0].endPort: the range ends at 80"),
         (rule(json!({"action": "Allow", "ports": [{"endPort": 80}]})), "spec.egress[0].ports[0].endPort: a range needs its first port"),
