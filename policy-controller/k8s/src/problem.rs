@@ -92,6 +92,12 @@ pub enum Problem {
         /// The last port.
         end: u16,
     },
+    /// A range of one port where its API wants more.
+    #[error("the range ends at its first port {0}: it must end later; one port is written number: {0}")]
+    RangeOfOne(i32),
+    /// A port by its name where peers are meant by their addresses.
+    #[error("networks and nodes have no named ports: write a rule of its own for them, with numbers")]
+    NamedPortOfAddresses,
     /// A range without a first port.
     #[error("a range needs its first port as a number in the field port")]
     EndWithoutFirst,

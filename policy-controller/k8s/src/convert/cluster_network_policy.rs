@@ -108,6 +108,7 @@ fn rule(rule: &ClusterRule, egress: bool, field: &FieldPath) -> (Rule, Option<Fi
         let field_of_peers = field.key(key);
         let listed = listed.as_ref().filter(|list| !list.is_empty());
         let listed = listed.ok_or_else(|| FieldError::new(field_of_peers.clone(), Problem::EmptyList))?;
+        let by_address = listed.iter().any(|peer| peer.networks.is_some() || peer.nodes.is_some());
         let mut peers = Vec::new();
         for (index, it) in listed.iter().enumerate() {
             peers.extend(peer(it, egress, &field_of_peers.index(index))?);
@@ -118,7 +119,11 @@ fn rule(rule: &ClusterRule, egress: bool, field: &FieldPath) -> (Rule, Option<Fi
             Some(protocols) => {
                 let mut ports = Vec::new();
                 for (index, it) in protocols.iter().enumerate() {
-                    ports.extend(port(it, &field.key("protocols").index(index))?);
+                    let field = field.key("protocols").index(index);
+                    if by_address && it.destination_named_port.is_some() {
+                        return Err(FieldError::new(field.key("destinationNamedPort"), Problem::NamedPortOfAddresses));
+                    }
+                    ports.extend(port(it, &field)?);
                 }
                 Ports::Of(ports)
             }
@@ -177,7 +182,11 @@ fn port(protocol: &ClusterProtocol, field: &FieldPath) -> Result<Vec<Port>, Fiel
             (None, Some(range)) => {
                 all_known(&range.unknown, KIND, &field.key("range"))?;
                 let (start, end) = (|| field.key("range").key("start"), || field.key("range").key("end"));
-                Ok(vec![port_range(protocol, range.start, range.end, start, end)?])
+                let ports = port_range(protocol, range.start, range.end, start, end)?;
+                if range.start == range.end {
+                    return Err(FieldError::new(end(), Problem::RangeOfOne(range.end)));
+                }
+                Ok(vec![ports])
             }
             _ => Err(FieldError::new(field, Problem::NotOnePeer("number and range"))),
         }

@@ -152,6 +152,18 @@ fn an_unknown_peer_or_protocol_fails_closed() {
 }
 
 #[test]
+fn a_range_of_one_port_and_a_named_port_of_addresses_fail_closed() {
+    let known = json!({"namespaces": {}});
+    let range = json!({"tcp": {"destinationPort": {"range": {"start": 80, "end": 80}}}});
+    fails_closed(&json!({"to": [known], "protocols": [range]}), "spec.egress[0].protocols[0].tcp.destinationPort.range.end");
+    let (number, named) = (json!({"tcp": {"destinationPort": {"number": 80}}}), json!({"destinationNamedPort": "web"}));
+    for peer in [json!({"networks": ["10.0.0.0/8"]}), json!({"nodes": {}})] {
+        let rule = json!({"to": [known, peer], "protocols": [number, named]});
+        fails_closed(&rule, "spec.egress[0].protocols[1].destinationNamedPort");
+    }
+}
+
+#[test]
 fn ingress_has_no_peers_by_address() {
     for peer in [json!({"networks": ["10.0.0.0/8"]}), json!({"nodes": {}})] {
         let rule = json!({"action": "Accept", "from": [peer]});
