@@ -95,7 +95,7 @@ pub struct ServiceAccountName {
 
 /// A block of addresses.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "a block with its field cidr, such as {cidr: 10.0.0.0/8}")]
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "isCIDR(self.cidr)", "message": "cidr is no CIDR block: write an address and a prefix length, such as 10.0.0.0/8"},
     {

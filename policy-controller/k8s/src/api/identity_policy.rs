@@ -2,8 +2,10 @@ use super::definition::label_selector;
 use super::identity::{Network, PodSelection};
 use super::{StrictSelector, Unknown, resource};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A policy by identities. It stands beside NetworkPolicy: what either allows is allowed, and a rule that denies beats all that allow.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -138,7 +140,7 @@ pub struct IdentityPort {
     #[schemars(extend("enum" = ["TCP", "UDP", "SCTP"]))]
     pub protocol: Option<String>,
     /// The port, or the first of a range. Absent, and no name: every port of the protocol.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "number")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<i32>,
     /// The last port of a range.
@@ -153,4 +155,16 @@ pub struct IdentityPort {
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: Unknown,
+}
+
+/// The number of a port. In a NetworkPolicy its name may stand here, too, so whoever writes one is told where it belongs.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i32>, D::Error> {
+    match Option::<IntOrString>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(IntOrString::Int(number)) => Ok(Some(number)),
+        Some(IntOrString::String(text)) if text.parse::<i32>().is_ok() => {
+            Err(D::Error::custom(format!("a port is a number, which is written without quotes: {text}")))
+        }
+        Some(IntOrString::String(text)) => Err(D::Error::custom(format!("a port is a number; a named port is written name: {text}"))),
+    }
 }

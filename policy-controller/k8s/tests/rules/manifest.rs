@@ -321,6 +321,31 @@ fn an_unknown_field_of_our_own_kinds_is_refused_with_its_line_too() {
 }
 
 #[test]
+fn a_named_port_or_a_bare_block_is_refused_with_how_it_is_written() {
+    let policy = |rule: &str| {
+        errors(&format!(
+            "apiVersion: palisade.dev/v1alpha1\nkind: IdentityPolicy\nmetadata: {{name: p, namespace: shop}}\nspec:\n  subject: {{}}\n  \
+             egress:\n  - {rule}\n"
+        ))
+    };
+    assert_eq!(
+        policy("{action: Allow, ports: [{port: http}]}"),
+        ["f.yaml:7: IdentityPolicy shop/p: spec.egress[0].ports[0].port: a port is a number; a named port is written name: http"]
+    );
+    assert_eq!(
+        policy("{action: Allow, ports: [{port: '80'}]}"),
+        ["f.yaml:7: IdentityPolicy shop/p: spec.egress[0].ports[0].port: a port is a number, which is written without quotes: 80"]
+    );
+    let block = "invalid type: string \"10.0.0.0/8\", expected a block with its field cidr, such as {cidr: 10.0.0.0/8}";
+    assert_eq!(
+        policy("{action: Allow, peers: [{network: 10.0.0.0/8}]}"),
+        [format!("f.yaml:7: IdentityPolicy shop/p: spec.egress[0].peers[0].network: {block}")]
+    );
+    let identity = "apiVersion: palisade.dev/v1alpha1\nkind: Identity\nmetadata: {name: i}\nspec: {networks: [10.0.0.0/8]}\n";
+    assert_eq!(errors(identity), [format!("f.yaml:4: Identity i: spec.networks[0]: {block}")]);
+}
+
+#[test]
 fn a_key_that_stands_twice_is_refused_because_one_would_replace_the_other() {
     assert_eq!(
         error_of_policy("matchLabels: {a: b}", "matchLabels: {a: b}\n        matchLabels: {c: d}"),
