@@ -106,7 +106,7 @@ pub enum Instead {
     Isolated,
     /// Of its rules, those that cannot be read accept nothing or deny everything.
     RuleByRule,
-    /// One of the two above, in audit mode: nothing is dropped for it.
+    /// What would be enforced in its place, in audit mode: nothing is dropped for it.
     Audited,
     /// Rules that allow by it match nobody, and rules that deny by it match everybody.
     Unknown,
@@ -128,9 +128,7 @@ impl std::fmt::Display for Instead {
             Self::LastGood => "its last good version stays in force",
             Self::Isolated => "the pods that it selects are isolated",
             Self::RuleByRule => "a rule that cannot be read accepts nothing, or denies everything",
-            Self::Audited => {
-                "it is in audit mode: nothing is dropped, and events tell what would be, as if it isolated the pods that it selects"
-            }
+            Self::Audited => "it is in audit mode: nothing is dropped for it, and events tell what would be",
             Self::Unknown => "rules that allow by it match nobody, rules that deny by it match everybody",
             Self::Readable => "the rest of it is used",
             Self::Nothing => "it is not used",

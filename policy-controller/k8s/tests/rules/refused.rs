@@ -107,6 +107,13 @@ fn a_last_good_version_in_audit_mode_does_not_stand_for_one_that_is_to_be_enforc
     index.upsert(&refused);
     assert_eq!(isolated(&index).mode, model::Mode::Audit, "in both directions, of which the good one knew one");
     assert_eq!(index.refused()[0].instead, Instead::Audited, "nobody is told of an isolation that drops nothing");
+    // A ClusterNetworkPolicy isolates nobody: the sentence is true of it, too.
+    let mut index = Index::new();
+    let mut audited = cluster_policy("c", 1, "Log");
+    audited.metadata.annotations = Some([("palisade.dev/mode".to_owned(), "Audit".to_owned())].into());
+    index.upsert(&audited);
+    let refused = index.refused().remove(0).to_string();
+    assert!(refused.ends_with("(it is in audit mode: nothing is dropped for it, and events tell what would be)"), "{refused}");
 }
 
 #[test]
