@@ -5,6 +5,7 @@ use crate::pod::{self, Pod, TCP_PORT, UDP_PORT, named};
 use crate::probe::{Outcome, Probe, run_all};
 use anyhow::Result;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How long a change may take to be enforced: "a few seconds", on a machine that is busy.
@@ -43,6 +44,35 @@ impl Scene {
     /// The name of the client's pod.
     pub fn client(&self) -> &Pod {
         &self.client
+    }
+
+    /// Begins to send echoes from the client to every address of the servers, one flow each, ten a second for as long as the client lives.
+    pub fn send_echoes(&self) -> Result<()> {
+        for (number, address) in self.addresses()?.iter().enumerate() {
+            self.client.shell(self.cluster(), &format!("ping -i 0.1 {address} >/tmp/echoes-{number} 2>&1 &"))?;
+        }
+        Ok(())
+    }
+
+    /// Asserts that every flow of these echoes is answered, or that none is.
+    ///
+    /// # Panics
+    /// With how many were answered within a second.
+    pub fn expect_echoes(&self, when: &str, answered: bool) -> Result<()> {
+        let count = || -> Result<Vec<usize>> {
+            let counts = self.client.shell(self.cluster(), "grep -c 'bytes from' /tmp/echoes-* | sed 's/.*://'")?;
+            counts.lines().map(|count| Ok(count.trim().parse()?)).collect()
+        };
+        let before = count()?;
+        std::thread::sleep(Duration::from_secs(1));
+        let more: Vec<usize> = count()?.iter().zip(&before).map(|(after, before)| after - before).collect();
+        assert_eq!(more.len(), self.addresses()?.len(), "{when}: {more:?}");
+        assert!(more.iter().all(|more| (*more > 0) == answered), "{when}: answers within a second: {more:?}");
+        Ok(())
+    }
+
+    fn addresses(&self) -> Result<Vec<IpAddr>> {
+        self.servers.iter().flat_map(|server| [server.address(false), server.address(true)]).collect()
     }
 
     /// Makes a NetworkPolicy of this `spec` in the servers' namespace.

@@ -36,7 +36,7 @@ fn identity_policy(namespace: &Namespace, name: &str, spec: &Value) -> Result<()
 }
 
 #[test]
-fn an_identity_gains_and_loses_pods_while_they_run_and_the_verdict_follows() -> Result<()> {
+fn an_identity_gains_and_loses_pods_while_traffic_flows_and_the_verdict_follows() -> Result<()> {
     let scene = Scene::start("identity")?;
     // Unlike that of any other run: identities live in no namespace.
     let name = scene.servers_in.name.clone();
@@ -47,10 +47,14 @@ fn an_identity_gains_and_loses_pods_while_they_run_and_the_verdict_follows() -> 
     let spec = json!({ "pods": [{ "namespaces": namespaces, "pods": { "matchLabels": { "known": "yes" } } }] });
     let identity = Identity::apply(scene.cluster(), &name, &spec)?;
     scene.expect("while no server belongs to it", &Silent, &Silent);
+    scene.send_echoes()?;
+    scene.expect_echoes("while no server belongs to it", false)?;
     scene.servers_in.run(&["label", "pods", "--all", "known=yes"])?;
     scene.expect("once the servers belong to it", &Reached, &Reached);
+    scene.expect_echoes("once the servers belong to it", true)?;
     scene.servers_in.run(&["label", "pods", "--all", "known-"])?;
     scene.expect("once they belong to it no more", &Silent, &Silent);
+    scene.expect_echoes("once they belong to it no more", false)?;
     let account = json!({ "namespace": scene.servers_in.name, "name": "default" });
     let _by_account = Identity::apply(scene.cluster(), &name, &json!({ "pods": [{ "serviceAccounts": [account] }] }))?;
     scene.expect("by their service account", &Reached, &Reached);

@@ -486,10 +486,9 @@ impl Index {
                 let same = self.policies.get(&name).filter(|known| known.uid == uid);
                 let last_good = same.and_then(|known| known.last_good.clone());
                 // What the API wants in place of a rule that is not understood, it wants at once.
-                let rule_by_rule = name.kind == PolicyKind::ClusterNetworkPolicy;
+                let last_good = last_good.filter(|_| name.kind != PolicyKind::ClusterNetworkPolicy);
                 let covered = |good: &Arc<Policy>| {
-                    !rule_by_rule
-                        && (good.mode == Mode::Enforce || closed.mode == Mode::Audit)
+                    (good.mode == Mode::Enforce || closed.mode == Mode::Audit)
                         && good.subject == closed.subject
                         && (good.ingress.is_some() || closed.ingress.is_none())
                         && (good.egress.is_some() || closed.egress.is_none())
@@ -501,11 +500,13 @@ impl Index {
         self.set_policy(name, record)
     }
 
-    /// Of a policy whose new version cannot be read at all the last good one stays.
+    /// Of a policy whose new version cannot be read at all, what is in force stays.
     fn upsert_unreadable_policy(&mut self, name: PolicyName, uid: Option<String>, error: FieldError, closed: Policy) -> bool {
         let same = self.policies.get(&name).filter(|known| known.uid == uid);
-        let last_good = same.and_then(|known| known.last_good.clone());
-        let policy = last_good.clone().unwrap_or_else(|| Arc::new(closed));
+        let (policy, last_good) = match same {
+            Some(known) => (Arc::clone(&known.policy), known.last_good.clone()),
+            None => (Arc::new(closed), None),
+        };
         self.set_policy(name, PolicyRecord { uid, policy, last_good, refused: Some(error) })
     }
 

@@ -1,7 +1,10 @@
 //! The index: what stands for objects that cannot be taken as they are.
 
 use super::index::{cluster_policy, identity, identity_policy, n, policy, with_uid};
-use palisade_k8s::index::{Index, Instead, Kind};
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use palisade_k8s::index::{Index, Indexed, Instead, Kind};
+use palisade_k8s::{FieldError, FieldPath, Problem};
 use palisade_policy::model::{self, Entity, Peer, Policy, PolicyKind, PolicyName};
 
 fn isolated(index: &Index) -> Policy {
@@ -133,6 +136,35 @@ fn a_policy_or_identity_with_an_unknown_field_keeps_its_last_good_version_and_is
     let mut index = Index::new();
     index.upsert(&later);
     assert_eq!((index.model().identities.len(), index.refused()[0].instead), (0, Instead::Unknown));
+}
+
+#[test]
+fn of_a_policy_that_cannot_be_read_at_all_what_is_in_force_stays_and_a_new_one_isolates_its_namespace() {
+    fn unreadable<K: Indexed>(index: &mut Index, object: &K, metadata: ObjectMeta) {
+        let error = FieldError::new(FieldPath::of("spec"), Problem::WrongType("no map".to_owned()));
+        index.upsert(object);
+        let before = index.model();
+        index.upsert_unreadable::<K>(&metadata, error.clone()).expect("a policy");
+        assert_eq!((index.model(), index.refused()[0].instead), (before, Instead::LastGood));
+        index.delete(object);
+        index.upsert_unreadable::<K>(&metadata, error).expect("a policy");
+    }
+    for (mut index, isolates) in [(Index::new(), true), (Index::new(), false)] {
+        if isolates {
+            let policy = policy("p", "x", 80);
+            unreadable(&mut index, &policy, policy.metadata.clone());
+        } else {
+            let policy = cluster_policy("p", 1, "Accept");
+            unreadable(&mut index, &policy, policy.metadata.clone());
+        }
+        let stands = index.model().policies.values().next().cloned().expect("a policy");
+        assert_eq!((stands.ingress.is_some(), stands.egress.is_some()), (isolates, isolates));
+        assert_eq!(stands.subject.pods, palisade_identity::LabelSelector::everything());
+        assert_eq!(index.refused()[0].instead, if isolates { Instead::Isolated } else { Instead::Nothing });
+    }
+    // Of other kinds there is no version that cannot be read: their watch says it.
+    let error = FieldError::new(FieldPath::root(), Problem::Missing);
+    assert!(Index::new().upsert_unreadable::<Namespace>(&ObjectMeta::default(), error).is_err());
 }
 
 #[test]

@@ -20,7 +20,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource};
 use palisade_k8s::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
 use palisade_k8s::index::{Index, Indexed, Kind};
-use palisade_k8s::{FieldError, FieldPath, Problem};
+use palisade_k8s::{FieldError, FieldPath, Problem, Segment};
 use palisade_policy::model::{ObjectName, PolicyKind};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -130,9 +130,17 @@ fn read<K: Watched>(object: DynamicObject) -> Read<K> {
     };
     let value = serde_json::to_value(object).map_err(|error| refused(FieldPath::root(), &error))?;
     // Only what fails is read with an eye on where.
-    K::deserialize(&value).or_else(|_| {
-        serde_path_to_error::deserialize(&value).map_err(|error| refused(FieldPath::of(&error.path().to_string()), error.inner()))
-    })
+    K::deserialize(&value)
+        .or_else(|_| serde_path_to_error::deserialize(&value).map_err(|error| refused(field(error.path()), error.inner())))
+}
+
+fn field(path: &serde_path_to_error::Path) -> FieldPath {
+    let segments = path.iter().filter_map(|segment| match segment {
+        serde_path_to_error::Segment::Seq { index } => Some(Segment::Index(*index)),
+        serde_path_to_error::Segment::Map { key } => Some(Segment::Key(key.clone())),
+        serde_path_to_error::Segment::Enum { .. } | serde_path_to_error::Segment::Unknown => None,
+    });
+    segments.collect()
 }
 
 fn metadata<K: Watched>(object: &Read<K>) -> &ObjectMeta {
@@ -578,7 +586,7 @@ mod tests {
         apply(object("good", 80.into()));
         let refused = state.index().refused();
         assert_eq!(refused.iter().map(|refused| refused.object.as_str()).collect::<Vec<_>>(), ["shop/bad"]);
-        assert!(refused[0].error.field.to_string().starts_with("spec.ingress"), "{}", refused[0]);
+        assert_eq!(refused[0].error.field.to_string(), "spec.ingress[0].ports[0].port", "{}", refused[0]);
         assert_eq!(state.index().policies_of(PolicyKind::IdentityPolicy, "shop").len(), 2, "never a no-op");
         // What was good stays.
         apply(object("good", "a string".into()));
