@@ -71,6 +71,8 @@ struct PolicyRecord {
     uid: Option<String>,
     /// What is enforced.
     policy: Arc<Policy>,
+    /// What isolates the pods that a refused version selects, beside a last good version that does not isolate them all.
+    beside: Option<Arc<Policy>>,
     /// The last version of this UID that could be converted.
     last_good: Option<Arc<Policy>>,
     refused: Option<FieldError>,
@@ -102,6 +104,8 @@ pub struct Refused {
 pub enum Instead {
     /// The last version of the policy that could be used.
     LastGood,
+    /// The same, and beside it the pods that the refused version selects are isolated.
+    LastGoodAndIsolated,
     /// The pods that the policy selects are isolated; all pods of the namespace where that cannot be read.
     Isolated,
     /// Of its rules, those that cannot be read accept nothing or deny everything.
@@ -126,6 +130,7 @@ impl std::fmt::Display for Instead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::LastGood => "its last good version stays in force",
+            Self::LastGoodAndIsolated => "its last good version stays in force, and the pods that this one selects are isolated",
             Self::Isolated => "the pods that it selects are isolated",
             Self::RuleByRule => "a rule that cannot be read accepts nothing, or denies everything",
             Self::Audited => "it is in audit mode: nothing is dropped for it, and events tell what would be",
@@ -325,8 +330,8 @@ impl Index {
 
     /// The objects that could not be taken as they are, in order of kind and name.
     ///
-    /// A policy that is refused keeps its last good version where the new one selects the same pods and isolates
-    /// nothing that the old one did not; otherwise it isolates what it selects. An identity that is refused keeps its last good version. This is
+    /// A policy that is refused keeps its last good version; where the new one selects other pods, or isolates
+    /// what the old one did not, it isolates what it selects beside that. An identity that is refused keeps its last good version. This is
     /// the one thing in the model that depends on the past: an agent that starts with a refused policy has no last good version of it, and
     /// neither has a policy that was made anew under the name.
     pub fn refused(&self) -> Vec<Refused> {
@@ -348,6 +353,7 @@ impl Index {
         }
         for (name, record) in &self.policies {
             let instead = match name.kind {
+                _ if record.beside.as_ref().is_some_and(|beside| beside.mode == Mode::Enforce) => Instead::LastGoodAndIsolated,
                 _ if record.last_good.as_ref() == Some(&record.policy) => Instead::LastGood,
                 _ if record.policy.ingress.is_none() && record.policy.egress.is_none() => Instead::Nothing,
                 _ if record.policy.mode == Mode::Audit => Instead::Audited,
@@ -479,7 +485,7 @@ impl Index {
         let record = match converted {
             Ok(policy) => {
                 let policy = Arc::new(policy);
-                PolicyRecord { uid, policy: Arc::clone(&policy), last_good: Some(policy), refused: None }
+                PolicyRecord { uid, policy: Arc::clone(&policy), beside: None, last_good: Some(policy), refused: None }
             }
             Err(Refusal { error, closed }) => {
                 // Where a list shows another object of the name, nobody has seen the old one go.
@@ -493,8 +499,13 @@ impl Index {
                         && (good.ingress.is_some() || closed.ingress.is_none())
                         && (good.egress.is_some() || closed.egress.is_none())
                 };
-                let policy = last_good.clone().filter(covered).unwrap_or_else(|| Arc::from(closed));
-                PolicyRecord { uid, policy, last_good, refused: Some(error) }
+                let (policy, beside) = match last_good.clone() {
+                    Some(good) if covered(&good) => (good, None),
+                    // It must not open the pods of the old version, nor leave those of the new one open.
+                    Some(good) => (good, Some(Arc::from(closed))),
+                    None => (Arc::from(closed), None),
+                };
+                PolicyRecord { uid, policy, beside, last_good, refused: Some(error) }
             }
         };
         self.set_policy(name, record)
@@ -503,17 +514,21 @@ impl Index {
     /// Of a policy whose new version cannot be read at all, what is in force stays.
     fn upsert_unreadable_policy(&mut self, name: PolicyName, uid: Option<String>, error: FieldError, closed: Policy) -> bool {
         let same = self.policies.get(&name).filter(|known| known.uid == uid);
-        let (policy, last_good) = match same {
-            Some(known) => (Arc::clone(&known.policy), known.last_good.clone()),
-            None => (Arc::new(closed), None),
+        let record = match same {
+            Some(known) => PolicyRecord { refused: Some(error), ..known.clone() },
+            None => PolicyRecord { uid, policy: Arc::new(closed), beside: None, last_good: None, refused: Some(error) },
         };
-        self.set_policy(name, PolicyRecord { uid, policy, last_good, refused: Some(error) })
+        self.set_policy(name, record)
     }
 
     fn set_policy(&mut self, name: PolicyName, record: PolicyRecord) -> bool {
         let changed = self.policies.get(&name) != Some(&record);
         if changed {
             self.model.policies.insert(name.clone(), Arc::clone(&record.policy));
+            match &record.beside {
+                Some(beside) => drop(self.model.policies.insert(beside_of(&name), Arc::clone(beside))),
+                None => drop(self.model.policies.remove(&beside_of(&name))),
+            }
             self.policies.insert(name, record);
         }
         changed
@@ -526,6 +541,7 @@ impl Index {
 
     fn remove_policy(&mut self, name: &PolicyName) -> bool {
         self.model.policies.remove(name);
+        self.model.policies.remove(&beside_of(name));
         self.policies.remove(name).is_some()
     }
 }
@@ -533,4 +549,10 @@ impl Index {
 /// Whether two UIDs are both given, and are those of two objects.
 fn differ(known: Option<&str>, uid: Option<&str>) -> bool {
     known.zip(uid).is_some_and(|(known, uid)| known != uid)
+}
+
+/// Under which name the model holds what isolates beside a policy: one that no object has, and that says to people what it is.
+fn beside_of(name: &PolicyName) -> PolicyName {
+    let ObjectName { namespace, name: object } = &name.object;
+    PolicyName::new(name.kind, ObjectName::new(namespace.clone(), format!("{object} (refused version)")))
 }

@@ -40,20 +40,39 @@ fn a_policy_that_is_refused_keeps_its_last_good_version() {
     assert_eq!(index.refused(), []);
 }
 
+/// What isolates beside the last good version of the policy `n/p`.
+fn beside(index: &Index) -> Option<Policy> {
+    let name = PolicyName::new(PolicyKind::NetworkPolicy, n("p (refused version)"));
+    index.model().policies.get(&name).map(|policy| Policy::clone(policy))
+}
+
 #[test]
-fn the_last_good_version_is_not_kept_where_it_would_leave_pods_open() {
+fn a_refused_version_isolates_what_it_selects_beside_the_last_good_one_which_opens_nothing_meanwhile() {
     // The new version selects other pods.
     let mut index = Index::new();
     index.upsert(&policy("p", "x", 80));
+    let good = isolated(&index);
     index.upsert(&policy("p", "y", 70000));
-    assert_eq!((isolated(&index).ingress, index.refused()[0].instead), (Some(vec![]), Instead::Isolated));
+    assert_eq!((isolated(&index), index.refused()[0].instead), (good.clone(), Instead::LastGoodAndIsolated));
+    let stands = beside(&index).expect("the pods that it selects are isolated");
+    assert_eq!((stands.ingress, stands.egress, stands.subject == good.subject), (Some(vec![]), None, false));
+    index.upsert(&policy("p", "x", 70000));
+    assert_eq!((beside(&index), index.refused()[0].instead), (None, Instead::LastGood), "the same pods");
+    index.upsert(&policy("p", "y", 70000));
+    index.upsert(&policy("p", "y", 81));
+    assert_eq!((beside(&index), index.refused()), (None, vec![]));
+    index.upsert(&policy("p", "z", 70000));
+    index.delete(&policy("p", "z", 70000));
+    assert!(index.model().policies.is_empty());
     // The new version isolates egress too.
     let mut index = Index::new();
     index.upsert(&policy("p", "x", 80));
     let mut wider = policy("p", "x", 70000);
     wider.spec.as_mut().expect("a spec").policy_types = Some(vec!["Ingress".to_owned(), "Egress".to_owned()]);
     index.upsert(&wider);
-    assert_eq!((isolated(&index).ingress, isolated(&index).egress), (Some(vec![]), Some(vec![])));
+    assert_eq!(isolated(&index), good);
+    let stands = beside(&index).expect("egress is isolated");
+    assert_eq!((stands.ingress, stands.egress), (Some(vec![]), Some(vec![])));
     // Deleted and created anew, it is another policy: nothing of the old one lives on.
     let mut index = Index::new();
     index.upsert(&policy("p", "x", 80));
@@ -101,15 +120,18 @@ fn a_last_good_version_in_audit_mode_does_not_stand_for_one_that_is_to_be_enforc
     };
     index.upsert(&annotated("Audit"));
     index.upsert(&annotated("enforce"));
-    let stands = isolated(&index);
+    let stands = beside(&index).expect("it is enforced");
     assert_eq!((stands.mode, stands.ingress), (model::Mode::Enforce, Some(vec![])));
     // The other way round it may: it isolates more.
     index.upsert(&annotated("Enforce"));
     let mut refused = annotated("Audit");
     refused.spec.as_mut().expect("a spec").policy_types = Some(vec!["Both".to_owned()]);
     index.upsert(&refused);
-    assert_eq!(isolated(&index).mode, model::Mode::Audit, "in both directions, of which the good one knew one");
-    assert_eq!(index.refused()[0].instead, Instead::Audited, "nobody is told of an isolation that drops nothing");
+    assert_eq!((isolated(&index).mode, beside(&index).map(|beside| beside.mode)), (model::Mode::Enforce, Some(model::Mode::Audit)));
+    assert_eq!(index.refused()[0].instead, Instead::LastGood, "nobody is told of an isolation that drops nothing");
+    let mut index = Index::new();
+    index.upsert(&refused);
+    assert_eq!((isolated(&index).mode, index.refused()[0].instead), (model::Mode::Audit, Instead::Audited));
     // A ClusterNetworkPolicy isolates nobody: the sentence is true of it, too.
     let mut index = Index::new();
     let mut audited = cluster_policy("c", 1, "Log");
