@@ -110,7 +110,7 @@ pub struct Network {
     pub cidr: String,
     /// Blocks inside of it that are not meant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 32), inner(length(max = 43)))]
+    #[schemars(length(min = 1, max = 16), inner(length(max = 43)))]
     pub except: Option<Vec<String>>,
     /// Fields of a later version.
     #[serde(flatten)]
