@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use palisade_runtime::protocol::{DEFAULT_PIN_DIR, DEFAULT_RUN_DIR};
-use palisade_runtime::{AgentConfig, AgentError, Sizes, Source};
+use palisade_runtime::{AgentConfig, AgentError, Masquerading, Sizes, Source};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -72,6 +72,15 @@ struct Run {
     /// Rows that a map may have room for at most, e.g. policy=4194304; also ports, addresses, prefixes, endpoints.
     #[arg(long, env = "PALISADE_MAP_LIMIT", value_name = "NAME=ROWS", value_delimiter = ',')]
     map_limit: Vec<String>,
+    /// Whether packets of pods leave for the outside under the node's IPv4 address; auto: with the API server.
+    #[arg(long, env = "PALISADE_MASQUERADE_IPV4", value_enum, default_value_t = Switch::Auto)]
+    masquerade_ipv4: Switch,
+    /// The same of IPv6; auto: with the API server, where the pod range is of unique local addresses (fc00::/7).
+    #[arg(long, env = "PALISADE_MASQUERADE_IPV6", value_enum, default_value_t = Switch::Auto)]
+    masquerade_ipv6: Switch,
+    /// Destinations outside that see the pods' own addresses, such as a data centre that routes them.
+    #[arg(long, env = "PALISADE_MASQUERADE_EXCLUDE", value_name = "CIDR", value_delimiter = ',')]
+    masquerade_exclude: Vec<IpNet>,
     /// MTU of pod interfaces in bytes; default: that of the interface with the default route.
     #[arg(long, env = "PALISADE_MTU", value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
     mtu: Option<u32>,
@@ -88,6 +97,23 @@ impl Run {
             sizes.set(written).map_err(|error| AgentError::Config(format!("--map-size: {error}")))?;
         }
         Ok(sizes)
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Switch {
+    Auto,
+    On,
+    Off,
+}
+
+impl From<Switch> for palisade_runtime::Switch {
+    fn from(switch: Switch) -> Self {
+        match switch {
+            Switch::Auto => Self::Auto,
+            Switch::On => Self::On,
+            Switch::Off => Self::Off,
+        }
     }
 }
 
@@ -162,6 +188,7 @@ fn configuration(run: Run) -> Result<AgentConfig, AgentError> {
         ranges: run.ranges,
         mtu: run.mtu,
         metrics: run.metrics,
+        masquerade: Masquerading { ipv4: run.masquerade_ipv4.into(), ipv6: run.masquerade_ipv6.into(), exclude: run.masquerade_exclude },
         status_namespace: run.status_namespace.filter(|namespace| !namespace.is_empty()),
         ..AgentConfig::new(run.node, source)
     })

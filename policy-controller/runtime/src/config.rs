@@ -36,6 +36,8 @@ pub struct AgentConfig {
     /// The namespace in which agents report what their nodes enforce and elect the one that writes the status of policies; `None`:
     /// nothing is told to the API server.
     pub status_namespace: Option<String>,
+    /// Which pods' packets leave for the outside under the node's own address.
+    pub masquerade: Masquerading,
     /// First sizes of the maps, and how far those that grow may grow.
     pub sizes: Sizes,
 }
@@ -53,6 +55,7 @@ impl AgentConfig {
             mtu: None,
             metrics: None,
             status_namespace: None,
+            masquerade: Masquerading::default(),
             sizes: Sizes::default(),
         }
     }
@@ -71,6 +74,29 @@ impl AgentConfig {
     pub fn numbers(&self) -> PathBuf {
         self.run_dir.join("numbers.json")
     }
+}
+
+/// Which packets of pods leave for the outside under the node's own address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Masquerading {
+    /// Those of IPv4.
+    pub ipv4: Switch,
+    /// Those of IPv6.
+    pub ipv6: Switch,
+    /// Destinations beside the cluster's that see the pods' own addresses.
+    pub exclude: Vec<IpNet>,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Switch {
+    /// Where it is sensible; what has it says when that is.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// Where the objects come from.

@@ -8,6 +8,7 @@ mod event;
 mod explain;
 mod kernel;
 mod lock;
+mod masquerade;
 mod metrics;
 mod node;
 mod policies;
@@ -22,7 +23,7 @@ mod state;
 mod status;
 mod tell;
 
-pub use config::{AgentConfig, DEFAULT_MTU, DEFAULT_STATE_DIR, Source};
+pub use config::{AgentConfig, DEFAULT_MTU, DEFAULT_STATE_DIR, Masquerading, Source, Switch};
 pub use error::AgentError;
 pub use event::outcome_names;
 pub use explain::explained;
@@ -85,6 +86,8 @@ async fn run_parts(config: AgentConfig, shutdown: Pin<Box<dyn Future<Output = ()
         state.problems.set(Part::Forwarding, format!("packets are not forwarded: {error}"));
     }
     let mut parts: JoinSet<AgentError> = JoinSet::new();
+    let for_masquerade = Arc::clone(&state);
+    parts.spawn(forever("masquerade", async { Ok::<_, Infallible>(masquerade::follow(for_masquerade).await) }));
     parts.spawn(forever("datapath", reconcile::datapath(Arc::clone(&state), kernel.clone())));
     parts.spawn(forever("node socket", socket.serve(Arc::clone(&agent))));
     if let Some(listener) = scrapes {

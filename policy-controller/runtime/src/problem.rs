@@ -22,6 +22,8 @@ pub enum Part {
     Forwarding,
     /// Routes to other nodes.
     Routes,
+    /// The node's address on what pods send to the outside.
+    Masquerade,
 }
 
 impl std::fmt::Display for Part {
@@ -35,6 +37,7 @@ impl std::fmt::Display for Part {
             Self::Node => f.write_str("node"),
             Self::Forwarding => f.write_str("forwarding"),
             Self::Routes => f.write_str("routes"),
+            Self::Masquerade => f.write_str("masquerade"),
         }
     }
 }
