@@ -34,7 +34,7 @@ enum Task {
         /// A kernel: 5.10, 6.1, 6.12 or newest. May be given several times.
         #[arg(long)]
         kernel: Vec<String>,
-        /// Names of suites.
+        /// Names of suites, or of programs of them: packet/attaching.
         suites: Vec<String>,
     },
     /// Write the definitions of our own Kubernetes objects, in charts/palisade/crds, as the Rust types say.

@@ -23,16 +23,27 @@ const MODULES: &[&str] = &["arch", "crypto", "drivers/net", "lib", "net"];
 /// Longer than all suites take with nothing but emulation.
 const LIMIT_SECONDS: &str = "5400";
 
-/// Runs the suites named, or all that need a kernel alone, on the kernels named, or all.
+/// Runs the suites named, or all that need a kernel alone, on the kernels named, or all. Of a suite that is named as `SUITE/PROGRAM` that program
+/// alone: emulation makes some slow.
 pub fn run(root: &Path, kernels: &[String], suites: &[String]) -> Result<ExitCode> {
     if let Some(unknown) = kernels.iter().find(|name| !KERNELS.iter().any(|(kernel, _)| kernel == name)) {
         let names: Vec<&str> = KERNELS.iter().map(|(name, _)| *name).collect();
         bail!("no kernel is called `{unknown}`; there are: {}", names.join(", "));
     }
     ensure!(std::env::consts::ARCH == "x86_64", "the guests are x86_64 machines; this one is {}", std::env::consts::ARCH);
-    let chosen = suite::of_kernel(suites)?;
+    let (suites, targets): (Vec<String>, Vec<Option<&str>>) = suites
+        .iter()
+        .map(|name| match name.split_once('/') {
+            Some((suite, target)) => (suite.to_owned(), Some(target)),
+            None => (name.clone(), None),
+        })
+        .unzip();
+    let chosen = suite::of_kernel(&suites)?;
     let built = suite::build(root)?;
-    let programs: Vec<&Program> = built.programs.iter().filter(|program| chosen.iter().any(|suite| suite.holds(program))).collect();
+    let named = |program: &Program| targets.is_empty() || targets.iter().any(|target| target.is_none_or(|target| program.target == target));
+    let programs: Vec<&Program> =
+        built.programs.iter().filter(|program| chosen.iter().any(|suite| suite.holds(program)) && named(program)).collect();
+    ensure!(!programs.is_empty(), "no test program has such a name");
     let mut total = Counts::default();
     let mut lines = Vec::new();
     for (name, release) in KERNELS.iter().filter(|(name, _)| kernels.is_empty() || kernels.iter().any(|kernel| kernel == name)) {
