@@ -76,6 +76,13 @@ impl PolicyName {
     pub const fn new(kind: PolicyKind, object: ObjectName) -> Self {
         Self { kind, object }
     }
+
+    /// Under which name a model holds what isolates the pods of a version that is not in force, beside the last good version that is: a name that
+    /// no object has, and that says to people what it is.
+    pub fn refused_version(&self) -> Self {
+        let ObjectName { namespace, name } = &self.object;
+        Self::new(self.kind, ObjectName::new(namespace.clone(), format!("{name} (refused version)")))
+    }
 }
 
 impl std::fmt::Display for PolicyName {

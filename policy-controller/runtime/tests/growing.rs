@@ -168,6 +168,31 @@ fn a_policy_beyond_a_limit_is_held_back_by_name_and_its_new_pods_are_denied_befo
 }
 
 #[test]
+fn an_edit_that_does_not_fit_and_selects_other_pods_opens_neither_the_old_ones_nor_the_new_ones() {
+    node(&[("shop.yaml", SHOP), ("large.yaml", &listing("large", "web", 10))], |node| {
+        let limits = Limits { prefixes: 64, ..Limits::DEFAULT };
+        start(node, &config(node, Sizes { prefixes: 2, limits, ..SIZES }));
+        let web = SocketAddr::new(node.add(WEB.0, WEB.1)[0], 80);
+        let friend = SocketAddr::new(node.add(FRIEND.0, FRIEND.1)[0], 80);
+        let (_web, _friend) = (node.listen(WEB, web), node.listen(FRIEND, friend));
+        assert!(!node.reaches(FRIEND, web) && node.reaches(WEB, friend));
+        node.write("large.yaml", &listing("large", "client", NETWORKS));
+        let status = node.wait("the edit is held back", |status| !status.refused.is_empty());
+        assert_eq!(status.refused.len(), 1, "{status:?}");
+        assert!(status.refused[0].reason.contains("its last good version stays in force, and to the pods"), "{status:?}");
+        assert!(!node.reaches(FRIEND, web), "of the last good version");
+        node.wait_for_reach(WEB, friend, false);
+        assert_eq!(from_outside(node, "32.0.0.9", "shop/web").ingress.verdict, VerdictName::Allow);
+        node.write("large.yaml", &listing("large", "client", 20));
+        node.wait("it fits", |status| status.refused.is_empty());
+        node.wait_for_reach(FRIEND, web, true);
+        for (namespace, pod) in [WEB, FRIEND] {
+            node.remove(namespace, pod);
+        }
+    });
+}
+
+#[test]
 fn a_policy_that_is_in_force_is_not_taken_back_for_a_new_pod_s_nor_after_a_restart() {
     // The one in force is the larger.
     let elsewhere = |networks: u32| listing("of-client", "client", networks).replace("cidr: 32.", "cidr: 40.");

@@ -526,8 +526,8 @@ impl Index {
         if changed {
             self.model.policies.insert(name.clone(), Arc::clone(&record.policy));
             match &record.beside {
-                Some(beside) => drop(self.model.policies.insert(beside_of(&name), Arc::clone(beside))),
-                None => drop(self.model.policies.remove(&beside_of(&name))),
+                Some(beside) => drop(self.model.policies.insert(name.refused_version(), Arc::clone(beside))),
+                None => drop(self.model.policies.remove(&name.refused_version())),
             }
             self.policies.insert(name, record);
         }
@@ -541,7 +541,7 @@ impl Index {
 
     fn remove_policy(&mut self, name: &PolicyName) -> bool {
         self.model.policies.remove(name);
-        self.model.policies.remove(&beside_of(name));
+        self.model.policies.remove(&name.refused_version());
         self.policies.remove(name).is_some()
     }
 }
@@ -549,10 +549,4 @@ impl Index {
 /// Whether two UIDs are both given, and are those of two objects.
 fn differ(known: Option<&str>, uid: Option<&str>) -> bool {
     known.zip(uid).is_some_and(|(known, uid)| known != uid)
-}
-
-/// Under which name the model holds what isolates beside a policy: one that no object has, and that says to people what it is.
-fn beside_of(name: &PolicyName) -> PolicyName {
-    let ObjectName { namespace, name: object } = &name.object;
-    PolicyName::new(name.kind, ObjectName::new(namespace.clone(), format!("{object} (refused version)")))
 }

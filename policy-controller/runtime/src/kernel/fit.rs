@@ -75,6 +75,8 @@ pub(super) struct Held {
     pub refused: Arc<Policy>,
     /// What is in force instead.
     pub instead: Policy,
+    /// What isolates the pods that the version selects, beside a last good version that does not isolate them all.
+    pub beside: Option<Policy>,
     /// Whether that is a version that was in force before, and not one that allows nothing.
     pub last_good: bool,
     /// Why, for people.
@@ -137,6 +139,7 @@ impl Kernel {
         for (name, _) in candidates[needed..enough].iter().rev().skip(1).take(TRIES) {
             let mut with = fitting.model.clone();
             with.policies.insert(name.clone(), model.policies[name].clone());
+            with.policies.remove(&name.refused_version());
             if fits(&with) {
                 fitting.model = with;
                 fitting.held.remove(name);
@@ -191,31 +194,35 @@ impl Kernel {
         self.without_room = self.applied.as_ref().filter(|_| !self.held.is_empty()).map(|applied| taken(applied));
     }
 
-    /// What stands for a policy that does not fit: the last version that was in force, where the new one isolates no more and
-    /// selects the same pods; else one that allows nothing.
+    /// What stands for a policy that does not fit: the last version that was in force, and where the new one isolates more, or
+    /// selects other pods, one that allows nothing beside it; that one alone where there is no such version.
     fn instead(&self, name: &PolicyName, policy: &Arc<Policy>, error: &KernelError) -> Held {
         let before = match self.held.get(name) {
             Some(held) => held.last_good.then_some(&held.instead),
             None => self.good.as_ref().and_then(|good| good.model.policies.get(name)).map(|policy| &**policy),
         };
-        let covers = |good: &&Policy| {
-            **good != **policy
-                && good.subject == policy.subject
+        let covers = |good: &Policy| {
+            good.subject == policy.subject
                 && good.tier == policy.tier
                 && (good.mode == Mode::Enforce || policy.mode == Mode::Audit)
                 && (good.ingress.is_some() || policy.ingress.is_none())
                 && (good.egress.is_some() || policy.egress.is_none())
         };
-        let last_good = before.filter(covers).cloned();
-        let (what, last) = match last_good {
-            Some(_) => ("its last good version stays in force", true),
-            None if policy.mode == Mode::Audit => ("it says nothing of any flow", false),
-            None => ("it allows nothing", false),
+        let last_good = before.filter(|good| **good != **policy).cloned();
+        let beside = last_good.as_ref().filter(|good| !covers(good)).map(|_| policy.closed());
+        let what = match (&last_good, &beside) {
+            (Some(_), Some(beside)) if beside.mode == Mode::Enforce => {
+                "its last good version stays in force, and to the pods that this one selects it allows nothing"
+            }
+            (Some(_), _) => "its last good version stays in force",
+            (None, _) if policy.mode == Mode::Audit => "it says nothing of any flow",
+            (None, _) => "it allows nothing",
         };
         Held {
             refused: Arc::clone(policy),
+            last_good: last_good.is_some(),
             instead: last_good.unwrap_or_else(|| policy.closed()),
-            last_good: last,
+            beside,
             reason: format!("{error} ({what})"),
             too_many: match error {
                 KernelError::TooLarge { map, rows, limit } => Some((map, rows.saturating_sub(*limit as usize))),
@@ -230,6 +237,9 @@ fn stand_in(model: &Model, held: &BTreeMap<PolicyName, Held>) -> Model {
     let mut model = model.clone();
     for (name, held) in held {
         model.policies.insert(name.clone(), held.instead.clone());
+        if let Some(beside) = &held.beside {
+            model.policies.insert(name.refused_version(), beside.clone());
+        }
     }
     model
 }
