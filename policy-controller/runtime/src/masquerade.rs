@@ -9,7 +9,6 @@ use palisade_cni::link::{LinkError, Masquerade};
 use palisade_policy::model::Node;
 use palisade_policy::shared::SharedMap;
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,7 +77,7 @@ fn wanted(config: &Masquerading, from_api: bool, own: &str, nodes: &SharedMap<St
 mod tests {
     use super::*;
     use palisade_cni::link::{MacAddress, Namespace, Netlink, Route, Veth, sysctl};
-    use std::net::{SocketAddr, UdpSocket};
+    use std::net::{IpAddr, SocketAddr, UdpSocket};
 
     fn node(addresses: &[&str], ranges: &[&str]) -> Node {
         Node {
