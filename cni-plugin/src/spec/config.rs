@@ -1,6 +1,6 @@
 use super::environment::is_identifier;
 use super::{Code, Error, SpecVersion};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,7 +45,7 @@ struct Wire {
     #[serde(rename = "type")]
     kind: Option<String>,
     prev_result: Option<Value>,
-    #[serde(rename = "cni.dev/valid-attachments")]
+    #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "list_or_null")]
     valid_attachments: Option<Vec<ValidAttachment>>,
     ipam: Option<Value>,
     run_dir: Option<PathBuf>,
@@ -118,6 +118,11 @@ impl NetworkConfig {
     }
 }
 
+/// A list that is there. Runtimes that are written in Go say null for an empty one: CRI-O does on a node without pods.
+fn list_or_null<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Vec<ValidAttachment>>, D::Error> {
+    Option::deserialize(input).map(|list| Some(list.unwrap_or_default()))
+}
+
 fn absolute(key: &str, path: Option<PathBuf>, default: &str) -> Result<PathBuf, Error> {
     let path = path.unwrap_or_else(|| Path::new(default).to_owned());
     if path.is_absolute() { Ok(path) } else { Err(invalid(format!("\"{key}\" is '{}': it must be an absolute path", path.display()))) }
@@ -158,6 +163,17 @@ mod tests {
         assert_eq!(config.previous, Some(json!({"cniVersion": "0.4.0"})));
         assert_eq!(config.valid_attachments.unwrap(), [ValidAttachment { container_id: "c".into(), ifname: "eth0".into() }]);
         assert_eq!(Value::Object(config.unknown), json!({"runtimeConfig": {"x": 1}, "later.invention": [1]}));
+    }
+
+    #[test]
+    fn null_is_an_empty_list_of_valid_attachments_and_no_key_is_none() {
+        let config =
+            |key: &str, value: Value| parse(json!({"cniVersion": "1.1.0", "name": "net", "type": "palisade-cni", key: value})).unwrap();
+        assert_eq!(config("cni.dev/valid-attachments", json!(null)).valid_attachments, Some(Vec::new()));
+        assert_eq!(config("cni.dev/valid-attachments", json!([])).valid_attachments, Some(Vec::new()));
+        // The name that an earlier text of the specification used; the library writes both.
+        let other = config("cni.dev/attachments", json!(null));
+        assert_eq!((other.valid_attachments, other.unknown.len()), (None, 1));
     }
 
     #[test]
