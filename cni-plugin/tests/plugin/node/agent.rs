@@ -26,7 +26,7 @@ pub enum Behaviour {
 pub struct FakeAgent {
     shared: Arc<Shared>,
     socket: PathBuf,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -65,7 +65,7 @@ impl FakeAgent {
             let shared = shared.clone();
             move || serve(&listener, &shared)
         });
-        Self { shared, socket, thread: Some(thread) }
+        Self { shared, socket, thread: Mutex::new(Some(thread)) }
     }
 
     /// Tells how to answer a call (`node`, `realise`, `release`, `check`, `status`).
@@ -98,15 +98,16 @@ impl FakeAgent {
         *self.shared.stopped.lock().unwrap() = true;
         // Wakes the thread that waits for a connection.
         drop(UnixStream::connect(&self.socket));
+        // As long as it lives it listens: who connects now would be hung up on.
+        if let Some(thread) = self.thread.lock().unwrap().take() {
+            let _ = thread.join();
+        }
     }
 }
 
 impl Drop for FakeAgent {
     fn drop(&mut self) {
         self.stop();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
         let _ = std::fs::remove_file(&self.socket);
     }
 }
