@@ -1,6 +1,6 @@
 //! The verbs where all goes well: the real binary, real namespaces, the real programs, an agent that works.
 
-use crate::node::{Answer, Behaviour, DUAL, Node, node};
+use crate::node::{Answer, Behaviour, DUAL, node};
 use palisade_cni::link::{Netlink, ROUTE_PROTOCOL, Route, sysctl};
 use palisade_protocol::ErrorKind;
 use serde_json::{Value, json};
@@ -11,20 +11,12 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// The netlink of a pod, and the index of its `eth0`.
-fn inside(node: &Node<'_>, pod: &str) -> (Netlink, u32) {
-    let namespace = palisade_cni::link::Namespace::open(&node.host.pod_path(pod)).unwrap();
-    let netlink = Netlink::open_in(&namespace).unwrap();
-    let index = netlink.link("eth0").unwrap().unwrap().index;
-    (netlink, index)
-}
-
 #[test]
 fn add_wires_the_pod_and_del_leaves_nothing() {
     node(DUAL, |node| {
         let result = node.add("a");
         let host_link = node.host_link(&result);
-        let (pod, index) = inside(node, "a");
+        let (pod, index) = node.inside("a");
         let pod_link = pod.link("eth0").unwrap().unwrap();
         assert!(host_link.up && pod_link.up);
         assert_eq!((host_link.mtu, pod_link.mtu), (1450, 1450));
@@ -233,11 +225,11 @@ fn check_finds_whatever_is_not_as_add_left_it() {
         let spoil: &[Spoil<'_>] = &[
             ("is down", &|result| Netlink::open().unwrap().set_down(node.host_link(result).index).unwrap()),
             ("lost its address", &|_| {
-                let (pod, index) = inside(node, "a");
+                let (pod, index) = node.inside("a");
                 assert!(pod.delete_address(index, "10.77.0.2/32".parse().unwrap()).unwrap());
             }),
             ("no default route", &|_| {
-                let (pod, index) = inside(node, "a");
+                let (pod, index) = node.inside("a");
                 assert!(pod.delete_route(&Route::default_via(ip("fe80::1"), index)).unwrap());
             }),
             ("no route to", &|result| {
@@ -245,7 +237,7 @@ fn check_finds_whatever_is_not_as_add_left_it() {
                 assert!(Netlink::open().unwrap().delete_route(&route).unwrap());
             }),
             ("Ethernet address", &|_| {
-                let (pod, index) = inside(node, "a");
+                let (pod, index) = node.inside("a");
                 pod.set_mac(index, "02:00:00:00:00:77".parse().unwrap()).unwrap();
             }),
             ("programs are not attached", &|result| {
@@ -274,7 +266,7 @@ fn check_finds_whatever_is_not_as_add_left_it() {
 fn check_tolerates_what_later_plugins_changed() {
     node(DUAL, |node| {
         let mut result = node.add("a");
-        let (pod, index) = inside(node, "a");
+        let (pod, index) = node.inside("a");
         pod.add_address(index, "192.0.2.7/32".parse().unwrap()).unwrap();
         pod.add_route(&Route::via("198.51.100.0/24".parse().unwrap(), ip("169.254.1.1"), index)).unwrap();
         pod.set_mtu(index, 1300).unwrap();

@@ -2,7 +2,10 @@
 
 mod attachment;
 mod binary;
+mod chain;
 mod failure;
 mod input;
+mod libcni;
 mod link;
 mod node;
+mod runtime;

@@ -8,5 +8,5 @@ mod wiring;
 
 pub use leak::Snapshot;
 pub use namespace::{Host, private_host};
-pub use requirement::requires_root;
+pub use requirement::{requires_root, skipped};
 pub use wiring::container_id;

@@ -7,7 +7,7 @@ mod call;
 pub use agent::{Behaviour, FakeAgent};
 pub use call::{Answer, Call, least_config};
 
-use palisade_cni::link::{Link, Netlink};
+use palisade_cni::link::{Link, Namespace, Netlink};
 use palisade_loader::{Datapath, Limits, PinDir, Sizes};
 use palisade_test_support::{Host, Snapshot, private_host};
 use serde_json::Value;
@@ -71,6 +71,13 @@ impl Node<'_> {
     pub fn host_link(&self, result: &Value) -> Link {
         let name = result["interfaces"][0]["name"].as_str().unwrap();
         Netlink::open().unwrap().link(name).unwrap().unwrap_or_else(|| panic!("{name} is there"))
+    }
+
+    /// The netlink of a pod, and the index of its `eth0`.
+    pub fn inside(&self, pod: &str) -> (Netlink, u32) {
+        let netlink = Netlink::open_in(&Namespace::open(&self.host.pod_path(pod)).unwrap()).unwrap();
+        let index = netlink.link("eth0").unwrap().unwrap().index;
+        (netlink, index)
     }
 
     /// What is different from the node without pods; empty when nothing is. Namespaces that the test made count.

@@ -1,0 +1,270 @@
+//! Chains: Debian's plugins after ours, called by the library that runtimes are built with. What those need and is not here,
+//! a plugin or something of the kernel, is left out of the chain, visibly.
+
+use crate::node::DUAL;
+use crate::runtime::{Reply, Runtime, with_runtime};
+use palisade_cni::link::{Namespace, sysctl};
+use palisade_loader::{AttachKind, supported_kind};
+use palisade_test_support::skipped;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where Debian's package `containernetworking-plugins` puts them.
+const DEBIAN: &str = "/usr/lib/cni";
+/// Where what they call is: not in everybody's PATH.
+const SYSTEM: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+/// A port of the node that leads to the pod.
+const HOST_PORT: u16 = 8080;
+
+/// A runtime whose network has Debian's plugins after ours: their names beside it, in order.
+fn chain<'a>(runtime: &Runtime<'a>) -> (Runtime<'a>, Vec<&'static str>) {
+    let backups = runtime.node.host.directory().join("tuning");
+    let mut plugins = [
+        json!({"type": "tuning", "dataDir": backups, "mtu": 1400, "sysctl": {"net.ipv4.tcp_syncookies": "0"}}),
+        json!({"type": "portmap", "capabilities": {"portMappings": true}}),
+        json!({"type": "bandwidth", "ingressRate": 8_000_000, "ingressBurst": 800_000}),
+    ];
+    if limits_egress() {
+        plugins[2]["egressRate"] = 8_000_000.into();
+        plugins[2]["egressBurst"] = 800_000.into();
+    }
+    let mapping = json!([{"hostPort": HOST_PORT, "containerPort": 80, "protocol": "tcp"}]);
+    let mut chain = runtime.folder(DEBIAN).path(SYSTEM).capability("portMappings", mapping);
+    let mut names = Vec::new();
+    for (name, plugin) in ["tuning", "portmap", "bandwidth"].into_iter().zip(&plugins) {
+        match missing(name) {
+            None => {
+                names.push(name);
+                chain = chain.then(plugin);
+            }
+            Some(reason) => skipped(&format!("the chain is without {name}: {reason}")),
+        }
+    }
+    if names.contains(&"bandwidth") && !limits_egress() {
+        skipped("bandwidth limits one direction only: before Linux 6.6 our programs hang where its other queue would");
+    }
+    (chain, names)
+}
+
+/// Whether bandwidth can limit what a pod sends: it needs an ingress qdisc, which cannot be beside the clsact qdisc that our
+/// programs need on kernels without TCX.
+fn limits_egress() -> bool {
+    supported_kind().unwrap() == AttachKind::Tcx
+}
+
+/// Why a plugin cannot work on this machine.
+fn missing(plugin: &str) -> Option<String> {
+    if !Path::new(DEBIAN).join(plugin).exists() {
+        return Some(format!("there is no {DEBIAN}/{plugin} (Debian's containernetworking-plugins)"));
+    }
+    let probed = match plugin {
+        "portmap" => said("iptables -t nat -S").and_then(|_| said("ip6tables -t nat -S")),
+        "bandwidth" => said("ip link add probe type ifb").and_then(|_| {
+            let limited = said("tc qdisc add dev probe root tbf rate 1mbit burst 10kb latency 25ms");
+            said("ip link delete probe").and(limited)
+        }),
+        _ => Ok(String::new()),
+    };
+    probed.err()
+}
+
+/// What a command prints, in the node's namespaces.
+fn said(line: &str) -> Result<String, String> {
+    let mut words = line.split(' ');
+    let mut command = Command::new(words.next().unwrap_or_default());
+    let output = command.args(words).env("PATH", SYSTEM).output().map_err(|error| format!("{line}: {error}"))?;
+    let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(format!("{line}: {}", text(&output.stderr))) }
+}
+
+/// The rules of both families, without comments and counters; none where there is no such command.
+fn rules() -> Vec<String> {
+    let all = ["iptables-save", "ip6tables-save"].map(|command| said(command).unwrap_or_default()).join("\n");
+    all.lines().filter(|line| !line.starts_with('#')).map(|line| line.split(" [").next().unwrap_or_default().to_owned()).collect()
+}
+
+/// Those of the versions that every plugin of the chain speaks, as a runtime finds them out.
+fn common_versions(chain: &Runtime<'_>, names: &[&str]) -> Vec<String> {
+    let mut common = chain.versions("palisade-cni");
+    for name in names {
+        let spoken = chain.versions(name);
+        common.retain(|version| spoken.contains(version));
+    }
+    common
+}
+
+/// The whole list was asked to add, and what we printed is in the result still: interfaces, addresses, routes.
+fn assert_ours_survives(added: &Reply, names: &[&str]) {
+    let order: Vec<String> = ["palisade-cni"].iter().chain(names).map(|name| format!("ADD {name}")).collect();
+    assert_eq!(added.order(), order);
+    let (ours, last) = (added.printed(0), &added.result["own"]);
+    let interface = |interface: &Value| ["name", "mac", "sandbox"].map(|key| interface[key].clone());
+    for place in [0, 1] {
+        assert_eq!(interface(&last["interfaces"][place]), interface(&ours["interfaces"][place]), "{last}");
+    }
+    assert_eq!((&last["ips"], &last["routes"]), (&ours["ips"], &ours["routes"]));
+}
+
+/// Each plugin of the chain did to a pod what it is for.
+fn assert_all_did(chain: &Runtime<'_>, names: &[&str], pod: &str, added: &Reply) {
+    let host = added.result["own"]["interfaces"][0]["name"].as_str().unwrap();
+    if names.contains(&"tuning") {
+        let (netlink, _) = chain.node.inside(pod);
+        assert_eq!(netlink.link("eth0").unwrap().unwrap().mtu, 1400);
+        let namespace = Namespace::open(&chain.node.host.pod_path(pod)).unwrap();
+        assert_eq!(namespace.enter(|| sysctl::read("net/ipv4/tcp_syncookies")).unwrap().unwrap(), "0");
+    }
+    if names.contains(&"portmap") {
+        for ip in added.result["own"]["ips"].as_array().unwrap() {
+            let address = ip["address"].as_str().unwrap().split('/').next().unwrap();
+            assert!(rules().iter().any(|rule| rule.contains(&format!("--dport {HOST_PORT}")) && rule.contains(address)), "{:#?}", rules());
+        }
+    }
+    if names.contains(&"bandwidth") {
+        assert!(said(&format!("tc qdisc show dev {host}")).unwrap().contains("tbf"));
+        // For what the pod sends, a device of its own.
+        assert_eq!(added.result["own"]["interfaces"].as_array().unwrap().len(), 2 + usize::from(limits_egress()));
+    }
+}
+
+/// Nothing is left of any pod but the chains that portmap makes once for all pods; the rules that are left.
+fn assert_nothing_left(chain: &Runtime<'_>) -> Vec<String> {
+    let node = chain.node;
+    assert_eq!((node.left().as_str(), node.leases(), node.agent.endpoints().len()), ("", 0, 0));
+    let left = rules();
+    let of_a_pod = |rule: &&String| rule.contains("CNI-DN-") || rule.contains("10.77.0.") || rule.contains("fd77:");
+    assert_eq!(left.iter().find(of_a_pod), None);
+    left
+}
+
+/// A folder with `iptables` and nothing else. It is not on the node: there it would count as left.
+fn without_ip6tables() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let places = SYSTEM.split(':').map(|folder| PathBuf::from(folder).join("iptables"));
+    if let Some(iptables) = places.into_iter().find(|place| place.exists()) {
+        std::os::unix::fs::symlink(iptables, folder.path().join("iptables")).unwrap();
+    }
+    let path = folder.path().to_str().unwrap().to_owned();
+    (folder, path)
+}
+
+/// CHECK of the whole chain. Before its version 1.3 portmap looks for the IPv4 rules in IPv6's table, too
+/// (containernetworking/plugins issue 819), and fails where both are there: then the others are asked without it.
+fn check(chain: &Runtime<'_>, pod: &str) {
+    let checked = chain.call("CHECK", pod);
+    if checked.message().is_some_and(|message| message.contains("could not check ipv6 dnat")) {
+        assert_eq!(checked.order()[0], "CHECK palisade-cni", "ours was content");
+        skipped("CHECK is without portmap: this version of it finds no rules where there is ip6tables");
+        chain.without("portmap").call("CHECK", pod).success();
+    } else {
+        checked.success();
+    }
+}
+
+#[test]
+fn a_chain_adds_checks_and_deletes_in_every_version_that_all_its_plugins_speak() {
+    // One family, so that CHECK of every plugin can succeed.
+    with_runtime(&["10.77.0.0/24"], |runtime| {
+        let (chain, names) = chain(runtime);
+        if names.is_empty() {
+            return;
+        }
+        let (_folder, path) = without_ip6tables();
+        let chain = chain.path(&path);
+        let versions = common_versions(&chain, &names);
+        assert!(versions.len() >= 3, "{versions:?}");
+        let mut left = None;
+        for version in &versions {
+            let chain = chain.version(version);
+            assert_eq!(
+                chain.of_network("VALIDATE").success().result,
+                json!(if names.contains(&"portmap") { &["portMappings"][..] } else { &[] })
+            );
+            let added = chain.add("a");
+            assert_ours_survives(&added, &names);
+            assert_all_did(&chain, &names, "a", &added);
+            if version != "0.3.1" {
+                let checked = chain.call("CHECK", "a").success();
+                assert!(checked.calls.iter().all(|call| call.input["prevResult"] == added.result["own"]), "{checked:?}");
+                assert_eq!(checked.calls.len(), names.len() + 1);
+            }
+            let removed = chain.call("DEL", "a").success();
+            assert_eq!(removed.order().last().map(String::as_str), Some("DEL palisade-cni"), "ours is the last to go");
+            chain.node.host.remove_pod("a").unwrap();
+            // What the first pod left is portmap's for all pods; no further pod adds to it.
+            let rules = assert_nothing_left(&chain);
+            assert_eq!(left.get_or_insert_with(|| rules.clone()), &rules, "{version}");
+        }
+    });
+}
+
+#[test]
+fn a_chain_carries_both_families() {
+    with_runtime(DUAL, |runtime| {
+        let (chain, names) = chain(runtime);
+        let Some(version) = common_versions(&chain, &names).pop().filter(|_| !names.is_empty()) else { return };
+        let chain = chain.version(&version);
+        let added = chain.add("a");
+        assert_ours_survives(&added, &names);
+        assert_all_did(&chain, &names, "a", &added);
+        check(&chain, "a");
+        chain.remove("a");
+        assert_nothing_left(&chain);
+    });
+}
+
+#[test]
+fn check_of_a_chain_finds_what_was_taken_from_us() {
+    with_runtime(DUAL, |runtime| {
+        let (chain, names) = chain(runtime);
+        let Some(version) = common_versions(&chain, &names).pop().filter(|_| !names.is_empty()) else { return };
+        let chain = chain.version(&version);
+        chain.add("a");
+        let (pod, index) = chain.node.inside("a");
+        assert!(pod.delete_address(index, "10.77.0.2/32".parse().unwrap()).unwrap());
+        assert!(chain.call("CHECK", "a").failure(104).contains("lost its address"));
+        chain.remove("a");
+        assert_nothing_left(&chain);
+    });
+}
+
+#[test]
+fn a_chain_whose_later_plugin_fails_is_undone_by_the_del_that_follows() {
+    with_runtime(DUAL, |runtime| {
+        let (chain, names) = chain(runtime);
+        if !names.contains(&"tuning") {
+            return;
+        }
+        let fails = json!({"type": "tuning", "dataDir": runtime.node.host.directory().join("tuning"), "sysctl": {"net.nonexistent": "1"}});
+        let chain = chain.version("1.0.0").then(&fails);
+        chain.node.host.create_pod("a").unwrap();
+        let added = chain.call("ADD", "a");
+        assert_eq!(added.calls.len(), names.len() + 2, "all were called: {added:?}");
+        assert!(added.message().is_some_and(|message| message.contains("nonexistent")), "{added:?}");
+        assert!(!chain.cached("a").exists());
+        chain.remove("a");
+        assert_nothing_left(&chain);
+    });
+}
+
+#[test]
+fn gc_of_a_chain_leaves_the_valid_pods_whole() {
+    with_runtime(DUAL, |runtime| {
+        let (chain, names) = chain(runtime);
+        let Some(version) = common_versions(&chain, &names).pop().filter(|_| !names.is_empty()) else { return };
+        let chain = chain.version(&version);
+        // Without portmap: see `check`.
+        let kept = chain.without("portmap");
+        let added = kept.add("kept");
+        chain.add("stale");
+        chain.gc(Some(&["kept"])).success();
+        assert_eq!((chain.node.leases(), chain.node.agent.endpoints().len()), (1, 1));
+        let others: Vec<&str> = names.iter().copied().filter(|name| *name != "portmap").collect();
+        assert_all_did(&kept, &others, "kept", &added);
+        kept.call("CHECK", "kept").success();
+        chain.node.host.remove_pod("stale").unwrap();
+        kept.remove("kept");
+        assert_nothing_left(&chain);
+    });
+}
