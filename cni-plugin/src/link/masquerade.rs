@@ -2,7 +2,7 @@
 //!
 //! The messages are those of `linux/netfilter/nf_tables.h`; all numbers in them are in network byte order.
 
-use super::{LinkError, Namespace};
+use super::LinkError;
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -58,11 +58,6 @@ impl Masquerade {
         batch.send(&socket, "replace the nf_tables table `inet palisade`")
     }
 
-    /// As [`apply`](Self::apply), in another network namespace.
-    pub fn apply_in(&self, namespace: &Namespace) -> Result<(), LinkError> {
-        namespace.enter(|| self.apply())?
-    }
-
     fn write_family(&self, batch: &mut Batch, ipv6: bool) {
         let of_family =
             |blocks: &BTreeSet<IpNet>| -> Vec<IpNet> { blocks.iter().filter(|block| is_ipv6(block) == ipv6).copied().collect() };
@@ -82,6 +77,12 @@ impl Masquerade {
         }
         batch.message(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |message| rule(message, pods, other, ipv6));
     }
+}
+
+/// Whether an error says that this kernel has no nf_tables: then no table of ours is there, either.
+pub fn is_unsupported(error: &LinkError) -> bool {
+    // Of a socket for netfilter, and of a message for nf_tables.
+    matches!(error.errno(), Some(Errno::EPROTONOSUPPORT | Errno::EOPNOTSUPP))
 }
 
 /// Number of the rule set's generation, which moves with every change that anybody makes.
@@ -366,7 +367,7 @@ fn error_of(message: &[u8]) -> Option<Errno> {
 }
 
 fn refused(action: &str, errno: Errno) -> LinkError {
-    let lacks = matches!(errno, Errno::EOPNOTSUPP | Errno::ENOENT | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT);
+    let lacks = matches!(errno, Errno::EOPNOTSUPP | Errno::ENOENT);
     let detail = lacks.then(|| "the kernel lacks nf_tables or its masquerading (modules nf_tables, nft_masq)".to_owned());
     LinkError::Refused { action: action.to_owned(), errno, detail }
 }

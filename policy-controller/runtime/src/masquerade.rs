@@ -4,29 +4,39 @@ use crate::config::{Masquerading, Source, Switch};
 use crate::problem::Part;
 use crate::state::State;
 use ipnet::IpNet;
-use palisade_cni::link::masquerade::generation;
+use palisade_cni::link::masquerade::{generation, is_unsupported};
 use palisade_cni::link::{LinkError, Masquerade};
 use palisade_policy::model::Node;
 use palisade_policy::shared::SharedMap;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often the table is looked at, changes or not.
 const INTERVAL: Duration = Duration::from_secs(30);
 
+/// A table that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Written {
+    what: Masquerade,
+    /// The generation of all tables right after; `None` where the kernel has no tables, and none is needed.
+    generation: Option<u32>,
+}
+
 /// Keeps the table as the configuration and the Node objects say, for ever. What was written stays when the agent ends.
 pub async fn follow(state: Arc<State>) -> Infallible {
     let mut changes = state.changes();
-    let mut written: Option<(Masquerade, u32)> = None;
+    let mut written: Option<Written> = None;
+    let mut looked = Instant::now();
     loop {
         changes.borrow_and_update();
         // Before everything was read, a node that is not there may only not have been listed yet.
         if state.index().synced() {
             let from_api = matches!(state.config.source, Source::Kubernetes { .. });
             let wanted = wanted(&state.config.masquerade, from_api, &state.config.node, &state.index().model().nodes);
-            // Nothing of ours is there, and nothing should be: a kernel without nf_tables is as good.
-            if !wanted.sources.is_empty() || written.is_some() {
+            // Most changes are of pods and policies; the kernel is asked now and then alone.
+            if written.as_ref().is_none_or(|written| written.what != wanted) || looked.elapsed() >= INTERVAL {
+                looked = Instant::now();
                 let before = written.take();
                 match tokio::task::spawn_blocking(move || write(wanted, before)).await.map_err(|error| error.to_string()) {
                     Ok(Ok(now)) => {
@@ -45,17 +55,27 @@ pub async fn follow(state: Arc<State>) -> Infallible {
     }
 }
 
-/// Writes the table where it is another than before, or where somebody has changed any table meanwhile: it may have been ours.
-fn write(wanted: Masquerade, before: Option<(Masquerade, u32)>) -> Result<(Masquerade, u32), LinkError> {
-    if let Some((same, since)) = before
-        && same == wanted
+/// Writes the table where it is another than before, or where somebody has changed any table meanwhile: it may have been ours. An agent that
+/// has written none yet writes it in any case: an earlier one may have left another.
+fn write(wanted: Masquerade, before: Option<Written>) -> Result<Written, LinkError> {
+    let same = before.as_ref().is_some_and(|written| written.what == wanted);
+    if let Some(written) = before
+        && same
+        && let Some(since) = written.generation
         && generation()? == since
     {
-        return Ok((same, since));
+        return Ok(written);
     }
-    wanted.apply()?;
-    tracing::info!(sources = wanted.sources.len(), inside = wanted.inside.len(), "wrote the table that masquerades");
-    Ok((wanted, generation()?))
+    let masquerades = !wanted.sources.is_empty();
+    match wanted.apply() {
+        // Nothing of ours is there, and nothing should be.
+        Err(error) if !masquerades && is_unsupported(&error) => return Ok(Written { what: wanted, generation: None }),
+        result => result?,
+    }
+    if masquerades && !same {
+        tracing::info!(sources = wanted.sources.len(), inside = wanted.inside.len(), "wrote the table that masquerades");
+    }
+    Ok(Written { what: wanted, generation: Some(generation()?) })
 }
 
 /// Which packets leave under the address of node `own`. By itself it is done in a cluster, for IPv4 and for such IPv6 ranges as nobody outside routes.
@@ -76,16 +96,9 @@ fn wanted(config: &Masquerading, from_api: bool, own: &str, nodes: &SharedMap<St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::route::tests::node;
     use palisade_cni::link::{MacAddress, Namespace, Netlink, Route, Veth, sysctl};
     use std::net::{IpAddr, SocketAddr, UdpSocket};
-
-    fn node(addresses: &[&str], ranges: &[&str]) -> Node {
-        Node {
-            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-            pod_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
-            ..Node::default()
-        }
-    }
 
     fn two_nodes() -> SharedMap<String, Node> {
         SharedMap::from([
@@ -204,8 +217,7 @@ mod tests {
         let config = Masquerading { exclude: vec!["192.0.2.8/32".parse().unwrap()], ..Masquerading::default() };
         let nodes = SharedMap::from([("a".to_owned(), node(&["192.0.2.1"], &["10.1.0.0/24", "fd00:1::/64"]))]);
         let on = wanted(&config, true, "a", &nodes);
-        let apply =
-            |wanted: &Masquerade, before: Option<(Masquerade, u32)>| stage.node.enter(|| write(wanted.clone(), before)).unwrap().unwrap();
+        let apply = |wanted: &Masquerade, before: Option<Written>| stage.node.enter(|| write(wanted.clone(), before)).unwrap().unwrap();
         let written = apply(&on, None);
         assert_eq!(stage.seen("192.0.2.9"), ("192.0.2.1".to_owned(), true));
         assert_eq!(stage.seen("2001:db8::9"), ("2001:db8::1".to_owned(), true));
@@ -215,12 +227,15 @@ mod tests {
         stage.node.enter(|| Masquerade::default().apply()).unwrap().unwrap();
         assert_eq!(stage.seen("192.0.2.9"), ("10.1.0.2".to_owned(), false));
         let again = apply(&on, Some(written.clone()));
-        assert_ne!(again.1, written.1);
+        assert_ne!(again.generation, written.generation);
         assert_eq!(stage.seen("192.0.2.9"), ("192.0.2.1".to_owned(), true));
         // Off for one family.
         let config = Masquerading { ipv4: Switch::Off, ..config };
         apply(&wanted(&config, true, "a", &nodes), Some(again));
         assert_eq!(stage.seen("192.0.2.9"), ("10.1.0.2".to_owned(), false));
         assert_eq!(stage.seen("2001:db8::9"), ("2001:db8::1".to_owned(), true));
+        // The next agent is told to masquerade nothing: it takes away what this one leaves.
+        apply(&wanted(&Masquerading { ipv6: Switch::Off, ..config }, true, "a", &nodes), None);
+        assert_eq!(stage.seen("2001:db8::9"), ("fd00:1::2".to_owned(), false));
     }
 }

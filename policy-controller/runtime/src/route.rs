@@ -119,11 +119,12 @@ fn same(a: &Route, b: &Route) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use palisade_cni::link::{MacAddress, Namespace, Veth};
 
-    fn node(addresses: &[&str], ranges: &[&str]) -> Node {
+    /// A node with these addresses and pod ranges.
+    pub(crate) fn node(addresses: &[&str], ranges: &[&str]) -> Node {
         Node {
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             pod_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
