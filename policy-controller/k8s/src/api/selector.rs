@@ -1,4 +1,5 @@
 use super::Unknown;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -34,4 +35,21 @@ pub struct StrictRequirement {
     /// Fields of a later version.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// As far as Kubernetes' type has kept it.
+impl From<&LabelSelector> for StrictSelector {
+    fn from(selector: &LabelSelector) -> Self {
+        let requirement = |it: &LabelSelectorRequirement| StrictRequirement {
+            key: it.key.clone(),
+            operator: it.operator.clone(),
+            values: it.values.clone(),
+            unknown: Unknown::new(),
+        };
+        Self {
+            match_labels: selector.match_labels.clone(),
+            match_expressions: selector.match_expressions.as_ref().map(|all| all.iter().map(requirement).collect()),
+            unknown: Unknown::new(),
+        }
+    }
 }

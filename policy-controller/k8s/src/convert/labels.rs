@@ -2,7 +2,7 @@
 
 use super::all_known;
 use super::names::is_dns_name;
-use crate::api::StrictSelector;
+use crate::api::{StrictRequirement, StrictSelector};
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as ApiSelector;
@@ -26,9 +26,7 @@ pub fn labels(labels: Option<&BTreeMap<String, String>>, field: &FieldPath) -> R
 /// # Errors
 /// An operator that does not exist, values where none may be or none where some must be, a bad key or value.
 pub fn selector(selector: &ApiSelector, field: &FieldPath) -> Result<LabelSelector, FieldError> {
-    let expressions = selector.match_expressions.iter().flatten();
-    let expressions = expressions.map(|it| Expression { key: &it.key, operator: &it.operator, values: it.values.as_deref() });
-    read(selector.match_labels.as_ref(), expressions, field)
+    read(&StrictSelector::from(selector), field)
 }
 
 /// A label selector of an object of `kind` whose unknown fields were kept: there may be none.
@@ -37,41 +35,27 @@ pub(super) fn strict_selector(selector: &StrictSelector, kind: &str, field: &Fie
     for (index, it) in selector.match_expressions.iter().flatten().enumerate() {
         all_known(&it.unknown, kind, &field.key("matchExpressions").index(index))?;
     }
-    let expressions = selector.match_expressions.iter().flatten();
-    let expressions = expressions.map(|it| Expression { key: &it.key, operator: &it.operator, values: it.values.as_deref() });
-    read(selector.match_labels.as_ref(), expressions, field)
+    read(selector, field)
 }
 
-/// A requirement as it was written.
-struct Expression<'a> {
-    key: &'a str,
-    operator: &'a str,
-    values: Option<&'a [String]>,
-}
-
-fn read<'a>(
-    match_labels: Option<&BTreeMap<String, String>>,
-    match_expressions: impl Iterator<Item = Expression<'a>>,
-    field: &FieldPath,
-) -> Result<LabelSelector, FieldError> {
+fn read(selector: &StrictSelector, field: &FieldPath) -> Result<LabelSelector, FieldError> {
     let mut requirements = BTreeSet::new();
-    for (key, value) in match_labels.into_iter().flatten() {
+    for (key, value) in selector.match_labels.iter().flatten() {
         let field = || field.key("matchLabels").key(key);
         check_key(key, field)?;
         check_value(value, field)?;
         requirements.insert(Requirement { key: key.clone(), operator: Operator::In([value.clone()].into()) });
     }
-    for (index, expression) in match_expressions.enumerate() {
-        requirements.insert(requirement(&expression, &field.key("matchExpressions").index(index))?);
+    for (index, expression) in selector.match_expressions.iter().flatten().enumerate() {
+        requirements.insert(requirement(expression, &field.key("matchExpressions").index(index))?);
     }
     Ok(LabelSelector { requirements })
 }
 
-fn requirement(expression: &Expression, field: &FieldPath) -> Result<Requirement, FieldError> {
-    check_key(expression.key, || field.key("key"))?;
-    let written = expression.values.unwrap_or_default();
-    let values: BTreeSet<String> = written.iter().cloned().collect();
-    let operator = match expression.operator {
+fn requirement(expression: &StrictRequirement, field: &FieldPath) -> Result<Requirement, FieldError> {
+    check_key(&expression.key, || field.key("key"))?;
+    let values: BTreeSet<String> = expression.values.iter().flatten().cloned().collect();
+    let operator = match expression.operator.as_str() {
         "In" if values.is_empty() => return Err(without_values("In", field)),
         "NotIn" if values.is_empty() => return Err(without_values("NotIn", field)),
         "Exists" if !values.is_empty() => return Err(with_values("Exists", field)),
@@ -82,10 +66,10 @@ fn requirement(expression: &Expression, field: &FieldPath) -> Result<Requirement
         "DoesNotExist" => Operator::DoesNotExist,
         other => return Err(FieldError::new(field.key("operator"), Problem::UnknownOperator(other.to_owned()))),
     };
-    for (index, value) in written.iter().enumerate() {
+    for (index, value) in expression.values.iter().flatten().enumerate() {
         check_value(value, || field.key("values").index(index))?;
     }
-    Ok(Requirement { key: expression.key.to_owned(), operator })
+    Ok(Requirement { key: expression.key.clone(), operator })
 }
 
 fn without_values(operator: &'static str, field: &FieldPath) -> FieldError {
