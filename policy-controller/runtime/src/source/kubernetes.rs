@@ -124,11 +124,10 @@ impl Watch {
 type Read<K> = Result<K, Box<(ObjectMeta, FieldError)>>;
 
 fn read<K: Watched>(object: DynamicObject) -> Read<K> {
-    let metadata = object.metadata.clone();
     let refused = |field: FieldPath, error: &dyn std::error::Error| {
-        Box::new((metadata.clone(), FieldError::new(field, Problem::WrongType(error.to_string()))))
+        Box::new((object.metadata.clone(), FieldError::new(field, Problem::WrongType(error.to_string()))))
     };
-    let value = serde_json::to_value(object).map_err(|error| refused(FieldPath::root(), &error))?;
+    let value = serde_json::to_value(&object).map_err(|error| refused(FieldPath::root(), &error))?;
     // Only what fails is read with an eye on where.
     K::deserialize(&value)
         .or_else(|_| serde_path_to_error::deserialize(&value).map_err(|error| refused(field(error.path()), error.inner())))
