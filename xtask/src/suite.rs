@@ -1,8 +1,8 @@
 //! `cargo xtask test`: every suite in order, one closing line over all.
 
 use crate::product::cargo;
-use anyhow::{Context, Result, bail};
-use std::io::{BufRead, BufReader};
+use anyhow::{Context, Result, anyhow, bail};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -279,18 +279,17 @@ fn one(suite: &Suite, program: &Program, environment: &[(&str, String)]) -> Resu
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .current_dir(&program.folder)
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("starting {}", program.executable.display()))?;
     let mut counts = Counts::default();
-    if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).lines() {
-            let line = line?;
-            println!("{line}");
-            if let Some(result) = line.strip_prefix("test result: ") {
-                counts.add(parse_result(result));
-            }
-        }
-    }
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    std::thread::scope(|scope| -> Result<()> {
+        let errors = scope.spawn(|| read(stderr, |line| eprintln!("{line}")));
+        counts.add(read(stdout, |line| println!("{line}"))?);
+        counts.add(errors.join().map_err(|_| anyhow!("the thread that reads the errors of a test program died"))??);
+        Ok(())
+    })?;
     let status = child.wait()?;
     if !status.success() && counts.failed == 0 {
         eprintln!("{}: {} of {} ended with {status} though no test reported a failure", suite.name, program.target, program.package);
@@ -299,8 +298,30 @@ fn one(suite: &Suite, program: &Program, environment: &[(&str, String)]) -> Resu
     Ok(counts)
 }
 
+/// Hands on what a test program prints, and counts what it says.
+fn read(stream: Option<impl Read>, show: impl Fn(&str)) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for line in stream.into_iter().flat_map(|stream| BufReader::new(stream).split(b'\n')) {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        show(&line);
+        counts.add(said(&line));
+    }
+    Ok(counts)
+}
+
+/// What a line of a test program says: its result, or that a test, or a part of one, is not run and why. Such a test is among
+/// those that passed, too: the harness knows no other end of it.
+pub fn said(line: &str) -> Counts {
+    match (line.strip_prefix("test result: "), line.starts_with("skipped: ")) {
+        (Some(result), _) => parse_result(result),
+        (None, true) => Counts { skipped: 1, ..Counts::default() },
+        (None, false) => Counts::default(),
+    }
+}
+
 /// Reads `ok. 3 passed; 0 failed; 1 ignored; ...`.
-pub fn parse_result(result: &str) -> Counts {
+fn parse_result(result: &str) -> Counts {
     let number = |word: &str| {
         let mut parts = result.split([';', '.']).filter_map(|part| part.trim().strip_suffix(word));
         parts.find_map(|number| number.trim().parse().ok()).unwrap_or(0)
@@ -400,6 +421,14 @@ mod tests {
     fn counts_are_read_from_the_result_line() {
         let counts = parse_result("FAILED. 12 passed; 3 failed; 2 ignored; 0 measured; 1 filtered out; finished in 0.10s");
         assert_eq!((counts.passed, counts.failed, counts.skipped), (12, 3, 2));
+    }
+
+    #[test]
+    fn what_a_test_says_that_it_skips_is_counted() {
+        let skipped = said("skipped: this kernel has no TCX: a_test");
+        assert_eq!((skipped.passed, skipped.failed, skipped.skipped), (0, 0, 1));
+        assert_eq!(said("a line about what was skipped: nothing").skipped, 0);
+        assert_eq!(said("test result: ok. 2 passed; 0 failed; 0 ignored").passed, 2);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `cargo xtask vm`: the suites that need a kernel, on other kernels than the one that runs here: Debian's, in QEMU, each with nothing
 //! but the test programs, this checkout's files and the few tools that the tests call.
 
-use crate::suite::{self, Counts, Program};
+use crate::suite::{self, Counts, Program, Suite};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -31,19 +31,16 @@ pub fn run(root: &Path, kernels: &[String], suites: &[String]) -> Result<ExitCod
         bail!("no kernel is called `{unknown}`; there are: {}", names.join(", "));
     }
     ensure!(std::env::consts::ARCH == "x86_64", "the guests are x86_64 machines; this one is {}", std::env::consts::ARCH);
-    let (suites, targets): (Vec<String>, Vec<Option<&str>>) = suites
-        .iter()
-        .map(|name| match name.split_once('/') {
-            Some((suite, target)) => (suite.to_owned(), Some(target)),
-            None => (name.clone(), None),
-        })
-        .unzip();
-    let chosen = suite::of_kernel(&suites)?;
+    let asked = asked(suites)?;
     let built = suite::build(root)?;
-    let named = |program: &Program| targets.is_empty() || targets.iter().any(|target| target.is_none_or(|target| program.target == target));
-    let programs: Vec<&Program> =
-        built.programs.iter().filter(|program| chosen.iter().any(|suite| suite.holds(program)) && named(program)).collect();
-    ensure!(!programs.is_empty(), "no test program has such a name");
+    let is_asked = |program: &&Program| {
+        asked.iter().any(|(suite, target)| suite.holds(program) && target.is_none_or(|target| program.target == target))
+    };
+    let programs: Vec<&Program> = built.programs.iter().filter(is_asked).collect();
+    if let Some((_, target)) = asked.iter().find(|(_, target)| target.is_some_and(|it| programs.iter().all(|program| program.target != it)))
+    {
+        bail!("no test program is called `{}`", target.unwrap_or_default());
+    }
     let mut total = Counts::default();
     let mut lines = Vec::new();
     for (name, release) in KERNELS.iter().filter(|(name, _)| kernels.is_empty() || kernels.iter().any(|kernel| kernel == name)) {
@@ -61,6 +58,19 @@ pub fn run(root: &Path, kernels: &[String], suites: &[String]) -> Result<ExitCod
         println!("{line}");
     }
     Ok(total.close())
+}
+
+/// What is asked for: suites, of some of them one program alone.
+fn asked(names: &[String]) -> Result<Vec<(&'static Suite, Option<&str>)>> {
+    if names.is_empty() {
+        return Ok(suite::of_kernel(&[])?.into_iter().map(|suite| (suite, None)).collect());
+    }
+    let mut asked = Vec::new();
+    for name in names {
+        let (suite, target) = name.split_once('/').map_or((name.as_str(), None), |(suite, target)| (suite, Some(target)));
+        asked.extend(suite::of_kernel(&[suite.to_owned()])?.into_iter().map(|suite| (suite, target)));
+    }
+    Ok(asked)
 }
 
 /// A kernel and its modules, as files.
@@ -239,9 +249,8 @@ struct Console {
 
 impl Console {
     fn read(&mut self, line: &str) {
-        if let Some(result) = line.strip_prefix("test result: ") {
-            self.counts.add(suite::parse_result(result));
-        } else if line.starts_with("--- ") {
+        self.counts.add(suite::said(line));
+        if line.starts_with("--- ") {
             self.failed_before = self.counts.failed;
         } else if let Some(status) = line.strip_prefix("=== ended ") {
             if status != "0" && self.counts.failed == self.failed_before {

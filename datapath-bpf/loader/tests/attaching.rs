@@ -81,7 +81,7 @@ fn attaching_twice_leaves_one_program_at_each_hook() {
 
 #[test]
 fn changing_the_kind_leaves_only_the_new_one() {
-    if !has_tcx("changing_the_kind_leaves_only_the_new_one") {
+    if !has_tcx() {
         return;
     }
     for [before, after] in [[AttachKind::Tcx, AttachKind::Clsact], [AttachKind::Clsact, AttachKind::Tcx]] {

@@ -29,7 +29,7 @@ fn map_id(pin: &PinDir, name: &str) -> u32 {
 
 #[test]
 fn takeover_keeps_rows_and_links_and_replaces_programs() {
-    if !has_tcx("takeover_keeps_rows_and_links_and_replaces_programs") {
+    if !has_tcx() {
         return;
     }
     alone(|base| {
