@@ -1,7 +1,7 @@
 //! What a lab refuses, and in which words. Nothing here gets as far as a namespace.
 
 use crate::runner::{Manifests, PALISADE, lab, namespace, palisade, pod, policy, run, shop};
-use std::os::unix::fs::PermissionsExt;
+use palisade_test_support::for_every_user;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
@@ -97,13 +97,10 @@ fn a_verdict_that_does_not_exist_is_refused_before_anybody_is_asked() {
 fn explain_answers_from_files_with_no_agent_and_no_privileges() {
     let example = crate::runner::shop().with_file_name("egress-by-identity");
     // Somebody who is not root.
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let (directory, binary) = for_every_user(PALISADE.as_ref());
     for file in ["namespaces.yaml", "identities.yaml", "pods.yaml", "policy.yaml"] {
         std::fs::copy(example.join(file), directory.path().join(file)).unwrap();
     }
-    let binary = directory.path().join("palisade");
-    std::fs::copy(PALISADE, &binary).unwrap();
     let explain = |to: &str, port: &str, output: &str| {
         let mut command = std::process::Command::new(&binary);
         command.args(["explain", "--from", "store/checkout", "--to", to, "--port", port, "--output", output, "--file"]);
@@ -256,10 +253,7 @@ fn an_agent_that_is_not_there_is_one_sentence() {
 #[test]
 fn without_root_a_lab_is_one_sentence() {
     // Somebody who is not root must be able to reach the files.
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    let binary = directory.path().join("palisade");
-    std::fs::copy(PALISADE, &binary).unwrap();
+    let (directory, binary) = for_every_user(PALISADE.as_ref());
     std::fs::write(directory.path().join("palisade-cni"), "").unwrap();
     let manifests = directory.path().join("manifests");
     std::fs::create_dir(&manifests).unwrap();

@@ -12,6 +12,7 @@ use palisade_datapath_core::abi::{ABI_VERSION, Hook, LocalPod, map};
 use palisade_loader::{
     AttachKind, Datapath, LoaderError, PinDir, Sizes, attach_endpoint_with, detach_endpoint, endpoint_attached, pinned_links,
 };
+use palisade_test_support::for_every_user;
 use stage::{Pod, allow, alone, chain, has_tcx, kind, kinds, names, open, open_with, run, sizes, tcx_programs};
 
 fn program(path: &Path) -> u32 {
@@ -243,9 +244,7 @@ fn without_capabilities_the_error_names_them() {
     }
     alone(|base| {
         fs::set_permissions(base.parent().unwrap(), fs::Permissions::from_mode(0o777)).unwrap();
-        let copy = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
-        let program = copy.path().join("test");
-        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        let (_place, program) = for_every_user(&std::env::current_exe().unwrap());
         let output = Command::new(program)
             .args(["--exact", "without_capabilities_the_error_names_them", "--nocapture"])
             .env(CHILD, base)

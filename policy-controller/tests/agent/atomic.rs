@@ -8,7 +8,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use palisade_test_support::{Host, private_host};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,11 @@ const CHANGES: u64 = 1_000;
 /// How long a packet that must arrive, or a change, may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PORT: u16 = 53;
+/// The source port of the established flows.
+const ESTABLISHED: u16 = 1_023;
+/// The source ports of new flows: each is used once per port of the one that is sent to. A port that comes again would
+/// belong to a flow that is known still.
+const FRESH: std::ops::Range<u64> = 1_024..65_024;
 /// The version that the server's list of policies has.
 const LISTED: u64 = 7;
 
@@ -40,6 +45,7 @@ impl Role {
 /// Three pods that send to one, over one family, one packet after the other.
 struct Traffic<'a> {
     host: &'a Host,
+    from: [IpAddr; 3],
     to: SocketAddr,
     web: UdpSocket,
     established: [UdpSocket; 3],
@@ -48,23 +54,36 @@ struct Traffic<'a> {
 }
 
 impl<'a> Traffic<'a> {
-    fn new(host: &'a Host, at: IpAddr) -> Self {
+    fn new(host: &'a Host, from: [IpAddr; 3], at: IpAddr) -> Self {
         let to = SocketAddr::new(at, PORT);
         let web = inside(host, "shop", "web").enter(|| UdpSocket::bind(to)).unwrap().unwrap();
-        let established = Role::ALL.map(|role| flow(host, role, to));
-        Self { host, to, web, established, number: 0, arrived: BTreeSet::new() }
+        let established = Role::ALL.map(|role| flow(host, role, (from[role as usize], ESTABLISHED).into(), to));
+        Self { host, from, to, web, established, number: 0, arrived: BTreeSet::new() }
+    }
+
+    /// The next number. Where all source ports have been used, everything goes to another port from now on.
+    fn next(&mut self) -> u64 {
+        self.number += 1;
+        if self.number % (FRESH.end - FRESH.start) == 0 {
+            self.to.set_port(self.to.port() + 1);
+            self.web = inside(self.host, "shop", "web").enter(|| UdpSocket::bind(self.to)).unwrap().unwrap();
+            for established in &self.established {
+                established.connect(self.to).unwrap();
+            }
+        }
+        self.number
     }
 
     /// Sends a packet of a new flow, and one of the pod's established flow. Both are judged before the next ones are: all
     /// packets of a CPU wait in one queue.
     fn send(&mut self, role: Role) -> u64 {
-        self.number += 1;
+        let fresh_port = u16::try_from(FRESH.start + self.next() % (FRESH.end - FRESH.start)).unwrap();
         for established in [false, true] {
             let fresh;
             let socket = if established {
                 &self.established[role as usize]
             } else {
-                fresh = flow(self.host, role, self.to);
+                fresh = flow(self.host, role, (self.from[role as usize], fresh_port).into(), self.to);
                 &fresh
             };
             let mut bytes = [0; 10];
@@ -112,12 +131,11 @@ fn role_of(name: &str) -> String {
     )
 }
 
-/// A socket of a pod with a port of its own: a new flow.
-fn flow(host: &Host, role: Role, to: SocketAddr) -> UdpSocket {
-    let any: IpAddr = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+/// A socket of a pod.
+fn flow(host: &Host, role: Role, from: SocketAddr, to: SocketAddr) -> UdpSocket {
     inside(host, "shop", role.name())
         .enter(|| {
-            let socket = UdpSocket::bind((any, 0))?;
+            let socket = UdpSocket::bind(from)?;
             socket.connect(to)?;
             Ok::<_, std::io::Error>(socket)
         })
@@ -152,9 +170,7 @@ fn no_packet_of_pods_sees_a_mixture_while_a_policy_flips_a_thousand_times() {
         std::fs::write(directory.path().join("shop.yaml"), [MANIFESTS, &roles.concat()].concat()).unwrap();
         let wiring = Agent::on_directory(host, directory.path());
         let at = add(host, "shop", "web");
-        for role in Role::ALL {
-            add(host, "shop", role.name());
-        }
+        let from = Role::ALL.map(|role| add(host, "shop", role.name()));
         wiring.kill();
         let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
         let server = Server::start(address, Answer::Objects);
@@ -166,7 +182,13 @@ fn no_packet_of_pods_sees_a_mixture_while_a_policy_flips_a_thousand_times() {
         let (begun, ended) = (AtomicU64::new(0), AtomicBool::new(false));
         let in_force = [AtomicU64::new(0), AtomicU64::new(0)];
         server.admit(&["a", "b"], LISTED + 1);
-        let mut traffic: Vec<Traffic<'_>> = at.iter().map(|at| Traffic::new(host, *at)).collect();
+        let mut traffic: Vec<Traffic<'_>> = at
+            .iter()
+            .map(|at| {
+                let from = from.each_ref().map(|of_pod| *of_pod.iter().find(|from| from.is_ipv4() == at.is_ipv4()).unwrap());
+                Traffic::new(host, from, *at)
+            })
+            .collect();
         traffic.iter_mut().for_each(Traffic::until_open);
         let seen = std::thread::scope(|scope| {
             let watchers: Vec<_> = traffic

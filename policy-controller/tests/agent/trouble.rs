@@ -2,7 +2,7 @@
 
 use crate::node::{Agent, MANIFESTS, PROGRAM, add, add_in_vain, clear, reaches, remove, wait, with_kubeconfig};
 use crate::server::{Answer, Server};
-use palisade_test_support::{Host, private_host};
+use palisade_test_support::{Host, for_every_user, private_host};
 use std::fs::{self, Permissions};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -125,9 +125,7 @@ fn an_endpoint_is_closed_when_a_newer_pod_has_its_name() {
 fn without_permission_the_agent_says_what_it_needs() {
     after_an_agent(|host, directory, enforced| {
         // Another user cannot reach the test's own program where it lies.
-        let place = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
-        let program = place.path().join("palisade-agent");
-        fs::copy(PROGRAM, &program).unwrap();
+        let (_place, program) = for_every_user(PROGRAM.as_ref());
         let everybody = |path: &Path| fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
         let mut above = host.run_dir();
         while above.starts_with(host.directory()) {
