@@ -1,4 +1,10 @@
-use std::{collections::BTreeSet, fmt, fs, io, os::fd::AsRawFd};
+use std::{
+    collections::BTreeSet,
+    fmt, fs, io,
+    os::fd::AsRawFd,
+    thread,
+    time::{Duration, Instant},
+};
 
 use aya::programs::{
     Link, LinkOrder, MultiProgLink, ProgramError, SchedClassifier, TcAttachType,
@@ -208,11 +214,16 @@ pub(crate) fn has_filter(index: u32, hook: Hook) -> Result<bool, LoaderError> {
     }
 }
 
+/// How long the kernel may take to let a link go whose pin was removed, and how often it is asked.
+const LINK_GOES_WITHIN: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(10);
+
 /// Attaches by a pinned TCX link, or replaces the program of the one that is pinned.
 fn attach_link(pin: &PinDir, program: &mut SchedClassifier, hook: Hook, interface: &str, index: u32) -> Result<(), LoaderError> {
     let failed =
         |source: Cause| LoaderError::Attach { program: program_name(hook), interface: interface.to_owned(), kind: AttachKind::Tcx, source };
     let refused = |error: ProgramError| refuse(error, || format!("to attach {} to {interface}", program_name(hook)), failed);
+    let since = Instant::now();
     let path = pin.link(index, hook);
     if path.exists() {
         // Another index, or none, is that of an interface that is gone, whose index this one was given.
@@ -223,10 +234,14 @@ fn attach_link(pin: &PinDir, program: &mut SchedClassifier, hook: Hook, interfac
         }
         pin.remove(&path)?;
     }
-    let link = program
-        .attach_with_options(interface, attach_type(hook), TcAttachOptions::TcxOrder(LinkOrder::first()))
-        .and_then(|id| program.take_link(id))
-        .map_err(refused)?;
+    let id = loop {
+        match program.attach_with_options(interface, attach_type(hook), TcAttachOptions::TcxOrder(LinkOrder::first())) {
+            // The kernel lets a link go a moment after its last pin is gone (`bpf_link_put`), and takes a program once.
+            Err(error) if os_error(&error) == Some(EEXIST) && since.elapsed() < LINK_GOES_WITHIN => thread::sleep(RETRY),
+            attached => break attached.map_err(refused)?,
+        }
+    };
+    let link = program.take_link(id).map_err(refused)?;
     let link: FdLink = link.try_into().map_err(|error: LinkError| failed(Box::new(error)))?;
     link.pin(&path).map_err(|error| {
         refuse(error, || format!("to pin {}", path.display()), |source| LoaderError::Pin { action: "pin", path: path.clone(), source })

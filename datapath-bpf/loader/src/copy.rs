@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError};
-use palisade_datapath_core::abi::{Endpoint, LocalPod, PolicyEntry, PolicyKey, PortEntry, PortKey, V4, V6, map};
+use palisade_datapath_core::abi::{
+    Backend, CHUNK, ChunkKey, Endpoint, LocalPod, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry, ServiceKey, V4, V6, map,
+};
 
 use crate::{
     LoaderError, PinDir,
@@ -13,7 +15,7 @@ use crate::{
 };
 
 /// The maps that grow: those whose rows only the agent writes.
-pub(crate) const GROWING: [&str; 9] = [
+pub(crate) const GROWING: [&str; 13] = [
     map::POLICY,
     map::PORTS,
     map::ADDRESS_V4,
@@ -23,6 +25,10 @@ pub(crate) const GROWING: [&str; 9] = [
     map::ENDPOINTS,
     map::LOCAL_V4,
     map::LOCAL_V6,
+    map::SERVICES_V4,
+    map::SERVICES_V6,
+    map::CHUNKS,
+    map::BACKENDS,
 ];
 
 /// Copies the rows of a pinned map into the one that waits to take its place. Nobody else may write to either. Returns how many there were.
@@ -37,6 +43,10 @@ pub(crate) fn copy(pin: &PinDir, name: &'static str) -> Result<usize, LoaderErro
         map::ENDPOINTS => hash::<u32, Endpoint>,
         map::LOCAL_V4 => hash::<V4, LocalPod>,
         map::LOCAL_V6 => hash::<V6, LocalPod>,
+        map::SERVICES_V4 => hash::<ServiceKey<V4>, ServiceEntry>,
+        map::SERVICES_V6 => hash::<ServiceKey<V6>, ServiceEntry>,
+        map::CHUNKS => hash::<ChunkKey, [u32; CHUNK]>,
+        map::BACKENDS => hash::<u32, Backend>,
         other => return Err(LoaderError::Object { what: format!("its map {other} does not grow") }),
     };
     let (from, to) = (open(&pin.map(name))?, open(&pin.next_map(name))?);

@@ -6,11 +6,13 @@ use aya::{
     programs::Program,
 };
 use nix::fcntl::FlockArg;
-use palisade_datapath_core::abi::{Counter, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, cell, map};
+use palisade_datapath_core::abi::{
+    Backend, CHUNK, ChunkKey, Counter, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, cell, map,
+};
 
 use crate::{
-    AddressTable, AttachKind, EventRing, InstallStep, LoaderError, PacketContext, PinDir, PortTable, PrefixTable, Sizes, Table, TestRun,
-    attach,
+    AddressTable, AttachKind, EventRing, InstallStep, LoaderError, PacketContext, PinDir, PortTable, PrefixTable, ServiceTable, Sizes,
+    Table, TestRun, attach,
     connections::{self, Connections},
     error::{Cause, cannot_open, refuse},
     install::{Installation, await_programs, classifier, program_missing},
@@ -71,6 +73,12 @@ pub struct Datapath {
     pub policy: Table<PolicyKey, PolicyEntry>,
     /// The port tables.
     pub ports: PortTable,
+    /// What stands behind each frontend.
+    pub services: ServiceTable,
+    /// The parts of the tables of backends.
+    pub chunks: Table<ChunkKey, [u32; CHUNK]>,
+    /// The backends.
+    pub backends: Table<u32, Backend>,
 }
 
 impl Datapath {
@@ -116,6 +124,9 @@ impl Datapath {
             prefixes: tables.prefixes,
             policy: tables.policy,
             ports: tables.ports,
+            services: tables.services,
+            chunks: tables.chunks,
+            backends: tables.backends,
             pin: pin.clone(),
             sizes: sizes.clone(),
             kind,
@@ -179,6 +190,9 @@ impl Datapath {
         self.prefixes = tables.prefixes;
         self.policy = tables.policy;
         self.ports = tables.ports;
+        self.services = tables.services;
+        self.chunks = tables.chunks;
+        self.backends = tables.backends;
         self.programs = next.programs;
         Ok(tell(&next.larger, began))
     }
@@ -214,6 +228,22 @@ impl Datapath {
     /// Waits until every program has ended that runs now, so that nobody has read what is about to go. Some ten milliseconds.
     pub fn await_programs(&self) {
         await_programs();
+    }
+
+    /// The highest number that was given to a service's port, a table of backends or a backend.
+    ///
+    /// # Errors
+    /// [`LoaderError::Table`].
+    pub fn service_number(&self) -> Result<u32, LoaderError> {
+        self.cell(cell::SERVICE_NUMBER)
+    }
+
+    /// Writes down the highest number that is about to be given.
+    ///
+    /// # Errors
+    /// [`LoaderError::Table`].
+    pub fn raise_service_number(&mut self, highest: u32) -> Result<(), LoaderError> {
+        self.set_cell(cell::SERVICE_NUMBER, highest)
     }
 
     /// Whether new flows that are allowed make events too.
@@ -258,6 +288,9 @@ impl Datapath {
         now.extend(self.prefixes.room());
         now.push((self.endpoints.name(), self.endpoints.max_entries()));
         now.extend(self.local.room());
+        now.extend(self.services.room());
+        now.push((self.chunks.name(), self.chunks.max_entries()));
+        now.push((self.backends.name(), self.backends.max_entries()));
         let limit = |map, rows| self.sizes.limit(map).map_or(rows, |limit| limit.max(rows));
         now.into_iter().map(|(map, rows)| Room { map, rows, limit: limit(map, rows) }).collect()
     }
@@ -308,6 +341,9 @@ struct Tables {
     prefixes: PrefixTable,
     policy: Table<PolicyKey, PolicyEntry>,
     ports: PortTable,
+    services: ServiceTable,
+    chunks: Table<ChunkKey, [u32; CHUNK]>,
+    backends: Table<u32, Backend>,
 }
 
 impl Tables {
@@ -319,6 +355,9 @@ impl Tables {
             prefixes: PrefixTable::open(pin, map::PREFIX_V4, map::PREFIX_V6)?,
             policy: Table::open(pin, map::POLICY)?,
             ports: PortTable::open(pin, map::PORTS)?,
+            services: ServiceTable::open(pin)?,
+            chunks: Table::open(pin, map::CHUNKS)?,
+            backends: Table::open(pin, map::BACKENDS)?,
         })
     }
 }

@@ -3,6 +3,8 @@ use std::{collections::BTreeMap, fmt};
 use aya::maps::MapData;
 use aya_obj::{EbpfSectionKind, Object, generated::bpf_map_type};
 
+use palisade_datapath_core::abi::map;
+
 use crate::{
     LoaderError, PinDir, Sizes,
     copy::GROWING,
@@ -42,18 +44,21 @@ impl fmt::Display for Layout {
 pub(crate) fn declared(object: &[u8], sizes: &Sizes) -> Result<BTreeMap<String, Layout>, LoaderError> {
     let object = Object::parse(object).map_err(|error| LoaderError::Object { what: error.to_string() })?;
     let mut layouts = BTreeMap::new();
-    for (name, map) in &object.maps {
-        // Constants and statics belong to one loading of the programs.
-        if matches!(map.section_kind(), EbpfSectionKind::Bss | EbpfSectionKind::Data | EbpfSectionKind::Rodata) {
+    for (name, declared) in &object.maps {
+        // Constants, statics and scratch memory belong to one loading of the programs.
+        if matches!(declared.section_kind(), EbpfSectionKind::Bss | EbpfSectionKind::Data | EbpfSectionKind::Rodata)
+            || matches!(name.as_str(), map::SCRATCH_V4 | map::SCRATCH_V6)
+        {
             continue;
         }
-        let mut max_entries = sizes.of(name).unwrap_or_else(|| map.max_entries());
-        let mut value_size = map.value_size();
-        if map.map_type() == bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32 {
+        let mut max_entries = sizes.of(name).unwrap_or_else(|| declared.max_entries());
+        let mut value_size = declared.value_size();
+        if declared.map_type() == bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32 {
             max_entries = ring_bytes(max_entries);
             value_size = 0;
         }
-        let layout = Layout { map_type: map.map_type(), key_size: map.key_size(), value_size, max_entries, flags: map.map_flags() };
+        let layout =
+            Layout { map_type: declared.map_type(), key_size: declared.key_size(), value_size, max_entries, flags: declared.map_flags() };
         layouts.insert(name.clone(), layout);
     }
     Ok(layouts)

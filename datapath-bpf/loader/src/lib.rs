@@ -41,6 +41,8 @@ mod probe;
 #[cfg(feature = "load")]
 mod row;
 #[cfg(feature = "load")]
+mod service;
+#[cfg(feature = "load")]
 mod sizes;
 #[cfg(feature = "load")]
 mod table;
@@ -60,6 +62,7 @@ pub use crate::{
     object::{object, redirect_object},
     packet_run::{PacketContext, TestRun},
     probe::{probe_attach_kind, probe_attach_kind_of},
+    service::{FrontendKey, ServiceTable},
     sizes::{Limits, SizeError, Sizes},
     table::{AddressTable, PortTable, PrefixTable, Table},
 };

@@ -4,7 +4,7 @@ use palisade_datapath_core::abi::map;
 ///
 /// The maps that the agent writes start small and are replaced by larger ones when a change needs more, up to their limit
 /// ([`Datapath::grow`](crate::Datapath::grow)). Connections, fragments and the event ring keep the size that they were made with: they are
-/// written by the programs, and make room for what is new by forgetting what is old.
+/// written by the programs (as who stays with which backend), and make room for what is new by forgetting what is old.
 ///
 /// A hash map takes 16 bytes for each row that it has room for and about 100 for each that it holds; a trie only about 130 for
 /// each that it holds. The connection and fragment tables take theirs at once: about 100 bytes a flow and family.
@@ -20,6 +20,14 @@ pub struct Sizes {
     pub prefixes: u32,
     /// Pod interfaces of this node.
     pub endpoints: u32,
+    /// Frontends of services: each address with each port, each family.
+    pub services: u32,
+    /// Backends of services: each endpoint of each port of each service, of both families together.
+    pub backends: u32,
+    /// Parts of the tables of backends, of 64 slots each: one for each port of a service with up to four backends, 16 slots for each further one.
+    pub chunks: u32,
+    /// Clients that stay with a backend, of both families together; the longest unused one makes room.
+    pub affinity: u32,
     /// Flows, each family; the longest unused one makes room.
     pub connections: u32,
     /// Datagrams in fragments, each family; the longest unused one makes room.
@@ -43,6 +51,12 @@ pub struct Limits {
     pub prefixes: u32,
     /// Pod interfaces of this node.
     pub endpoints: u32,
+    /// Frontends of services, each family.
+    pub services: u32,
+    /// Backends of services.
+    pub backends: u32,
+    /// Parts of the tables of backends.
+    pub chunks: u32,
 }
 
 impl Limits {
@@ -58,6 +72,12 @@ impl Limits {
         prefixes: 1 << 18,
         // Sixteen times the pods that a large node runs.
         endpoints: 1 << 12,
+        // Ten thousand services of six ports, or with node ports. Full: about 8 MiB a family.
+        services: 1 << 16,
+        // Full: about 30 MiB.
+        backends: 1 << 18,
+        // Full: about 40 MiB.
+        chunks: 1 << 17,
     };
 }
 
@@ -74,6 +94,10 @@ impl Default for Sizes {
             prefixes: 1 << 15,
             // Kubelet's default is 110 pods, and large nodes run 250.
             endpoints: 1 << 9,
+            services: 1 << 12,
+            backends: 1 << 13,
+            chunks: 1 << 12,
+            affinity: 16_384,
             connections: 131_072,
             fragments: 4_096,
             events_bytes: 1 << 20,
@@ -89,10 +113,14 @@ pub enum SizeError {
     #[error("{0:?} is no size: write NAME=ROWS, such as policy=65536")]
     Malformed(String),
     /// There is no size of this name.
-    #[error("there is no size {0:?}: policy, ports, addresses, prefixes, endpoints, connections, fragments and events-bytes are")]
+    #[error(
+        "there is no size {0:?}: policy, ports, addresses, prefixes, endpoints, services, backends, chunks, affinity, connections, fragments and events-bytes are"
+    )]
     Unknown(String),
     /// There is no limit of this name.
-    #[error("there is no limit {0:?}: policy, ports, addresses, prefixes and endpoints grow; other maps keep their size")]
+    #[error(
+        "there is no limit {0:?}: policy, ports, addresses, prefixes, endpoints, services, backends and chunks grow; other maps keep their size"
+    )]
     NoLimit(String),
     /// The first size is above the limit.
     #[error("{name} would begin with room for {first} rows, above its limit of {limit}: raise the limit too")]
@@ -116,6 +144,7 @@ impl Sizes {
         match name {
             "connections" => self.connections = rows,
             "fragments" => self.fragments = rows,
+            "affinity" => self.affinity = rows,
             "events-bytes" => self.events_bytes = rows,
             name => {
                 let (name, first, limit) = self.growing(name).ok_or_else(|| SizeError::Unknown(name.to_owned()))?;
@@ -149,6 +178,9 @@ impl Sizes {
             "addresses" => ("addresses", &mut self.addresses, &mut limits.addresses),
             "prefixes" => ("prefixes", &mut self.prefixes, &mut limits.prefixes),
             "endpoints" => ("endpoints", &mut self.endpoints, &mut limits.endpoints),
+            "services" => ("services", &mut self.services, &mut limits.services),
+            "backends" => ("backends", &mut self.backends, &mut limits.backends),
+            "chunks" => ("chunks", &mut self.chunks, &mut limits.chunks),
             _ => return None,
         })
     }
@@ -161,6 +193,10 @@ impl Sizes {
             map::ADDRESS_V4 | map::ADDRESS_V6 => self.addresses,
             map::PREFIX_V4 | map::PREFIX_V6 => self.prefixes,
             map::ENDPOINTS | map::LOCAL_V4 | map::LOCAL_V6 => self.endpoints,
+            map::SERVICES_V4 | map::SERVICES_V6 => self.services,
+            map::BACKENDS => self.backends,
+            map::CHUNKS => self.chunks,
+            map::AFFINITY => self.affinity,
             map::CONNECTIONS_V4 | map::CONNECTIONS_V6 => self.connections,
             map::FRAGMENTS_V4 | map::FRAGMENTS_V6 => self.fragments,
             map::EVENTS => self.events_bytes,
@@ -176,6 +212,9 @@ impl Sizes {
             map::ADDRESS_V4 | map::ADDRESS_V6 => self.limits.addresses,
             map::PREFIX_V4 | map::PREFIX_V6 => self.limits.prefixes,
             map::ENDPOINTS | map::LOCAL_V4 | map::LOCAL_V6 => self.limits.endpoints,
+            map::SERVICES_V4 | map::SERVICES_V6 => self.limits.services,
+            map::BACKENDS => self.limits.backends,
+            map::CHUNKS => self.limits.chunks,
             _ => return None,
         };
         self.of(name).map(|first| limit.max(first))

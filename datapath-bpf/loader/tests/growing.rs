@@ -21,13 +21,15 @@ use aya::{
     programs::{SchedClassifier, links::FdLink, links::PinnedLink, loaded_programs},
 };
 use ipnet::{IpNet, Ipv4Net};
-use palisade_datapath_core::abi::{Direction, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, map};
+use palisade_datapath_core::abi::{
+    Backend, CHUNK, ChunkKey, Direction, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry, map,
+};
 use palisade_loader::{AttachKind, Datapath, Grown, InstallStep, Limits, LoaderError, PacketContext, PinDir, Sizes, attach_endpoint_with};
 use stage::{Pod, allow, alone, kind, kinds, names, open, open_with, run, sizes};
 
-const PASS: i32 = 0;
+const PASS: i32 = -1;
 const SHOT: i32 = 2;
-const GROWING: [&str; 9] = [
+const GROWING: [&str; 13] = [
     map::POLICY,
     map::PORTS,
     map::ADDRESS_V4,
@@ -37,6 +39,10 @@ const GROWING: [&str; 9] = [
     map::ENDPOINTS,
     map::LOCAL_V4,
     map::LOCAL_V6,
+    map::SERVICES_V4,
+    map::SERVICES_V6,
+    map::CHUNKS,
+    map::BACKENDS,
 ];
 
 /// All maps, each for one row more than it has room for.
@@ -72,6 +78,12 @@ fn fill(datapath: &mut Datapath, of: u16) {
             datapath.local.insert(&v4, &local).unwrap();
             datapath.local.insert(&v6, &local).unwrap();
         }
+        let service = ServiceEntry { service: wide, table: wide, ..ServiceEntry::default() };
+        for address in [v4, v6] {
+            datapath.services.insert((address, number, 6), &service).unwrap();
+        }
+        datapath.chunks.insert(&ChunkKey { table: wide, chunk: 1 }, &[wide; CHUNK]).unwrap();
+        datapath.backends.insert(&wide, &Backend { service: wide, ..Backend::default() }).unwrap();
     }
 }
 
@@ -84,6 +96,9 @@ fn rows(datapath: &Datapath) -> Vec<String> {
     text.extend(datapath.prefixes.rows().unwrap().iter().map(|row| format!("prefix {row:?}")));
     text.extend(datapath.policy.rows().unwrap().iter().map(|row| format!("policy {row:?}")));
     text.extend(datapath.ports.rows().unwrap().iter().map(|row| format!("port {row:?}")));
+    text.extend(datapath.services.rows().unwrap().iter().map(|row| format!("service {row:?}")));
+    text.extend(datapath.chunks.rows().unwrap().iter().map(|row| format!("chunk {row:?}")));
+    text.extend(datapath.backends.rows().unwrap().iter().map(|row| format!("backend {row:?}")));
     text
 }
 
@@ -129,7 +144,8 @@ fn assert_whole(pin: &PinDir, pods: &[(&Pod, AttachKind)]) {
     for name in ["from_pod", "to_pod"] {
         let program = pinned_program(pin, name);
         let read = maps_of(program, &names_of_maps);
-        assert!(read.len() >= GROWING.len(), "{name} reads {read:?}");
+        // `to_pod` asks for no service.
+        assert!(read.len() >= GROWING.len() - 4, "{name} reads {read:?}");
         assert!(read.is_subset(&pinned), "{name} reads maps that are not pinned: {read:?}, {:?}", maps(pin));
         for (pod, kind) in pods {
             assert_eq!(attached_program(pin, pod, *kind, name), program, "{name} of {} by {kind}", pod.host);

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, ObjectBuilder, ProgramType};
 use palisade_datapath_core::abi::{
-    Connection, ConnectionKey, Counter, Direction, Endpoint, FragmentKey, FragmentPorts, LocalPod, PolicyEntry, PolicyKey, PortEntry,
-    PortKey, RowVerdict, V4, V6, cell, map,
+    Affinity, AffinityKey, Backend, CHUNK, ChunkKey, Connection, ConnectionKey, Counter, Direction, Endpoint, FragmentKey, FragmentPorts,
+    LocalPod, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict, ServiceEntry, ServiceKey, V4, V6, cell, map,
 };
 use palisade_loader::{PinDir, object};
 use stage::{alone, open, sizes};
@@ -26,6 +26,11 @@ fn expected() -> BTreeMap<&'static str, (MapType, usize, usize)> {
         (map::PREFIX_V6, (MapType::LpmTrie, length + size_of::<V6>(), size_of::<u32>())),
         (map::POLICY, (MapType::Hash, size_of::<PolicyKey>(), size_of::<PolicyEntry>())),
         (map::PORTS, (MapType::LpmTrie, length + size_of::<PortKey>(), size_of::<PortEntry>())),
+        (map::SERVICES_V4, (MapType::Hash, size_of::<ServiceKey<V4>>(), size_of::<ServiceEntry>())),
+        (map::SERVICES_V6, (MapType::Hash, size_of::<ServiceKey<V6>>(), size_of::<ServiceEntry>())),
+        (map::CHUNKS, (MapType::Hash, size_of::<ChunkKey>(), size_of::<[u32; CHUNK]>())),
+        (map::BACKENDS, (MapType::Hash, size_of::<u32>(), size_of::<Backend>())),
+        (map::AFFINITY, (MapType::LruHash, size_of::<AffinityKey>(), size_of::<Affinity>())),
         (map::CONNECTIONS_V4, (MapType::LruHash, size_of::<ConnectionKey<V4>>(), size_of::<Connection>())),
         (map::CONNECTIONS_V6, (MapType::LruHash, size_of::<ConnectionKey<V6>>(), size_of::<Connection>())),
         (map::FRAGMENTS_V4, (MapType::LruHash, size_of::<FragmentKey<V4>>(), size_of::<FragmentPorts>())),

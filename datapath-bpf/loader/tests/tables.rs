@@ -206,7 +206,7 @@ fn the_sweep_removes_what_has_expired_and_nothing_else() {
         let mut datapath = open(base);
         let path = PinDir::new(base).maps_dir().join(map::CONNECTIONS_V4);
         let map = Map::from_map_data(MapData::from_pin(path).unwrap()).unwrap();
-        let mut table: HashMap<MapData, [u8; 16], [u8; 24]> = map.try_into().unwrap();
+        let mut table: HashMap<MapData, [u8; 16], [u8; 48]> = map.try_into().unwrap();
         let mut write = |low_port: u16, protocol: u8, seen: u64| {
             let key = ConnectionKey::<V4> {
                 low: [10, 0, 0, 1],
@@ -218,7 +218,7 @@ fn the_sweep_removes_what_has_expired_and_nothing_else() {
             };
             let entry = Connection { seen, ..Connection::default() };
             let key: [u8; 16] = key.as_bytes().try_into().unwrap();
-            let entry: [u8; 24] = entry.as_bytes().try_into().unwrap();
+            let entry: [u8; 48] = entry.as_bytes().try_into().unwrap();
             table.insert(key, entry, 0).unwrap();
             key
         };

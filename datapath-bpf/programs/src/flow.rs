@@ -1,6 +1,8 @@
 //! What both programs do with a packet of a flow.
 
-use palisade_datapath_core::abi::{Connection, Endpoint, FragmentPorts, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6, cell};
+use palisade_datapath_core::abi::{
+    Connection, Endpoint, FragmentPorts, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6, cell, connection_flag as flag,
+};
 use palisade_datapath_core::packet::connection::{self, End, Lookup, Subjects, lifetime};
 use palisade_datapath_core::packet::icmp::{self, Quoting};
 use palisade_datapath_core::packet::{Fragment, Packet, ipv4, ipv6};
@@ -9,6 +11,7 @@ use palisade_datapath_core::verdict::{Judgement, Verdict, verdict};
 use crate::event;
 use crate::frame::Frame;
 use crate::maps::{self, Family, Kernel};
+use crate::service::{self, Via, way};
 
 /// The policy numbers of one end of a flow.
 #[derive(Clone, Copy)]
@@ -111,24 +114,32 @@ fn try_first_of<A: Family>(packet: &mut Packet<A>) -> Result<(), Outcome> {
     Ok(())
 }
 
-/// Records what the later fragments of a datagram need, once its first has passed.
+/// Records what the later fragments of a datagram need, once its first has passed: as they come.
 #[inline(always)]
-pub fn remember_first<A: Family>(packet: &Packet<A>) {
+pub fn remember_first<A: Family>(packet: &Packet<A>, via: &Via<A>) {
     if matches!(packet.fragment(), Fragment::First) {
-        record_first(packet);
+        record_first(packet, via);
     }
 }
 
 #[inline(never)]
-fn record_first<A: Family>(packet: &Packet<A>) -> i32 {
-    let ports = FragmentPorts {
+fn record_first<A: Family>(packet: &Packet<A>, via: &Via<A>) -> i32 {
+    let mut ports = FragmentPorts {
         seen: maps::jiffies(),
         source: packet.source_port,
         destination: packet.destination_port,
         protocol: packet.protocol,
         reserved: [0; 3],
     };
-    A::remember_fragment(&packet.fragment_key(), &ports);
+    let mut key = packet.fragment_key();
+    if via.way == way::TO {
+        if via.hairpin != 0 {
+            key.source = packet.destination;
+        }
+        key.destination = via.address;
+        ports.destination = via.port;
+    }
+    A::remember_fragment(&key, &ports);
     0
 }
 
@@ -177,24 +188,45 @@ impl Pod {
     fn ends<A: Family>(self, packet: &Packet<A>) -> Result<(Policies, Policies), Outcome> {
         Ok(match self.hook {
             // The node under an address that no policy can name: what the node opened has an entry and is not asked about.
-            Hook::FromPod if packet.destination == A::GATEWAY => return Err(Outcome::DestinationForeign),
+            // So under an address of its own, which it may take from its links too (`route_localnet`, that the plugin portmap sets).
+            Hook::FromPod if packet.destination == A::GATEWAY || packet.destination.is_loopback() => {
+                return Err(Outcome::DestinationForeign);
+            }
             Hook::FromPod => (self.policies, policies_of(&packet.destination)?),
             Hook::ToPod => (policies_of(&packet.source)?, self.policies),
         })
     }
 }
 
-/// Whether a packet may pass, by its flow's entry or by the policies of both ends; writes and counts what follows from it.
+/// Whether a packet may pass, by what [`established`] has said or by the policies of both ends; writes and counts what follows from it.
 ///
 /// On an error the caller drops and counts.
 #[inline(always)]
-pub fn admit<A: Family>(frame: &Frame, pod: Pod, packet: &Packet<A>, result: &mut Judgement) -> Result<(), Outcome> {
-    let how = established(frame, packet, pod.since);
+pub fn admit<A: Family>(
+    frame: &Frame,
+    pod: Pod,
+    packet: &Packet<A>,
+    how: i32,
+    via: &mut Via<A>,
+    result: &mut Judgement,
+) -> Result<(), Outcome> {
     if how >= 0 {
+        if how == ESTABLISHED && via.chosen != 0 {
+            service::remember_choice(packet, via, pod.since);
+        }
         return refusal(how);
     }
-    match ask(packet, pod, how, result) {
+    let asked = if via.way == way::TO && via.hairpin != 0 {
+        // A pod always reaches itself.
+        service::remember_hairpin(packet, via, pod.since)
+    } else {
+        ask(packet, &pod, how, via, result)
+    };
+    match asked {
         0 => {
+            if via.chosen != 0 {
+                service::remember_choice(packet, via, pod.since);
+            }
             event::allowed(frame, pod.hook, packet, result);
             Ok(())
         }
@@ -205,13 +237,19 @@ pub fn admit<A: Family>(frame: &Frame, pod: Pod, packet: &Packet<A>, result: &mu
 // Subprograms from here on: each has the stack for itself, and gives the number of an outcome.
 
 const ESTABLISHED: i32 = 0;
-// The policies are to be asked: about a flow that has an entry, or as `Lookup` says.
-const AGAIN: i32 = -1;
-const OPEN: i32 = -2;
+/// The flow has an entry, but the policies are to be asked: its source opened it.
+pub const AGAIN: i32 = -1;
+/// As `AGAIN`: its destination opened it.
+const AGAIN_BACK: i32 = -4;
+/// Nobody knows the flow.
+pub const OPEN: i32 = -2;
+/// The packet goes to a frontend.
+pub const FRONTEND: i32 = -3;
 
-/// Passes a packet by the entry of its flow, and counts it.
+/// Passes a packet by the entry of its flow, and counts it; tells the frontend that it answers for. Zero where it passes, the number
+/// of an outcome where it does not, or that policies or services are to be asked.
 #[inline(never)]
-fn established<A: Family>(frame: &Frame, packet: &Packet<A>, since: u32) -> i32 {
+pub fn established<A: Family>(frame: &Frame, packet: &Packet<A>, since: u32, via: &mut Via<A>) -> i32 {
     let now = maps::now(since);
     let (key, source_is_high) = connection::key(packet);
     let entry = A::connection(&key);
@@ -219,50 +257,119 @@ fn established<A: Family>(frame: &Frame, packet: &Packet<A>, since: u32) -> i32 
     let known = entry.map(|entry| unsafe { &*entry });
     match (connection::look_up(known, packet.protocol, packet.segment, source_is_high, &now), entry) {
         (Lookup::Pass { from_opener }, Some(entry)) => {
+            // SAFETY: as above.
+            let known = unsafe { &*entry };
+            if from_opener && via.way != way::TO && known.flags & flag::HAIRPIN != 0 {
+                // What a pod sends to itself comes by its frontend alone; anybody else only claims to be that.
+                return OPEN;
+            }
+            if via.way == way::TO {
+                // What goes to a frontend opens a flow, whoever opened one between the same ends before; and the entry has to
+                // say under which address replies go back.
+                if !from_opener {
+                    return OPEN;
+                }
+                if !via.is_of(known) {
+                    return AGAIN;
+                }
+            } else if !from_opener {
+                via.answering(known);
+            } else if known.frontend_port != [0; 2] {
+                // From here on the opener talks to the backend itself, from the same port.
+                return AGAIN;
+            }
             touch(frame, packet, entry, from_opener, now.jiffies);
             ESTABLISHED
         }
         (Lookup::Refuse(outcome), _) => outcome as i32,
-        (Lookup::Again(_), _) => AGAIN,
+        (Lookup::Again(End::Source), _) => AGAIN,
+        (Lookup::Again(End::Destination), _) => {
+            if via.way == way::TO {
+                OPEN
+            } else {
+                AGAIN_BACK
+            }
+        }
+        (Lookup::Frontend, _) => FRONTEND,
         (Lookup::Open | Lookup::Pass { .. }, _) => OPEN,
     }
 }
 
-/// Asks the policies about a packet and writes the entry of its flow.
+/// Asks the policies about a packet, of which [`established`] has said `how`, and writes the entry of its flow.
 #[inline(never)]
-fn ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Judgement) -> i32 {
-    number(try_ask(packet, pod, how, result))
+fn ask<A: Family>(packet: &Packet<A>, pod: &Pod, how: i32, via: &mut Via<A>, result: &mut Judgement) -> i32 {
+    number(try_ask(packet, pod, how, via, result))
 }
 
 #[inline(always)]
-fn try_ask<A: Family>(packet: &Packet<A>, pod: Pod, how: i32, result: &mut Judgement) -> Result<(), Outcome> {
-    let now = maps::now(pod.since);
-    let (key, source_is_high) = connection::key(packet);
-    // SAFETY: as in `established`.
-    let before = if how == AGAIN { A::connection(&key).map(|entry| unsafe { &*entry }) } else { None };
-    let opener = match before {
-        Some(before) => connection::opener(before, source_is_high),
-        None => End::Source,
-    };
+fn try_ask<A: Family>(packet: &Packet<A>, pod: &Pod, how: i32, via: &mut Via<A>, result: &mut Judgement) -> Result<(), Outcome> {
+    let opener = if how == AGAIN_BACK { End::Destination } else { End::Source };
+    let again = (how == AGAIN || how == AGAIN_BACK) as u32;
     let (source, destination) = pod.ends(packet)?;
     if source.audit != source.subject || destination.audit != destination.subject {
         judge(packet, source.audit, destination.audit, opener, &mut result.audit);
     }
+    let about = About { since: pod.since, again, opener };
     if judge(packet, source.subject, destination.subject, opener, &mut result.enforced) != 0 {
-        A::remember(&key, &connection::judged(before, packet.ending, source_is_high, opener, &result.enforced, &now));
+        record_allowed(packet, &about, via, &result.enforced);
         return Ok(());
     }
     // What was never allowed leaves no trace.
-    if let Some(before) = before {
-        A::remember(&key, &connection::denied(before, &now));
+    if again != 0 {
+        record_denied(packet, &about);
     }
     Err(result.enforced.outcome())
 }
 
+/// What an entry is written of.
+struct About {
+    /// The epoch since which both ends have been who they are.
+    since: u32,
+    /// Not zero: the flow has an entry.
+    again: u32,
+    /// Who opened the flow.
+    opener: End,
+}
+
+#[inline(never)]
+fn record_allowed<A: Family>(packet: &Packet<A>, about: &About, via: &mut Via<A>, verdict: &Verdict) -> i32 {
+    let now = maps::now(about.since);
+    let (key, source_is_high) = connection::key(packet);
+    // SAFETY: as in `established`.
+    let before = if about.again != 0 { A::connection(&key).map(|entry| unsafe { &*entry }) } else { None };
+    let mut connection = connection::judged(before, packet.ending, source_is_high, about.opener, verdict, &now);
+    if via.way == way::TO {
+        connection.frontend = via.address.wide();
+        connection.frontend_port = via.port;
+    } else if matches!(about.opener, End::Destination) {
+        via.answering(&connection);
+    } else {
+        (connection.frontend, connection.frontend_port) = ([0; 16], [0; 2]);
+    }
+    A::remember(&key, &connection);
+    0
+}
+
+#[inline(never)]
+fn record_denied<A: Family>(packet: &Packet<A>, about: &About) -> i32 {
+    let (key, _) = connection::key(packet);
+    // SAFETY: as in `established`.
+    if let Some(before) = A::connection(&key).map(|entry| unsafe { &*entry }) {
+        A::remember(&key, &connection::denied(before, &maps::now(about.since)));
+    }
+    0
+}
+
 /// Whether an ICMP error is about a flow that is allowed now; counts it.
 #[inline(always)]
-pub fn related<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, pod: Pod) -> Result<(), Outcome> {
-    match Outcome::from_byte(quotes_flow(frame, outer, pod) as u8) {
+pub fn related<A: Family + Quoting>(
+    frame: &Frame,
+    outer: &mut Packet<A>,
+    quoted: &mut Packet<A>,
+    pod: Pod,
+    via: &mut Via<A>,
+) -> Result<(), Outcome> {
+    match Outcome::from_byte(quotes_flow(frame, outer, quoted, &pod, via) as u8) {
         Some(Outcome::AllowedRelated) => {
             event::count(frame, Outcome::AllowedRelated);
             Ok(())
@@ -272,11 +379,12 @@ pub fn related<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, pod: Pod) 
     }
 }
 
-/// Whether an ICMP error quotes a packet of a flow that is allowed now.
+/// Whether an ICMP error quotes a packet of a flow that is allowed now. Where the flow goes through a frontend, writes into the quote
+/// what the receiver of the error knows, and tells what is left to rewrite.
 #[inline(never)]
-fn quotes_flow<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, pod: Pod) -> i32 {
-    let mut quoted = Packet::<A>::default();
-    let outcome = read_quoted(frame, outer, &mut quoted);
+fn quotes_flow<A: Family + Quoting>(frame: &Frame, outer: &mut Packet<A>, quoted: &mut Packet<A>, pod: &Pod, via: &mut Via<A>) -> i32 {
+    let mut since = pod.since;
+    let outcome = read_quoted(frame, outer, quoted);
     if outcome != 0 {
         return outcome;
     }
@@ -284,25 +392,68 @@ fn quotes_flow<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, pod: Pod) 
     if quoted.source != outer.destination || (matches!(pod.hook, Hook::FromPod) && quoted.destination != outer.source) {
         return Outcome::IcmpUnrelated as i32;
     }
-    let opener = match opener_of(&quoted, pod.since) {
-        ESTABLISHED => return Outcome::AllowedRelated as i32,
-        OPENED_BY_SOURCE => End::Source,
-        OPENED_BY_DESTINATION => End::Destination,
+    if matches!(pod.hook, Hook::FromPod) && service::translate_quoted(quoted, via, pod.since) == service::TRANSLATED {
+        outer.destination = quoted.source;
+        if let Some(backend) = outer.destination.local() {
+            since = connection::later(since, backend.since);
+        }
+    }
+    let opener = match opener_of(quoted, since, via) {
+        ESTABLISHED => None,
+        OPENED_BY_SOURCE => Some(End::Source),
+        OPENED_BY_DESTINATION => Some(End::Destination),
         _ => return Outcome::IcmpUnrelated as i32,
     };
-    let mut result = Verdict::NOT_JUDGED;
-    // The quoted packet went the other way.
-    let passes = match pod.hook {
-        Hook::FromPod => match policies_of(&quoted.source) {
-            Ok(source) => judge(&quoted, source.subject, pod.policies.subject, opener, &mut result),
-            Err(outcome) => return outcome as i32,
-        },
-        Hook::ToPod => match policies_of(&quoted.destination) {
-            Ok(destination) => judge(&quoted, pod.policies.subject, destination.subject, opener, &mut result),
-            Err(outcome) => return outcome as i32,
-        },
-    };
-    if passes != 0 { Outcome::AllowedRelated as i32 } else { Outcome::IcmpUnrelated as i32 }
+    if let Some(opener) = opener {
+        let mut result = Verdict::NOT_JUDGED;
+        // The quoted packet went the other way.
+        let passes = match pod.hook {
+            Hook::FromPod => match policies_of(&quoted.source) {
+                Ok(source) => judge(quoted, source.subject, pod.policies.subject, opener, &mut result),
+                Err(outcome) => return outcome as i32,
+            },
+            Hook::ToPod => match policies_of(&quoted.destination) {
+                Ok(destination) => judge(quoted, pod.policies.subject, destination.subject, opener, &mut result),
+                Err(outcome) => return outcome as i32,
+            },
+        };
+        if passes == 0 {
+            return Outcome::IcmpUnrelated as i32;
+        }
+    }
+    if via.way != way::NONE {
+        if via.hairpin != 0 {
+            return Outcome::IcmpUnrelated as i32;
+        }
+        if service::rewrite_quote(frame, outer, quoted, via) == 0 {
+            return Outcome::RewriteFailed as i32;
+        }
+        // A router on the way speaks for itself.
+        if via.way == way::FROM && outer.source != quoted.destination {
+            via.way = way::NONE;
+        }
+    }
+    Outcome::AllowedRelated as i32
+}
+
+/// Of an ICMP error that the node itself makes, and that passes whatever it is about: where the quoted flow goes through a frontend,
+/// writes what the pod knows into the quote, and tells what is left to rewrite. Not zero where that failed.
+#[inline(never)]
+pub fn quote_of_host<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, quoted: &mut Packet<A>, since: u32, via: &mut Via<A>) -> i32 {
+    if read_quoted(frame, outer, quoted) != 0 || quoted.source != outer.destination || opener_of(quoted, since, via) == UNKNOWN {
+        return 0;
+    }
+    if via.way == way::NONE || via.hairpin != 0 {
+        via.way = way::NONE;
+        return 0;
+    }
+    if service::rewrite_quote(frame, outer, quoted, via) == 0 {
+        return Outcome::RewriteFailed as i32;
+    }
+    if outer.source != quoted.destination {
+        via.way = way::NONE;
+    }
+    0
 }
 
 #[inline(never)]
@@ -316,15 +467,20 @@ const UNKNOWN: i32 = 3;
 
 /// Whether the entry of a quoted packet's flow lets it stand, or who opened the flow that is to be judged again.
 #[inline(never)]
-fn opener_of<A: Family>(quoted: &Packet<A>, since: u32) -> i32 {
+fn opener_of<A: Family>(quoted: &Packet<A>, since: u32, via: &mut Via<A>) -> i32 {
     let now = maps::now(since);
     let (key, source_is_high) = connection::key(quoted);
     // SAFETY: as in `established`.
     let Some(entry) = A::connection(&key).map(|entry| unsafe { &*entry }) else { return UNKNOWN };
-    match connection::look_up(Some(entry), quoted.protocol, quoted.segment, source_is_high, &now) {
+    let looked_up = connection::look_up(Some(entry), quoted.protocol, quoted.segment, source_is_high, &now);
+    // What the opener sent is quoted as it went to the backend.
+    if matches!(looked_up, Lookup::Pass { from_opener: true } | Lookup::Again(End::Source)) && via.way == way::NONE {
+        via.answering(entry);
+    }
+    match looked_up {
         Lookup::Pass { .. } => ESTABLISHED,
         Lookup::Again(End::Source) => OPENED_BY_SOURCE,
         Lookup::Again(End::Destination) => OPENED_BY_DESTINATION,
-        Lookup::Open | Lookup::Refuse(_) => UNKNOWN,
+        Lookup::Open | Lookup::Frontend | Lookup::Refuse(_) => UNKNOWN,
     }
 }

@@ -2,16 +2,20 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_pull_data};
-use palisade_datapath_core::packet::Bytes;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC};
+use aya_ebpf::helpers::generated::{
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+    bpf_skb_store_bytes,
+};
+use palisade_datapath_core::packet::{Bytes, crc32c};
 
 /// What a program tells the kernel to do with the frame.
 pub mod action {
-    use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+    use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 
-    /// It goes on its way through the stack.
-    pub const PASS: i32 = TC_ACT_OK;
+    /// It goes on its way through the stack, after other filters had their say: those that a later plugin of the chain has put
+    /// there to limit the pod's bandwidth. (For TCX, `TCX_NEXT` has the same number.)
+    pub const PASS: i32 = TC_ACT_UNSPEC;
     /// It is dropped.
     pub const DROP: i32 = TC_ACT_SHOT;
 }
@@ -84,6 +88,69 @@ impl Frame {
             }
             None => false,
         }
+    }
+}
+
+/// Changes of a packet: all of them may move it in memory, so no pointer into it is kept across them.
+impl Frame {
+    /// Writes bytes at any offset; whether it could.
+    #[inline(always)]
+    pub fn store<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> bool {
+        // SAFETY: the helper checks the range, and reads `N` bytes.
+        unsafe { bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr().cast(), N as u32, 0) == 0 }
+    }
+
+    /// Makes up for a change in the checksum of an IPv4 header; see `Family::checksum_change`.
+    #[inline(always)]
+    pub fn repair_header(&self, offset: u32, change: u64) -> bool {
+        // SAFETY: the helper checks the offset and takes numbers.
+        unsafe { bpf_l3_csum_replace(self.skb, offset, 0, change, 0) == 0 }
+    }
+
+    /// Makes up for a changed address in a transport checksum, of which a device may have to do the rest.
+    #[inline(always)]
+    pub fn repair_pseudo(&self, offset: u32, change: u64, may_be_absent: bool) -> bool {
+        let flags = BPF_F_PSEUDO_HDR | if may_be_absent { BPF_F_MARK_MANGLED_0 } else { 0 };
+        // SAFETY: as above.
+        unsafe { bpf_l4_csum_replace(self.skb, offset, 0, change, flags as u64) == 0 }
+    }
+
+    /// Makes up for a change of what a transport checksum covers itself.
+    #[inline(always)]
+    pub fn repair_by(&self, offset: u32, change: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { bpf_l4_csum_replace(self.skb, offset, 0, change, 0) == 0 }
+    }
+
+    /// Makes up for two changed bytes, at an even offset, in a transport checksum.
+    #[inline(always)]
+    pub fn repair(&self, offset: u32, old: [u8; 2], new: [u8; 2], may_be_absent: bool) -> bool {
+        let flags = 2 | if may_be_absent { BPF_F_MARK_MANGLED_0 } else { 0 };
+        let (old, new) = (u16::from_ne_bytes(old) as u64, u16::from_ne_bytes(new) as u64);
+        // SAFETY: as above.
+        unsafe { bpf_l4_csum_replace(self.skb, offset, old, new, flags as u64) == 0 }
+    }
+
+    /// Makes up for changed ports in the checksum of an SCTP packet of `length` bytes. Where it is zero, a device is still to make it,
+    /// and wants to find it so.
+    #[inline(always)]
+    pub fn repair_crc(&self, transport: u32, length: u32, old: [u8; 4], new: [u8; 4]) -> bool {
+        let Some(checksum) = self.at::<4>(transport + 8) else { return false };
+        checksum == [0; 4] || self.store(transport + 8, &crc32c::replaced(checksum, old, new, length))
+    }
+
+    /// Makes room of `bytes` bytes between the link-layer header and the IP header.
+    #[inline(always)]
+    pub fn open_before_network(&self, bytes: u32) -> bool {
+        // SAFETY: the helper checks the length and takes numbers.
+        unsafe { bpf_skb_adjust_room(self.skb, bytes as i32, BPF_ADJ_ROOM_MAC, 0) == 0 }
+    }
+
+    /// Cuts the frame off after `length` bytes.
+    #[inline(always)]
+    pub fn cut(&self, length: u32) -> bool {
+        // SAFETY: as above.
+        unsafe { bpf_skb_change_tail(self.skb, length, 0) == 0 }
     }
 }
 

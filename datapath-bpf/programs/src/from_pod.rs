@@ -10,7 +10,9 @@ use palisade_datapath_core::verdict::Judgement;
 use crate::event::{count, drop_frame, drop_packet};
 use crate::flow::{self, Pod};
 use crate::frame::{Frame, action};
-use crate::maps::{self, Family};
+use crate::maps::{self, Family, Scratch};
+use crate::refuse;
+use crate::service::{self, NO_SERVICE, TRANSLATED, Via, way};
 
 const HOOK: Hook = Hook::FromPod;
 
@@ -55,40 +57,48 @@ fn arp(frame: &Frame, endpoint: &Endpoint) -> i32 {
 // Subprograms, so that the packets of both families do not add up on the stack.
 #[inline(never)]
 fn v4(frame: &Frame, endpoint: &Endpoint) -> i32 {
-    let mut packet = Packet::<V4>::default();
-    let mut judgement = Judgement::NOT_JUDGED;
-    let forward = flow::read_v4(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut judgement)).and_then(|to| {
-        forward(frame, &packet, to, || match frame.head::<TTL, 4>() {
+    let Some(Scratch { packet, quoted, judgement, via }) = V4::scratch() else {
+        return drop_frame(frame, HOOK, Outcome::PolicyMissing);
+    };
+    let forward = flow::read_v4(frame, packet).and_then(|()| judge(frame, endpoint, packet, quoted, via, judgement)).and_then(|to| {
+        forward(frame, packet, to, || match frame.head::<TTL, 4>() {
             Some(bytes) => frame.write::<TTL, 4>(&ipv4::lower_ttl(bytes)),
             None => false,
         })
     });
     match forward {
         Ok(action) => action,
-        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &judgement),
+        Err(outcome) => {
+            let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
+            if matches!(outcome, Outcome::ServiceRefused) { refuse::v4(frame, packet, endpoint) } else { dropped }
+        }
     }
 }
 
 #[inline(never)]
 fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
-    let mut packet = Packet::<V6>::default();
-    let mut judgement = Judgement::NOT_JUDGED;
-    let read = flow::read_v6(frame, &mut packet);
+    let Some(Scratch { packet, quoted, judgement, via }) = V6::scratch() else {
+        return drop_frame(frame, HOOK, Outcome::PolicyMissing);
+    };
+    let read = flow::read_v6(frame, packet);
     if read.is_ok() && matches!(packet.segment, Segment::Neighbour | Segment::Listener) {
-        return match flow::refusal(neighbour(frame, &packet, endpoint)) {
+        return match flow::refusal(neighbour(frame, packet, endpoint)) {
             Ok(()) => {
                 count(frame, Outcome::NeighbourDiscovery);
                 action::PASS
             }
-            Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &judgement),
+            Err(outcome) => drop_packet(frame, HOOK, outcome, packet, judgement),
         };
     }
     let forward = read
-        .and_then(|()| judge(frame, endpoint, &mut packet, &mut judgement))
-        .and_then(|to| forward(frame, &packet, to, || frame.write::<HOP_LIMIT, 1>(&[packet.hop_limit - 1])));
+        .and_then(|()| judge(frame, endpoint, packet, quoted, via, judgement))
+        .and_then(|to| forward(frame, packet, to, || frame.write::<HOP_LIMIT, 1>(&[packet.hop_limit - 1])));
     match forward {
         Ok(action) => action,
-        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &judgement),
+        Err(outcome) => {
+            let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
+            if matches!(outcome, Outcome::ServiceRefused) { refuse::v6(frame, packet, endpoint) } else { dropped }
+        }
     }
 }
 
@@ -109,24 +119,50 @@ fn judge<A: Family + Quoting>(
     frame: &Frame,
     endpoint: &Endpoint,
     packet: &mut Packet<A>,
+    quoted: &mut Packet<A>,
+    via: &mut Via<A>,
     judgement: &mut Judgement,
 ) -> Result<Option<LocalPod>, Outcome> {
     let own = A::own(endpoint);
     if packet.source != *own || *own == A::default() {
         return Err(Outcome::SourceAddressForeign);
     }
-    let to = packet.destination.local();
-    let pod = Pod::of(endpoint, to, HOOK);
+    let mut to = packet.destination.local();
+    let mut pod = Pod::of(endpoint, to, HOOK);
     // The pod may be gone by now, or its policy another: a subject of another row is no policy of this pod.
     if !maps::is_still(endpoint, frame.ifindex()) {
         return Err(Outcome::EndpointMissing);
     }
     if matches!(packet.segment, Segment::Error) {
-        return flow::related(frame, packet, pod).map(|()| to);
+        flow::related(frame, packet, quoted, pod, via)?;
+        to = packet.destination.local();
+    } else {
+        flow::find_first(packet)?;
+        let mut how = flow::established(frame, packet, pod.since, via);
+        // A flow that the pod opened before there was a service goes there as soon as it is judged again.
+        if how == flow::OPEN || how == flow::FRONTEND || how == flow::AGAIN {
+            match service::translate(packet, via, how == flow::FRONTEND, pod.since) {
+                NO_SERVICE => {}
+                TRANSLATED => {
+                    to = packet.destination.local();
+                    pod = Pod::of(endpoint, to, HOOK);
+                    if !maps::is_still(endpoint, frame.ifindex()) {
+                        return Err(Outcome::EndpointMissing);
+                    }
+                    how = flow::established(frame, packet, pod.since, via);
+                }
+                outcome => return Err(Outcome::from_byte(outcome as u8).unwrap_or(Outcome::ServiceMissing)),
+            }
+        }
+        flow::admit(frame, pod, packet, how, via, judgement)?;
+        flow::remember_first(packet, via);
+        if via.way == way::FROM && via.hairpin != 0 {
+            to = packet.source.local();
+        }
     }
-    flow::find_first(packet)?;
-    flow::admit(frame, pod, packet, judgement)?;
-    flow::remember_first(packet);
+    if via.way != way::NONE && service::rewrite(frame, packet, via) == 0 {
+        return Err(Outcome::RewriteFailed);
+    }
     Ok(to)
 }
 

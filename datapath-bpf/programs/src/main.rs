@@ -14,6 +14,10 @@ mod from_pod;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod refuse;
+#[cfg(target_arch = "bpf")]
+mod service;
+#[cfg(target_arch = "bpf")]
 mod to_pod;
 
 #[cfg(target_arch = "bpf")]

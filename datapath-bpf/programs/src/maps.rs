@@ -7,13 +7,19 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::generated::bpf_csum_diff;
 use aya_ebpf::macros::btf_map;
 use palisade_datapath_core::abi::{
-    Address, Connection, ConnectionKey, Counter, Endpoint, EventBudget, EventKey, FragmentKey, FragmentPorts, IDENTITY_ANY, LocalPod,
-    Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, SUBJECT_NONE, V4, V6, cell,
+    Address, Affinity, AffinityKey, BACKEND_NONE, Backend, CHUNK, ChunkKey, Connection, ConnectionKey, Counter, Endpoint, EventBudget,
+    EventKey, FragmentKey, FragmentPorts, IDENTITY_ANY, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry,
+    ServiceKey, V4, V6, cell,
 };
+use palisade_datapath_core::packet::Packet;
 use palisade_datapath_core::packet::connection::Now;
-use palisade_datapath_core::verdict::Tables;
+use palisade_datapath_core::verdict::{Judgement, Tables};
+
+use crate::frame::Frame;
+use crate::service::Via;
 
 // Rows that the agent replaces while packets read them. Without preallocation a new row is written before the old one is
 // let go, so that a reader meets one or the other. But since 6.1 the memory of the old one may hold the agent's next row at
@@ -47,6 +53,20 @@ static CONNECTIONS_V6: LruHashMap<ConnectionKey<V6>, Connection, 262_144> = LruH
 static FRAGMENTS_V4: LruHashMap<FragmentKey<V4>, FragmentPorts, 8192> = LruHashMap::new();
 #[btf_map]
 static FRAGMENTS_V6: LruHashMap<FragmentKey<V6>, FragmentPorts, 8192> = LruHashMap::new();
+#[btf_map]
+static SERVICES_V4: HashMap<ServiceKey<V4>, ServiceEntry, 16_384, SHARED> = HashMap::new();
+#[btf_map]
+static SERVICES_V6: HashMap<ServiceKey<V6>, ServiceEntry, 16_384, SHARED> = HashMap::new();
+#[btf_map]
+static CHUNKS: HashMap<ChunkKey, [u32; CHUNK], 16_384, SHARED> = HashMap::new();
+#[btf_map]
+static BACKENDS: HashMap<u32, Backend, 65_536, SHARED> = HashMap::new();
+#[btf_map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity, 65_536> = LruHashMap::new();
+#[btf_map]
+static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
+#[btf_map]
+static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
 #[btf_map]
 static CONFIG: Array<u32, { cell::COUNT as usize }> = Array::new();
 #[btf_map]
@@ -93,8 +113,72 @@ pub fn is_still(endpoint: &Endpoint, ifindex: u32) -> bool {
     unsafe { (&raw const endpoint.ifindex).read_volatile() == ifindex }
 }
 
-/// The maps of one address family.
+/// A backend, by its number.
+#[inline(always)]
+pub fn backend(number: u32) -> Option<Backend> {
+    // SAFETY: a plain copy.
+    unsafe { BACKENDS.get(number) }.copied()
+}
+
+/// The number of the backend in a slot, or [`BACKEND_NONE`].
+#[inline(always)]
+pub fn slot(key: &ChunkKey, at: usize) -> u32 {
+    // SAFETY: the memory of a row can be read as long as the program runs.
+    let Some(chunk) = (unsafe { CHUNKS.get(key) }) else { return BACKEND_NONE };
+    chunk.get(at).copied().unwrap_or(BACKEND_NONE)
+}
+
+/// The backend that a client stays with.
+#[inline(always)]
+pub fn stays(key: &AffinityKey) -> Option<Affinity> {
+    // SAFETY: a plain copy.
+    unsafe { AFFINITY.get(key) }.copied()
+}
+
+/// Writes down the backend that a client stays with.
+#[inline(always)]
+pub fn stay(key: &AffinityKey, backend: u32, seen: u64) {
+    // An error lets the client's next flow be chosen for anew.
+    let _ = AFFINITY.insert(key, &Affinity { seen, backend, reserved: [0; 4] }, 0);
+}
+
+/// What a program knows of the packet at hand.
+///
+/// It lies in a map and not on the stack, since the verifier follows what stands there: each constant that a branch stores doubles what
+/// it has to walk behind it. Of what lies in a map it knows nothing. One packet at a time: programs of TC run with softirqs off.
+pub struct Scratch<A> {
+    /// The packet.
+    pub packet: Packet<A>,
+    /// The packet that an ICMP error quotes.
+    pub quoted: Packet<A>,
+    /// What the policies said of it.
+    pub judgement: Judgement,
+    /// The frontend that it goes through.
+    pub via: Via<A>,
+}
+
+/// The maps of one address family, and where its header has what.
 pub trait Family: Address + Default + 'static {
+    /// Offset in the frame of the IP header.
+    const HEADER: u32 = 14;
+    /// Offset in the frame of the source address.
+    const SOURCE: u32;
+    /// Offset in the frame of the destination address.
+    const DESTINATION: u32;
+    /// Memory for a packet, as if nothing were known of it.
+    fn scratch() -> Option<&'static mut Scratch<Self>>;
+    /// What stands behind a frontend.
+    fn service(key: &ServiceKey<Self>) -> Option<ServiceEntry>;
+    /// The address that sixteen bytes of a map stand for: the inverse of [`wide`](Self::wide).
+    fn narrow(wide: &[u8; 16]) -> Self;
+    /// By how much a checksum changes when one address takes the place of another.
+    fn checksum_change(old: &Self, new: &Self) -> u64;
+    /// Makes up for a changed address in the checksum of the IP header at an offset of the frame; IPv6 has none.
+    fn repair_header(frame: &Frame, header: u32, change: u64) -> bool;
+    /// Tells the IP header that its packet ends at an offset of the frame, and no more at another one.
+    fn shorten(frame: &Frame, old: u32, new: u32) -> bool;
+    /// Writes an address at an offset of the frame.
+    fn store(frame: &Frame, offset: u32, address: &Self) -> bool;
     /// Where a pod of this node is reached.
     fn local(&self) -> Option<LocalPod>;
     /// The identity of an address by its own row, else by its longest prefix.
@@ -114,7 +198,7 @@ pub trait Family: Address + Default + 'static {
 }
 
 macro_rules! family {
-    ($address:ty, $bits:literal, $field:ident, $local:ident, $addresses:ident, $prefixes:ident, $connections:ident, $fragments:ident) => {
+    ($address:ty, $bits:literal, $source:literal, $field:ident, $local:ident, $addresses:ident, $prefixes:ident, $connections:ident, $fragments:ident, $services:ident, $scratch:ident) => {
         impl Family for $address {
             #[inline(always)]
             fn local(&self) -> Option<LocalPod> {
@@ -165,12 +249,72 @@ macro_rules! family {
             fn own(endpoint: &Endpoint) -> &Self {
                 &endpoint.$field
             }
+
+            const SOURCE: u32 = $source;
+            const DESTINATION: u32 = $source + $bits / 8;
+
+            #[inline(always)]
+            fn scratch() -> Option<&'static mut Scratch<Self>> {
+                let scratch = $scratch.get_ptr_mut(0)?;
+                // SAFETY: the memory is this CPU's, no other program runs on it meanwhile, and every field is written before any is read.
+                unsafe {
+                    scratch.write(Scratch {
+                        packet: Packet::default(),
+                        quoted: Packet::default(),
+                        judgement: Judgement::NOT_JUDGED,
+                        via: Via::default(),
+                    });
+                    Some(&mut *scratch)
+                }
+            }
+
+            #[inline(always)]
+            fn service(key: &ServiceKey<Self>) -> Option<ServiceEntry> {
+                // SAFETY: a plain copy.
+                unsafe { $services.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn narrow(wide: &[u8; 16]) -> Self {
+                let mut address = [0; $bits / 8];
+                address.copy_from_slice(&wide[..$bits / 8]);
+                address
+            }
+
+            #[inline(always)]
+            fn checksum_change(old: &Self, new: &Self) -> u64 {
+                // SAFETY: the helper reads as many bytes of both as it is told that there are. It takes them for mutable and
+                // writes none.
+                unsafe { bpf_csum_diff(old.as_ptr().cast_mut().cast(), $bits / 8, new.as_ptr().cast_mut().cast(), $bits / 8, 0) as u64 }
+            }
+
+            #[inline(always)]
+            fn repair_header(frame: &Frame, header: u32, change: u64) -> bool {
+                $bits != 32 || frame.repair_header(header + 10, change)
+            }
+
+            #[inline(always)]
+            fn shorten(frame: &Frame, old: u32, new: u32) -> bool {
+                let length = |end: u32| ((end - 14 - if $bits == 32 { 0 } else { 40 }) as u16).to_be_bytes();
+                let (old, new) = (length(old), length(new));
+                if $bits == 32 {
+                    let change = V4::checksum_change(&[old[0], old[1], 0, 0], &[new[0], new[1], 0, 0]);
+                    frame.repair_header(14 + 10, change) && frame.store(14 + 2, &new)
+                } else {
+                    frame.store(14 + 4, &new)
+                }
+            }
+
+            #[inline(always)]
+            fn store(frame: &Frame, offset: u32, address: &Self) -> bool {
+                frame.store(offset, address)
+            }
         }
     };
 }
 
-family!(V4, 32, ipv4, LOCAL_V4, ADDRESS_V4, PREFIX_V4, CONNECTIONS_V4, FRAGMENTS_V4);
-family!(V6, 128, ipv6, LOCAL_V6, ADDRESS_V6, PREFIX_V6, CONNECTIONS_V6, FRAGMENTS_V6);
+family!(V4, 32, 26, ipv4, LOCAL_V4, ADDRESS_V4, PREFIX_V4, CONNECTIONS_V4, FRAGMENTS_V4, SERVICES_V4, SCRATCH_V4);
+family!(V6, 128, 22, ipv6, LOCAL_V6, ADDRESS_V6, PREFIX_V6, CONNECTIONS_V6, FRAGMENTS_V6, SERVICES_V6, SCRATCH_V6);
 
 /// The tables of the verdict.
 pub struct Kernel;

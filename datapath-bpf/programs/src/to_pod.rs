@@ -1,7 +1,7 @@
 //! Packets that go to a pod through the node's stack. What `from_pod` redirects never comes here.
 
 use palisade_datapath_core::abi::{Endpoint, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6, connection_flag as flag};
-use palisade_datapath_core::packet::connection::{self, Lookup};
+use palisade_datapath_core::packet::connection::{self, End, Lookup};
 use palisade_datapath_core::packet::ethernet::{self, ether_type};
 use palisade_datapath_core::packet::icmp::Quoting;
 use palisade_datapath_core::packet::{Bytes, Fragment, Packet, Segment};
@@ -10,7 +10,8 @@ use palisade_datapath_core::verdict::Judgement;
 use crate::event::{count, drop_frame, drop_packet};
 use crate::flow::{self, Pod};
 use crate::frame::{Frame, action};
-use crate::maps::{self, Family};
+use crate::maps::{self, Family, Scratch};
+use crate::service::{self, Via, way};
 
 const HOOK: Hook = Hook::ToPod;
 
@@ -49,11 +50,11 @@ fn made_by_host<A: Family>(frame: &Frame, packet: &Packet<A>) -> bool {
     from_host(frame) && (A::VERSION == 4 || matches!(packet.fragment(), Fragment::Whole))
 }
 
-/// Whether a packet that was forwarded can have the source that it states: not the receiver's own address, and that of
-/// another pod of this node only from that pod's interface.
+/// Whether a packet that was forwarded can have the source that it states: not the receiver's own address, nor that of its link's
+/// other end, and that of another pod of this node only from that pod's interface.
 #[inline(always)]
 fn source_can_be<A: Family>(frame: &Frame, packet: &Packet<A>, local: Option<LocalPod>) -> bool {
-    packet.source != packet.destination && local.is_none_or(|local| local.ifindex == frame.ingress_ifindex())
+    packet.source != packet.destination && packet.source != A::GATEWAY && local.is_none_or(|local| local.ifindex == frame.ingress_ifindex())
 }
 
 #[inline(always)]
@@ -68,21 +69,23 @@ fn arp(frame: &Frame) -> i32 {
 // Subprograms, so that the packets of both families do not add up on the stack.
 #[inline(never)]
 fn v4(frame: &Frame, endpoint: &Endpoint) -> i32 {
-    let mut packet = Packet::<V4>::default();
-    let mut judgement = Judgement::NOT_JUDGED;
-    match flow::read_v4(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut judgement)) {
+    let Some(Scratch { packet, quoted, judgement, via }) = V4::scratch() else {
+        return drop_frame(frame, HOOK, Outcome::PolicyMissing);
+    };
+    match flow::read_v4(frame, packet).and_then(|()| judge(frame, endpoint, packet, quoted, via, judgement)) {
         Ok(()) => action::PASS,
-        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &judgement),
+        Err(outcome) => drop_packet(frame, HOOK, outcome, packet, judgement),
     }
 }
 
 #[inline(never)]
 fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
-    let mut packet = Packet::<V6>::default();
-    let mut judgement = Judgement::NOT_JUDGED;
-    match flow::read_v6(frame, &mut packet).and_then(|()| judge(frame, endpoint, &mut packet, &mut judgement)) {
+    let Some(Scratch { packet, quoted, judgement, via }) = V6::scratch() else {
+        return drop_frame(frame, HOOK, Outcome::PolicyMissing);
+    };
+    match flow::read_v6(frame, packet).and_then(|()| judge(frame, endpoint, packet, quoted, via, judgement)) {
         Ok(()) => action::PASS,
-        Err(outcome) => drop_packet(frame, HOOK, outcome, &packet, &judgement),
+        Err(outcome) => drop_packet(frame, HOOK, outcome, packet, judgement),
     }
 }
 
@@ -91,6 +94,8 @@ fn judge<A: Family + Quoting>(
     frame: &Frame,
     endpoint: &Endpoint,
     packet: &mut Packet<A>,
+    quoted: &mut Packet<A>,
+    via: &mut Via<A>,
     judgement: &mut Judgement,
 ) -> Result<(), Outcome> {
     let host = made_by_host(frame, packet);
@@ -112,8 +117,16 @@ fn judge<A: Family + Quoting>(
         if !maps::is_still(endpoint, frame.ifindex()) {
             return Err(Outcome::EndpointMissing);
         }
-        pass_host(frame, packet, since);
-        return Ok(());
+        if matches!(packet.segment, Segment::Error) {
+            flow::refusal(flow::quote_of_host(frame, packet, quoted, since, via))?;
+            count(frame, Outcome::AllowedRelated);
+            return answer(frame, packet, via);
+        }
+        // Later fragments of an answer get the address that their first gets. Where it is unknown they pass all the same.
+        let _ = flow::find_first(packet);
+        pass_host(frame, packet, since, via);
+        flow::remember_first(packet, via);
+        return answer(frame, packet, via);
     }
     let other = packet.source.local();
     if !source_can_be(frame, packet, other) {
@@ -125,24 +138,44 @@ fn judge<A: Family + Quoting>(
         return Err(Outcome::EndpointMissing);
     }
     if matches!(packet.segment, Segment::Error) {
-        return flow::related(frame, packet, pod);
+        flow::related(frame, packet, quoted, pod, via)?;
+        return answer(frame, packet, via);
     }
     flow::find_first(packet)?;
-    flow::admit(frame, pod, packet, judgement)?;
-    flow::remember_first(packet);
+    let how = match flow::established(frame, packet, pod.since, via) {
+        // A packet to a pod goes to no frontend.
+        flow::FRONTEND => flow::OPEN,
+        how => how,
+    };
+    flow::admit(frame, pod, packet, how, via, judgement)?;
+    flow::remember_first(packet, via);
+    answer(frame, packet, via)
+}
+
+/// Gives an answer of a backend the address that was asked.
+#[inline(always)]
+fn answer<A: Family>(frame: &Frame, packet: &Packet<A>, via: &Via<A>) -> Result<(), Outcome> {
+    if via.way != way::NONE && service::rewrite(frame, packet, via) == 0 {
+        return Err(Outcome::RewriteFailed);
+    }
     Ok(())
 }
 
 /// Passes a packet of the node's own, and sees to it that the pod can answer.
 #[inline(never)]
-fn pass_host<A: Family>(frame: &Frame, packet: &Packet<A>, since: u32) -> i32 {
+fn pass_host<A: Family>(frame: &Frame, packet: &Packet<A>, since: u32, via: &mut Via<A>) -> i32 {
     let now = maps::now(since);
     let (key, source_is_high) = connection::key(packet);
     let entry = A::connection(&key);
     // SAFETY: a plain copy of a row; see `flow::touch` for what a reuse meanwhile can do.
     let known = entry.map(|entry| unsafe { *entry });
     match (connection::look_up(known.as_ref(), packet.protocol, packet.segment, source_is_high, &now), entry) {
-        (Lookup::Pass { from_opener }, Some(entry)) => flow::touch(frame, packet, entry, from_opener, now.jiffies),
+        (Lookup::Pass { from_opener }, Some(entry)) => {
+            if !from_opener && let Some(known) = &known {
+                via.answering(known);
+            }
+            flow::touch(frame, packet, entry, from_opener, now.jiffies);
+        }
         (Lookup::Open, _) => match connection::from_host(packet.segment, source_is_high, &now) {
             Some(connection) => {
                 A::remember(&key, &connection);
@@ -152,14 +185,19 @@ fn pass_host<A: Family>(frame: &Frame, packet: &Packet<A>, since: u32) -> i32 {
         },
         // The flow may be the pod's own, whose policy the pod's next packet will be asked about. That it was denied is not
         // forgotten as long as the node talks: what it says would else open a flow, and the pod's packets be its replies.
-        (Lookup::Again(_), Some(entry)) => {
+        (Lookup::Again(opener), Some(entry)) => {
+            if matches!(opener, End::Destination)
+                && let Some(known) = &known
+            {
+                via.answering(known);
+            }
             if known.is_some_and(|known| known.flags & flag::DENIED != 0) {
                 // SAFETY: see `flow::touch`.
                 unsafe { (*entry).seen = now.jiffies };
             }
             count(frame, Outcome::AllowedReply);
         }
-        (Lookup::Again(_) | Lookup::Pass { .. }, _) => count(frame, Outcome::AllowedReply),
+        (Lookup::Again(_) | Lookup::Pass { .. } | Lookup::Frontend, _) => count(frame, Outcome::AllowedReply),
         (Lookup::Refuse(_), _) => count(frame, Outcome::AllowedRelated),
     }
     action::PASS

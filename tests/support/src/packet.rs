@@ -156,6 +156,12 @@ impl Way {
         self.icmp(kind, 0, [i0, i1, 0, 1], b"ping")
     }
 
+    /// "Destination unreachable: port", as the kernel says it of a port at which nobody listens, quoting a packet (without its frame).
+    pub fn port_unreachable(&self, quoted: &[u8]) -> Vec<u8> {
+        let (kind, code) = if self.source.is_ipv4() { (3, 3) } else { (1, 4) };
+        self.icmp(kind, code, [0; 4], quoted)
+    }
+
     /// "Destination unreachable", quoting a packet (without its frame).
     pub fn unreachable(&self, quoted: &[u8]) -> Vec<u8> {
         self.icmp(if self.source.is_ipv4() { 3 } else { 1 }, 1, [0; 4], quoted)
@@ -289,6 +295,44 @@ pub fn checksum(bytes: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+/// The CRC of SCTP (RFC 9260, appendix A) of bytes.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let crc = bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 })
+    });
+    !crc
+}
+
+/// A frame of a whole packet with the checksum of its transport made, as a sender makes it.
+pub fn summed(mut frame: Vec<u8>) -> Vec<u8> {
+    let v4 = frame[12..14] == [8, 0];
+    let (start, protocol, addresses) = if v4 {
+        (ETHERNET + usize::from(frame[14] & 0x0f) * 4, frame[ETHERNET + 9], frame[ETHERNET + 12..ETHERNET + 20].to_vec())
+    } else {
+        (ETHERNET + IPV6, frame[ETHERNET + 6], frame[ETHERNET + 8..ETHERNET + 40].to_vec())
+    };
+    let (at, pseudo) = match protocol {
+        protocol::TCP => (16, true),
+        protocol::UDP => (6, true),
+        protocol::ICMP => (2, false),
+        protocol::ICMPV6 => (2, true),
+        protocol::SCTP => {
+            frame[start + 8..start + 12].fill(0);
+            let crc = crc32c(&frame[start..]).to_le_bytes();
+            frame[start + 8..start + 12].copy_from_slice(&crc);
+            return frame;
+        }
+        other => panic!("no checksum is known for protocol {other}"),
+    };
+    frame[start + at..start + at + 2].fill(0);
+    let length = u16::try_from(frame.len() - start).expect("a packet has a length of 16 bits");
+    let mut covered = if pseudo { [&addresses[..], &[0, protocol], &length.to_be_bytes()].concat() } else { Vec::new() };
+    covered.extend(&frame[start..]);
+    let sum = checksum(&covered).to_be_bytes();
+    frame[start + at..start + at + 2].copy_from_slice(&sum);
+    frame
 }
 
 /// A frame with some of its bytes replaced.

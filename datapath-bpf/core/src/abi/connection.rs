@@ -20,7 +20,8 @@ pub struct ConnectionKey<A> {
     pub reserved: [u8; 3],
 }
 
-/// What is known of an allowed flow. A flow that was never allowed has no entry.
+/// What is known of an allowed flow, or of what a client sends to a service's frontend. A flow that was never allowed has no
+/// entry, and to which backend a client's packets go says nothing of whether they may.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
@@ -34,12 +35,18 @@ pub struct Connection {
     pub marks: u8,
     /// Bits of [`connection_flag`].
     pub flags: u8,
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// Port of the service's frontend that the opener talks to, network byte order; zero where it talks to none.
+    pub frontend_port: [u8; 2],
     /// Reason number of the egress verdict.
     pub egress_reason: u32,
     /// Reason number of the ingress verdict.
     pub ingress_reason: u32,
+    /// In an entry with [`TO_FRONTEND`](connection_flag::TO_FRONTEND), the number of the backend; else zero.
+    pub backend: u32,
+    /// Address of the frontend that the opener talks to, IPv4 in the first four bytes; zero where it talks to none.
+    pub frontend: [u8; 16],
+    /// Zero.
+    pub reserved: [u8; 4],
 }
 
 /// Bits of [`Connection::marks`]: what was seen of a flow.
@@ -62,6 +69,10 @@ pub mod connection_flag {
     pub const FROM_HOST: u8 = 1 << 1;
     /// The flow was judged again and denied; it passes nothing. Kept so that who opened it is not forgotten.
     pub const DENIED: u8 = 1 << 2;
+    /// What the opener sends to a frontend: names the backend, and lets nothing pass.
+    pub const TO_FRONTEND: u8 = 1 << 3;
+    /// The opener is the backend itself, and seen by it under the frontend's address. Nothing of it is judged.
+    pub const HAIRPIN: u8 = 1 << 4;
 }
 
 /// What the fragments of one datagram have in common.
@@ -100,7 +111,7 @@ pub struct FragmentPorts {
 
 const _: () = assert!(size_of::<ConnectionKey<super::V4>>() == 16);
 const _: () = assert!(size_of::<ConnectionKey<super::V6>>() == 40);
-const _: () = assert!(size_of::<Connection>() == 24 && align_of::<Connection>() == 8);
+const _: () = assert!(size_of::<Connection>() == 48 && align_of::<Connection>() == 8);
 const _: () = assert!(size_of::<FragmentKey<super::V4>>() == 16);
 const _: () = assert!(size_of::<FragmentKey<super::V6>>() == 40);
 const _: () = assert!(size_of::<FragmentPorts>() == 16 && align_of::<FragmentPorts>() == 8);

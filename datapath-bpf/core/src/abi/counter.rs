@@ -97,10 +97,16 @@ outcomes! {
     NeighbourDiscoveryInvalid = 24 "neighbour-discovery-invalid" false,
     /// Rewriting the frame failed.
     RewriteFailed = 25 "rewrite-failed" false,
-    /// To a pod: the destination is not the pod's address. From a pod: the node by the address of the pod's link.
+    /// To a pod: the destination is not the pod's address. From a pod: the node by the address of the pod's link, or by a loopback address.
     DestinationForeign = 26 "destination-foreign" false,
     /// As `AllowedNew`, and policies in audit mode would have denied it.
     AllowedAudited = 27 "allowed-audited" true,
+    /// A service that no backend stands behind: the sender is told that nobody listens.
+    ServiceRefused = 28 "service-refused" false,
+    /// A service none of whose backends may be reached from this node.
+    ServiceDropped = 29 "service-dropped" false,
+    /// A service whose rows are not all there: an error of the agent, closed.
+    ServiceMissing = 30 "service-missing" false,
 }
 
 impl Outcome {

@@ -9,12 +9,14 @@ mod counter;
 mod endpoint;
 mod event;
 mod policy;
+mod service;
 
 pub use connection::{Connection, ConnectionKey, FragmentKey, FragmentPorts, connection_flag, connection_mark};
 pub use counter::{Counter, Outcome};
 pub use endpoint::{Endpoint, LocalPod};
 pub use event::{DatapathEvent, EventBudget, EventKey, Hook};
 pub use policy::{Direction, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict};
+pub use service::{Affinity, AffinityKey, Backend, ChunkKey, ServiceEntry, ServiceKey, backend_flag, service_flag};
 
 /// Version of every layout in this module; part of the name of the pin directory.
 pub const ABI_VERSION: u32 = 1;
@@ -29,6 +31,10 @@ pub trait Address: Copy + Eq + Ord {
     const GATEWAY: Self;
     /// Whether this address compares higher, as a number, than another.
     fn above(&self, other: &Self) -> bool;
+    /// Whether the address is one of the node itself that nobody beyond it may use (127.0.0.0/8, ::1).
+    fn is_loopback(&self) -> bool;
+    /// A number of 32 bits to which every bit of the address contributes.
+    fn folded(&self) -> u32;
 }
 
 /// An IPv4 address in network byte order.
@@ -45,6 +51,16 @@ impl Address for V4 {
     fn above(&self, other: &Self) -> bool {
         u32::from_be_bytes(*self) > u32::from_be_bytes(*other)
     }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        self[0] == 127
+    }
+
+    #[inline(always)]
+    fn folded(&self) -> u32 {
+        u32::from_be_bytes(*self)
+    }
 }
 
 impl Address for V6 {
@@ -56,6 +72,21 @@ impl Address for V6 {
     fn above(&self, other: &Self) -> bool {
         u128::from_be_bytes(*self) > u128::from_be_bytes(*other)
     }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        u128::from_be_bytes(*self) == 1
+    }
+
+    #[inline(always)]
+    fn folded(&self) -> u32 {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *self;
+        // Each word turned by another amount: equal words do not cancel.
+        u32::from_be_bytes([a, b, c, d])
+            ^ u32::from_be_bytes([e, f, g, h]).rotate_left(7)
+            ^ u32::from_be_bytes([i, j, k, l]).rotate_left(13)
+            ^ u32::from_be_bytes([m, n, o, p]).rotate_left(19)
+    }
 }
 
 /// The identity of an address that no selector matches, and, in a [`PolicyKey`], "any peer".
@@ -66,6 +97,14 @@ pub const SUBJECT_NONE: u32 = 0;
 pub const REASON_NONE: u32 = 0;
 /// The port table number of a row that has none.
 pub const PORTS_NONE: u32 = 0;
+/// The table number of a service that has no backend.
+pub const TABLE_NONE: u32 = 0;
+/// The number of no backend.
+pub const BACKEND_NONE: u32 = 0;
+/// Bits of a slot's number that tell its place in its part of the table.
+pub const CHUNK_BITS: u8 = 6;
+/// Slots of a part of a table of backends.
+pub const CHUNK: usize = 1 << CHUNK_BITS;
 
 /// The names of the maps, at most 15 characters each, as the kernel shows them.
 pub mod map {
@@ -95,6 +134,16 @@ pub mod map {
     pub const FRAGMENTS_V4: &str = "FRAGMENTS_V4";
     /// [`FragmentKey`](super::FragmentKey) to [`FragmentPorts`](super::FragmentPorts), IPv6.
     pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
+    /// [`ServiceKey`](super::ServiceKey) to [`ServiceEntry`](super::ServiceEntry), IPv4.
+    pub const SERVICES_V4: &str = "SERVICES_V4";
+    /// [`ServiceKey`](super::ServiceKey) to [`ServiceEntry`](super::ServiceEntry), IPv6.
+    pub const SERVICES_V6: &str = "SERVICES_V6";
+    /// [`ChunkKey`](super::ChunkKey) to [`CHUNK`](super::CHUNK) numbers of backends (`u32`).
+    pub const CHUNKS: &str = "CHUNKS";
+    /// Number of a backend (`u32`) to [`Backend`](super::Backend).
+    pub const BACKENDS: &str = "BACKENDS";
+    /// [`AffinityKey`](super::AffinityKey) to [`Affinity`](super::Affinity).
+    pub const AFFINITY: &str = "AFFINITY";
     /// One `u32` per [`cell`](super::cell).
     pub const CONFIG: &str = "CONFIG";
     /// [`Outcome`](super::Outcome) to [`Counter`](super::Counter), per CPU.
@@ -105,6 +154,10 @@ pub mod map {
     pub const EVENT_FLOWS: &str = "EVENT_FLOWS";
     /// One [`EventBudget`](super::EventBudget), per CPU.
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
+    /// What a program knows of an IPv4 packet while it runs, per CPU. Of the programs alone: never pinned.
+    pub const SCRATCH_V4: &str = "SCRATCH_V4";
+    /// What a program knows of an IPv6 packet while it runs, per CPU. Of the programs alone: never pinned.
+    pub const SCRATCH_V6: &str = "SCRATCH_V6";
 }
 
 /// Indices of the `CONFIG` map.
@@ -116,6 +169,8 @@ pub mod cell {
     /// Jiffies in a second, which only user space can know: 10^9 over the resolution of CLOCK_MONOTONIC_COARSE in
     /// nanoseconds. Written when the programs are loaded; while it is zero, every entry of a connection counts as expired.
     pub const HERTZ: u32 = 2;
+    /// The highest number that was given to a service's port, a table of backends or a backend, or a higher one.
+    pub const SERVICE_NUMBER: u32 = 3;
     /// Number of cells.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 4;
 }

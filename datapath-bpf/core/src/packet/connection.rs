@@ -1,7 +1,9 @@
 //! What the connection table says of a packet, and what the packet does to its entry.
 
 use super::{Packet, Segment, ending, protocol};
-use crate::abi::{Address, Connection, ConnectionKey, Outcome, SUBJECT_NONE, connection_flag as flag, connection_mark as mark};
+use crate::abi::{
+    Address, BACKEND_NONE, Connection, ConnectionKey, Outcome, SUBJECT_NONE, connection_flag as flag, connection_mark as mark,
+};
 use crate::verdict::{Flow, Verdict};
 
 /// Seconds after which an entry no longer speaks for its flow.
@@ -67,6 +69,9 @@ pub enum Lookup {
     },
     /// The entry is to be judged again: this end opened the flow.
     Again(End),
+    /// The packet goes to a service's frontend, and the entry names the backend that its flow has. The packet that goes there is
+    /// another one, with an entry of its own.
+    Frontend,
     /// Nobody knows the flow: the packet is judged as opened by its source.
     Open,
     /// The packet opens no flow and belongs to none.
@@ -146,10 +151,15 @@ pub fn look_up(entry: Option<&Connection>, protocol: u8, segment: Segment, sourc
         let opener = opener(entry, source_is_high);
         let old = expired(protocol, entry, now.jiffies, now.hertz);
         // Where openings are marked, even an old entry still knows who opened the flow.
-        if !old || marks_opening(protocol) {
+        let speaks = !old || marks_opening(protocol);
+        // A packet that claims to come from the frontend itself is nobody's reply.
+        if speaks && entry.flags & flag::TO_FRONTEND != 0 && matches!(opener, End::Source) {
+            return Lookup::Frontend;
+        }
+        if speaks && entry.flags & flag::TO_FRONTEND == 0 {
             let valid = !old && entry.epoch == now.epoch && entry.flags & flag::DENIED == 0;
-            // No policy is asked about what the node itself opened.
-            return if valid || entry.flags & flag::FROM_HOST != 0 {
+            // No policy is asked about what the node itself opened, nor of a pod that reaches itself.
+            return if valid || entry.flags & (flag::FROM_HOST | flag::HAIRPIN) != 0 {
                 Lookup::Pass { from_opener: matches!(opener, End::Source) }
             } else {
                 Lookup::Again(opener)
@@ -214,19 +224,51 @@ pub fn judged(
 ) -> Connection {
     let from_opener = matches!(opener, End::Source);
     let opened_by_high = if source_is_high == from_opener { flag::OPENED_BY_HIGH } else { 0 };
-    let (marks, from_host) = match before {
-        Some(before) => (before.marks, before.flags & flag::FROM_HOST),
-        None => (0, 0),
+    let (marks, from_host, frontend, frontend_port) = match before {
+        Some(before) => (before.marks, before.flags & flag::FROM_HOST, before.frontend, before.frontend_port),
+        None => (0, 0, [0; 16], [0; 2]),
     };
     Connection {
         seen: now.jiffies,
         epoch: now.epoch,
         marks: advance(marks, segment_ending, from_opener),
         flags: from_host | opened_by_high,
-        reserved: [0; 2],
+        frontend_port,
         egress_reason: verdict.egress.reason,
         ingress_reason: verdict.ingress.reason,
+        backend: BACKEND_NONE,
+        frontend,
+        reserved: [0; 4],
     }
+}
+
+/// The entry of what a client sends to a frontend, after a packet of it that goes to `backend`.
+#[inline(always)]
+pub fn to_frontend(backend: u32, segment_ending: u8, source_is_high: bool, now: &Now) -> Connection {
+    let mut connection = judged(None, 0, source_is_high, End::Source, &Verdict::NOT_JUDGED, now);
+    connection.flags |= flag::TO_FRONTEND;
+    connection.backend = backend;
+    // The backend's replies do not come by here. So the flow counts as answered until its opener has finished.
+    connection.marks = advance_to_frontend(mark::REPLIED, segment_ending);
+    connection
+}
+
+/// The marks of an entry of what a client sends to a frontend, after a packet of it.
+#[inline(always)]
+pub const fn advance_to_frontend(marks: u8, segment_ending: u8) -> u8 {
+    match (segment_ending & ending::RESET != 0, segment_ending & ending::FIN != 0) {
+        (true, _) => mark::RESET,
+        (false, true) => mark::FIN_OPENER,
+        (false, false) => marks,
+    }
+}
+
+/// The entry of a flow by which a pod reaches itself under a frontend's address.
+#[inline(always)]
+pub fn hairpin(segment_ending: u8, source_is_high: bool, now: &Now) -> Connection {
+    let mut connection = judged(None, segment_ending, source_is_high, End::Source, &Verdict::NOT_JUDGED, now);
+    connection.flags |= flag::HAIRPIN;
+    connection
 }
 
 /// The entry that a packet of the node's own processes makes, or `None`.

@@ -5,6 +5,7 @@
 
 pub mod arp;
 pub mod connection;
+pub mod crc32c;
 pub mod ethernet;
 pub mod icmp;
 pub mod ipv4;

@@ -156,6 +156,19 @@ fn a_pod_does_not_reach_its_node_by_the_address_of_its_link() {
 }
 
 #[test]
+fn a_pod_does_not_reach_its_node_by_a_loopback_address() {
+    each_family(|world, family| {
+        let addresses: &[&str] = match family {
+            Family::V4 => &["127.0.0.1", "127.255.255.254"],
+            Family::V6 => &["::1"],
+        };
+        for address in addresses {
+            world.b_sends(world.b.to(address.parse().unwrap()).tcp(40000, 10250, SYN)).dropped(Outcome::DestinationForeign);
+        }
+    });
+}
+
+#[test]
 fn what_opens_no_flow_passes_from_the_node_and_leaves_no_entry() {
     each_family(|world, family| {
         let way = world.b.from(node(family));

@@ -13,6 +13,8 @@ mod generated;
 mod host;
 mod link;
 mod policy;
+mod service;
+mod service_entry;
 mod shape;
 mod state;
 mod world;

@@ -22,7 +22,7 @@ use palisade_test_support::requires_root;
 
 use crate::stage;
 
-pub const PASS: i32 = 0;
+pub const PASS: i32 = -1;
 pub const DROP: i32 = 2;
 pub const REDIRECT: i32 = 7;
 
@@ -239,6 +239,16 @@ impl World {
         for key in datapath.ports.rows().unwrap().keys() {
             datapath.ports.remove(key).unwrap();
         }
+        for key in datapath.services.rows().unwrap().keys() {
+            datapath.services.remove(*key).unwrap();
+        }
+        for key in datapath.chunks.rows().unwrap().keys() {
+            datapath.chunks.remove(key).unwrap();
+        }
+        for key in datapath.backends.rows().unwrap().keys() {
+            datapath.backends.remove(key).unwrap();
+        }
+        empty(self.map::<20, 16>(map::AFFINITY));
         self.forget_connections(V4);
         self.forget_connections(V6);
         empty(self.map::<16, 16>(map::FRAGMENTS_V4));
@@ -299,7 +309,9 @@ impl World {
             .collect();
         let [(outcome, 1, bytes)] = moved[..] else { panic!("one packet moved {moved:?}") };
         assert_eq!(bytes, packet.len() as u64, "bytes of {outcome:?}");
-        assert_eq!(outcome.passes(), run.action != DROP, "{outcome:?} with action {}", run.action);
+        // To be refused is to be answered.
+        let answered = outcome == Outcome::ServiceRefused;
+        assert_eq!(outcome.passes() || answered, run.action != DROP, "{outcome:?} with action {}", run.action);
         let event = self.events.next().unwrap();
         assert_eq!(self.events.next().unwrap(), None, "one packet makes one event at most");
         if let Some(event) = event {
@@ -340,16 +352,16 @@ impl World {
     /// The entries of the connection table of a family.
     pub fn connections(&self, family: Family) -> Vec<Connection> {
         match family {
-            V4 => self.map::<16, 24>(map::CONNECTIONS_V4).iter().map(|entry| connection(entry.unwrap().1)).collect(),
-            V6 => self.map::<40, 24>(map::CONNECTIONS_V6).iter().map(|entry| connection(entry.unwrap().1)).collect(),
+            V4 => self.map::<16, 48>(map::CONNECTIONS_V4).iter().map(|entry| connection(entry.unwrap().1)).collect(),
+            V6 => self.map::<40, 48>(map::CONNECTIONS_V6).iter().map(|entry| connection(entry.unwrap().1)).collect(),
         }
     }
 
     /// Removes every entry of a family, as evictions do.
     pub fn forget_connections(&self, family: Family) {
         match family {
-            V4 => empty(self.map::<16, 24>(map::CONNECTIONS_V4)),
-            V6 => empty(self.map::<40, 24>(map::CONNECTIONS_V6)),
+            V4 => empty(self.map::<16, 48>(map::CONNECTIONS_V4)),
+            V6 => empty(self.map::<40, 48>(map::CONNECTIONS_V6)),
         }
     }
 
@@ -357,8 +369,8 @@ impl World {
     pub fn let_pass(&mut self, family: Family, seconds: u64) {
         let hertz = hertz();
         match family {
-            V4 => age(self.map::<16, 24>(map::CONNECTIONS_V4), seconds * hertz),
-            V6 => age(self.map::<40, 24>(map::CONNECTIONS_V6), seconds * hertz),
+            V4 => age(self.map::<16, 48>(map::CONNECTIONS_V4), seconds * hertz),
+            V6 => age(self.map::<40, 48>(map::CONNECTIONS_V6), seconds * hertz),
         }
     }
 
@@ -368,6 +380,11 @@ impl World {
             V4 => age(self.map::<16, 16>(map::FRAGMENTS_V4), seconds * hertz()),
             V6 => age(self.map::<40, 16>(map::FRAGMENTS_V6), seconds * hertz()),
         }
+    }
+
+    /// Makes every client's stay with its backend so many seconds older.
+    pub fn let_affinity_pass(&mut self, seconds: u64) {
+        age(self.map::<20, 16>(map::AFFINITY), seconds * hertz());
     }
 
     fn map<const KEY: usize, const VALUE: usize>(&self, name: &str) -> HashMap<MapData, [u8; KEY], [u8; VALUE]> {
@@ -399,16 +416,19 @@ fn age<const KEY: usize, const VALUE: usize>(mut map: HashMap<MapData, [u8; KEY]
     }
 }
 
-fn connection(bytes: [u8; 24]) -> Connection {
+fn connection(bytes: [u8; 48]) -> Connection {
     let word = |offset: usize| u32::from_ne_bytes(bytes[offset..][..4].try_into().unwrap());
     Connection {
         seen: u64::from_ne_bytes(bytes[..8].try_into().unwrap()),
         epoch: word(8),
         marks: bytes[12],
         flags: bytes[13],
-        reserved: [bytes[14], bytes[15]],
+        frontend_port: [bytes[14], bytes[15]],
         egress_reason: word(16),
         ingress_reason: word(20),
+        backend: word(24),
+        frontend: bytes[28..44].try_into().unwrap(),
+        reserved: [0; 4],
     }
 }
 

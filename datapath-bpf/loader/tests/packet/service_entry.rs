@@ -1,0 +1,126 @@
+//! What the connection table keeps of flows through services, and what becomes of packets of the node itself.
+
+use std::net::IpAddr;
+
+use palisade_datapath_core::abi::{Direction, Outcome, ServiceEntry};
+use palisade_test_support::packet::{self, protocol, sctp_chunk, summed, tcp_flag::*};
+
+use crate::service::{ALIVE, CLIENT, FRONTEND, SERVICE, TABLE, TARGET, backend, became, quote, serve, serve_b, table, to_vip, vip};
+use crate::world::{Family, PASS, REDIRECT, each_family, node, outside};
+
+#[test]
+fn an_answer_of_the_node_itself_comes_from_the_frontend_also_after_a_change_of_policy() {
+    each_family(|world, family| {
+        serve(world, family, protocol::TCP, (node(family), TARGET));
+        let (b, vip) = (world.b.address(family), vip(family));
+        let _ = world.b_sends(summed(world.b.to(vip).tcp(CLIENT, FRONTEND, SYN)));
+        world.datapath.bump_epoch().unwrap();
+        let seen = world.host_sends(summed(world.b.from(node(family)).tcp(TARGET, CLIENT, ACK | PSH)));
+        became(&seen, PASS, Outcome::AllowedReply, (vip, FRONTEND), (b, CLIENT));
+    });
+}
+
+#[test]
+fn an_error_that_the_node_itself_makes_quotes_what_the_client_sent() {
+    each_family(|world, family| {
+        serve(world, family, protocol::UDP, (outside(family), TARGET));
+        let (b, vip) = (world.b.address(family), vip(family));
+        let _ = world.b_sends(summed(world.b.to(vip).udp(CLIENT, FRONTEND)));
+        let quoted = summed(world.b.to(outside(family)).udp(CLIENT, TARGET))[14..].to_vec();
+        let seen = world.host_sends(summed(world.b.from(node(family)).unreachable(&quoted)));
+        became(&seen, PASS, Outcome::AllowedRelated, (node(family), 0), (b, 0));
+        assert_eq!(quote(&seen.packet, family), [(b, CLIENT), (vip, FRONTEND)]);
+        // About a flow that goes through no service it passes as it is.
+        let quoted = summed(world.b.to(outside(family)).udp(CLIENT + 1, TARGET))[14..].to_vec();
+        world.host_sends(summed(world.b.from(node(family)).unreachable(&quoted))).passed(Outcome::AllowedRelated);
+    });
+}
+
+#[test]
+fn fragments_of_an_answer_of_the_node_all_come_from_the_frontend() {
+    crate::world::world(|world| {
+        let family = Family::V4;
+        serve(world, family, protocol::UDP, (node(family), TARGET));
+        let _ = world.b_sends(summed(world.b.to(vip(family)).udp(CLIENT, FRONTEND)));
+        let way = world.b.from(node(family));
+        let datagram = packet::udp(TARGET, CLIENT, &[7; 56]);
+        for (at, more, part) in [(0, true, &datagram[..32]), (32, false, &datagram[32..])] {
+            let seen = world.host_sends(way.fragment(9, at, more, protocol::UDP, part));
+            assert_eq!(seen.packet[26..30], [10, 96, 0, 10], "{at}");
+        }
+    });
+}
+
+#[test]
+fn two_clients_that_serve_each_other_from_the_same_ports_each_reach_the_other() {
+    each_family(|world, family| {
+        const PORT: u16 = 5_060;
+        let (a, b) = (world.a.address(family), world.b.address(family));
+        serve(world, family, protocol::UDP, (b, PORT));
+        let other: IpAddr = if family == Family::V4 { [10, 96, 0, 11].into() } else { "fd96::11".parse().unwrap() };
+        backend(world, 2, (a, PORT), ALIVE);
+        table(world, TABLE + 1, &[2]);
+        let entry = ServiceEntry { service: SERVICE, table: TABLE + 1, bits: 6, ..ServiceEntry::default() };
+        world.datapath.services.insert((other, PORT, protocol::UDP), &entry).unwrap();
+        for _ in 0..2 {
+            let _ = world.a_sends(summed(to_vip(world, family).udp(PORT, FRONTEND)));
+            let seen = world.b_sends(summed(world.b.to(other).udp(PORT, PORT)));
+            became(&seen, REDIRECT, Outcome::AllowedNew, (b, PORT), (a, PORT));
+            let seen = world.a_sends(summed(world.a_to_b(family).udp(PORT, PORT)));
+            became(&seen, REDIRECT, Outcome::AllowedReply, (other, PORT), (b, PORT));
+        }
+    });
+}
+
+#[test]
+fn a_client_that_goes_to_the_backend_itself_from_the_same_port_gets_its_answers_from_there() {
+    each_family(|world, family| {
+        serve_b(world, family, protocol::UDP);
+        let (a, b) = (world.a.address(family), world.b.address(family));
+        let _ = world.a_sends(summed(to_vip(world, family).udp(CLIENT, FRONTEND)));
+        let seen = world.a_sends(summed(world.a_to_b(family).udp(CLIENT, TARGET)));
+        became(&seen, REDIRECT, Outcome::AllowedNew, (a, CLIENT), (b, TARGET));
+        let seen = world.b_sends(summed(world.b_to_a(family).udp(TARGET, CLIENT)));
+        became(&seen, REDIRECT, Outcome::AllowedReply, (b, TARGET), (a, CLIENT));
+        let seen = world.a_sends(summed(to_vip(world, family).udp(CLIENT, FRONTEND)));
+        became(&seen, REDIRECT, Outcome::AllowedNew, (a, CLIENT), (b, TARGET));
+        let seen = world.b_sends(summed(world.b_to_a(family).udp(TARGET, CLIENT)));
+        became(&seen, REDIRECT, Outcome::AllowedReply, (vip(family), FRONTEND), (a, CLIENT));
+    });
+}
+
+#[test]
+fn what_is_denied_leaves_no_entry_of_its_way_through_a_frontend() {
+    each_family(|world, family| {
+        serve_b(world, family, protocol::TCP);
+        world.isolate(world.a, Direction::Egress, 42);
+        for port in 0..100 {
+            let request = summed(to_vip(world, family).tcp(CLIENT + port, FRONTEND, SYN));
+            world.a_sends(request).dropped_silently(Outcome::EgressDefaultDenied);
+        }
+        assert_eq!(world.connections(family).len(), 0);
+    });
+}
+
+#[test]
+fn a_flow_that_is_older_than_its_service_goes_to_a_backend_once_it_is_judged_again() {
+    each_family(|world, family| {
+        let (a, b) = (world.a.address(family), world.b.address(family));
+        world.a_sends(summed(to_vip(world, family).udp(CLIENT, FRONTEND))).passed(Outcome::AllowedNew);
+        serve_b(world, family, protocol::UDP);
+        world.datapath.bump_epoch().unwrap();
+        let seen = world.a_sends(summed(to_vip(world, family).udp(CLIENT, FRONTEND)));
+        became(&seen, REDIRECT, Outcome::AllowedNew, (a, CLIENT), (b, TARGET));
+    });
+}
+
+#[test]
+fn a_checksum_of_sctp_that_a_device_has_still_to_make_stays_zero() {
+    each_family(|world, family| {
+        serve_b(world, family, protocol::SCTP);
+        let seen = world.a_sends(to_vip(world, family).sctp(CLIENT, FRONTEND, sctp_chunk::INIT));
+        let transport = to_vip(world, family).transport();
+        assert_eq!(seen.packet[transport + 2..transport + 4], TARGET.to_be_bytes());
+        assert_eq!(seen.packet[transport + 8..transport + 12], [0; 4]);
+    });
+}

@@ -1,0 +1,174 @@
+//! Answers to packets for services that no backend stands behind: the sender is told at once that nobody listens.
+
+use aya_ebpf::helpers::generated::bpf_redirect_peer;
+use palisade_datapath_core::abi::{Address, Endpoint, V4, V6};
+use palisade_datapath_core::packet::{Bytes, Fragment, Packet, ethernet, icmp, ipv4, ipv6, protocol};
+
+use crate::frame::{Frame, action};
+use crate::maps::Family;
+
+/// Bytes that an answer quotes at most; a multiple of four.
+const QUOTED: u32 = 120;
+/// What is quoted of the transport header, where there is as much: enough for the checksum that the kernel may still have to make.
+const TRANSPORT: u32 = 20;
+/// TTL or hop limit of an answer.
+const HOPS: u8 = 64;
+/// Protocol of IPv4's and of IPv6's ICMP; types and codes for a port at which nobody listens (RFC 792, RFC 4443 section 3.1).
+const V4_HEAD: [u8; 2] = [3, 3];
+const V6_HEAD: [u8; 2] = [1, 4];
+
+/// Turns an IPv4 packet into an answer to its sender, and sends it.
+#[inline(never)]
+pub fn v4(frame: &Frame, packet: &Packet<V4>, endpoint: &Endpoint) -> i32 {
+    const ADDED: u32 = (ipv4::LENGTH + icmp::LENGTH) as u32;
+    if packet.protocol == protocol::TCP {
+        return reset(frame, packet, endpoint);
+    }
+    let quoted = quoted(packet.transport, packet.end);
+    if !frame.cut(ethernet::LENGTH as u32 + quoted) || !frame.open_before_network(ADDED) {
+        return action::DROP;
+    }
+    let length = ((ADDED + quoted) as u16).to_be_bytes();
+    let (s, d) = (packet.destination, packet.source);
+    let mut header = [0x45, 0, length[0], length[1], 0, 0, 0, 0, HOPS, 1, 0, 0, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]];
+    let checksum = fold(sum(&header)).to_be_bytes();
+    (header[10], header[11]) = (checksum[0], checksum[1]);
+    let Some(below) = sum_of_quote(frame, ethernet::LENGTH as u32 + ADDED, quoted) else { return action::DROP };
+    let message = message(V4_HEAD, below);
+    if !frame.store(ethernet::LENGTH as u32, &header) || !frame.store((ethernet::LENGTH + ipv4::LENGTH) as u32, &message) {
+        return action::DROP;
+    }
+    back(frame, endpoint)
+}
+
+/// Turns an IPv6 packet into an answer to its sender, and sends it.
+#[inline(never)]
+pub fn v6(frame: &Frame, packet: &Packet<V6>, endpoint: &Endpoint) -> i32 {
+    const ADDED: u32 = (ipv6::LENGTH + icmp::LENGTH) as u32;
+    if packet.protocol == protocol::TCP {
+        return reset(frame, packet, endpoint);
+    }
+    let quoted = quoted(packet.transport, packet.end);
+    if !frame.cut(ethernet::LENGTH as u32 + quoted) || !frame.open_before_network(ADDED) {
+        return action::DROP;
+    }
+    let payload = icmp::LENGTH as u32 + quoted;
+    let length = (payload as u16).to_be_bytes();
+    let mut header = [0; ipv6::LENGTH];
+    header[0] = 0x60;
+    (header[4], header[5], header[6], header[7]) = (length[0], length[1], V6::ICMP, HOPS);
+    header[8..24].copy_from_slice(&packet.destination);
+    header[24..40].copy_from_slice(&packet.source);
+    let Some(below) = sum_of_quote(frame, ethernet::LENGTH as u32 + ADDED, quoted) else { return action::DROP };
+    let mut addresses = [0; 32];
+    addresses.copy_from_slice(&header[8..]);
+    let message = message(V6_HEAD, below + sum(&addresses) + payload + V6::ICMP as u32);
+    if !frame.store(ethernet::LENGTH as u32, &header) || !frame.store((ethernet::LENGTH + ipv6::LENGTH) as u32, &message) {
+        return action::DROP;
+    }
+    back(frame, endpoint)
+}
+
+/// Flags of TCP.
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+/// Length in bytes of a TCP header without options.
+const TCP: u32 = 20;
+
+/// Turns a TCP segment into a reset (RFC 9293, section 3.10.7.1), and sends it to its sender. An ICMP error would not do: it comes back
+/// while the sender is still inside connect(2), where Linux only takes note of it (`tcp_v4_err`), and tries again after a second.
+#[inline(always)]
+fn reset<A: Family>(frame: &Frame, packet: &Packet<A>, endpoint: &Endpoint) -> i32 {
+    let Some(asked) = frame.at::<{ TCP as usize }>(packet.transport) else { return action::DROP };
+    let flags = asked[13];
+    if flags & RST != 0 || !matches!(packet.fragment(), Fragment::Whole) {
+        return action::DROP;
+    }
+    let data = (packet.end - packet.transport).saturating_sub((asked[12] >> 4) as u32 * 4);
+    let length = data + (flags & SYN != 0) as u32 + (flags & FIN != 0) as u32;
+    let next = u32::from_be_bytes([asked[4], asked[5], asked[6], asked[7]]).wrapping_add(length).to_be_bytes();
+    let mut header = [0; TCP as usize];
+    (header[0], header[1], header[2], header[3]) = (asked[2], asked[3], asked[0], asked[1]);
+    if flags & ACK != 0 {
+        (header[4], header[5], header[6], header[7]) = (asked[8], asked[9], asked[10], asked[11]);
+        header[13] = RST;
+    } else {
+        (header[8], header[9], header[10], header[11]) = (next[0], next[1], next[2], next[3]);
+        header[13] = RST | ACK;
+    }
+    header[12] = 0x50;
+    let pseudo = sum(&packet.source.wide()) + sum(&packet.destination.wide()) + protocol::TCP as u32 + TCP;
+    let checksum = fold(sum(&header) + pseudo).to_be_bytes();
+    (header[16], header[17]) = (checksum[0], checksum[1]);
+    let written = frame.cut(packet.transport + TCP)
+        && A::shorten(frame, packet.end, packet.transport + TCP)
+        && A::store(frame, A::SOURCE, &packet.destination)
+        && A::store(frame, A::DESTINATION, &packet.source)
+        && frame.store(packet.transport, &header);
+    if written { back(frame, endpoint) } else { action::DROP }
+}
+
+/// How much of a packet is quoted: a multiple of four bytes.
+#[inline(always)]
+fn quoted(transport: u32, end: u32) -> u32 {
+    let wanted = transport + TRANSPORT - ethernet::LENGTH as u32;
+    let there = end - ethernet::LENGTH as u32;
+    let quoted = if wanted < there { wanted } else { there };
+    (if quoted < QUOTED { quoted } else { QUOTED }) & !3
+}
+
+/// The sum of the quoted bytes, as words of 16 bits.
+#[inline(always)]
+fn sum_of_quote(frame: &Frame, offset: u32, length: u32) -> Option<u32> {
+    let mut total = 0;
+    let mut at = 0;
+    while at < QUOTED {
+        if at >= length {
+            break;
+        }
+        total += sum(&frame.at::<4>(offset + at)?);
+        at += 4;
+    }
+    Some(total)
+}
+
+/// The sum of words of 16 bits.
+#[inline(always)]
+fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
+    let mut total = 0;
+    let mut at = 0;
+    while at + 1 < N {
+        total += u16::from_be_bytes([bytes[at], bytes[at + 1]]) as u32;
+        at += 2;
+    }
+    total
+}
+
+/// The Internet checksum of a sum.
+#[inline(always)]
+const fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// The head of an ICMP message, its checksum over what has the sum `below` too.
+#[inline(always)]
+fn message([kind, code]: [u8; 2], below: u32) -> [u8; icmp::LENGTH] {
+    let checksum = fold(below + u16::from_be_bytes([kind, code]) as u32).to_be_bytes();
+    [kind, code, checksum[0], checksum[1], 0, 0, 0, 0]
+}
+
+/// Sends the frame to where it came from.
+#[inline(always)]
+fn back(frame: &Frame, endpoint: &Endpoint) -> i32 {
+    let mut addresses = [0; 12];
+    addresses[..6].copy_from_slice(&endpoint.pod_mac);
+    addresses[6..].copy_from_slice(&endpoint.host_mac);
+    if !frame.store(0, &addresses) {
+        return action::DROP;
+    }
+    // SAFETY: the helper takes numbers only.
+    unsafe { bpf_redirect_peer(frame.ifindex(), 0) as i32 }
+}
