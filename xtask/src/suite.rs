@@ -49,7 +49,14 @@ const SUITES: &[Suite] = &[
     Suite {
         name: "property",
         needs: Needs::Nothing,
-        work: Work::Beside(&["palisade-datapath-core", "palisade-identity", "palisade-policy", "palisade-k8s", "palisade-protocol"]),
+        work: Work::Beside(&[
+            "palisade-datapath-core",
+            "palisade-identity",
+            "palisade-policy",
+            "palisade-service",
+            "palisade-k8s",
+            "palisade-protocol",
+        ]),
     },
     Suite { name: "packet", needs: Needs::Root, work: Work::Beside(&["palisade-loader"]) },
     Suite {
