@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod convert;
+pub mod endpoints;
 pub mod index;
 pub mod manifest;
 pub mod report;

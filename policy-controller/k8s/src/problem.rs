@@ -1,6 +1,7 @@
 //! What can be wrong with an object.
 
 use crate::field::FieldPath;
+use std::net::IpAddr;
 
 /// A field of an object that cannot be taken as it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -151,6 +152,35 @@ pub enum Problem {
     /// A port by number and by name.
     #[error("a port has a number or a name, not both")]
     NumberAndName,
+    /// An address that nobody else can send to, or that is no address of the wire.
+    #[error(
+        "{0} cannot be reached by others: loopback, link-local, multicast, broadcast, unspecified and IPv4-mapped addresses are not taken"
+    )]
+    UnreachableAddress(IpAddr),
+    /// An address of one family where the other is meant.
+    #[error("{0} is of another family than {1} says")]
+    OtherFamily(IpAddr, &'static str),
+    /// Endpoints that are known by domain names.
+    #[error("endpoints by domain name are not served: IPv4 and IPv6 addresses are")]
+    DomainNameEndpoints,
+    /// A value of a choice that does not exist.
+    #[error("there is no {0:?} here: {1} are")]
+    UnknownChoice(String, &'static str),
+    /// The load balancer's addresses are for some sources only.
+    #[error("is not served yet: the addresses that a load balancer has given are left out, rather than open to everybody")]
+    SourceRanges,
+    /// The same thing twice where one is needed.
+    #[error("{0} stands here already")]
+    Repeated(String),
+    /// A field that means nothing as the object is otherwise.
+    #[error("is only taken with {0}")]
+    OnlyWith(&'static str),
+    /// Two fields that say the same thing say different things.
+    #[error("{0:?} must be what {1} says")]
+    Differs(String, &'static str),
+    /// A time for which a client cannot stay with its backend.
+    #[error("{0} is no such time: 1 to 86400 seconds are")]
+    InvalidAffinityTime(i32),
     /// A field that the kind does not have.
     #[error("there is no such field in {0}")]
     UnknownField(String),

@@ -32,7 +32,7 @@ fn checked(name: Option<&str>, field: &str, rule: NameRule) -> Result<String, Fi
 }
 
 /// Whether `name` is a label of RFC 1123.
-fn is_dns_label(name: &str) -> bool {
+pub(super) fn is_dns_label(name: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     !name.is_empty() && name.len() <= 63 && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
 }

@@ -4,7 +4,7 @@ use super::{Index, Record};
 use crate::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
 use crate::convert;
 use crate::problem::{FieldError, NameRule};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -24,7 +24,9 @@ pub enum Kind {
     Pod,
     /// Node.
     Node,
-    /// EndpointSlice: only those of the API server.
+    /// Service.
+    Service,
+    /// EndpointSlice.
     EndpointSlice,
     /// Identity.
     Identity,
@@ -42,6 +44,7 @@ impl Kind {
         Kind::Namespace,
         Kind::Pod,
         Kind::Node,
+        Kind::Service,
         Kind::EndpointSlice,
         Kind::Identity,
         Kind::NetworkPolicy,
@@ -66,6 +69,7 @@ impl std::fmt::Display for Kind {
             Self::Namespace => "Namespace",
             Self::Pod => "Pod",
             Self::Node => "Node",
+            Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Identity => "Identity",
             Self::NetworkPolicy => "NetworkPolicy",
@@ -108,7 +112,7 @@ pub(super) mod sealed {
             })*
         };
     }
-    sealed!(Namespace Pod Node EndpointSlice Identity NetworkPolicy IdentityPolicy ClusterNetworkPolicy);
+    sealed!(Namespace Pod Node Service EndpointSlice Identity NetworkPolicy IdentityPolicy ClusterNetworkPolicy);
 }
 
 impl Indexed for Namespace {
@@ -154,25 +158,40 @@ impl Indexed for Node {
     }
 }
 
+impl Indexed for Service {
+    const KIND: Kind = Kind::Service;
+
+    fn upsert(index: &mut Index, object: &Self) -> bool {
+        let name = convert::namespaced_name(&object.metadata);
+        let Some(name) = index.named(Self::KIND, name, &object.metadata) else { return true };
+        if convert::is_served_by_others(&object.metadata) {
+            return index.remove_service(&name);
+        }
+        index.set_service(name, Record::from(convert::service(object)))
+    }
+
+    fn delete(index: &mut Index, metadata: &ObjectMeta) -> bool {
+        convert::namespaced_name(metadata).is_ok_and(|name| index.delete_service(&name, metadata.uid.as_deref()))
+    }
+}
+
 impl Indexed for EndpointSlice {
     const KIND: Kind = Kind::EndpointSlice;
 
     fn upsert(index: &mut Index, object: &Self) -> bool {
         let name = convert::namespaced_name(&object.metadata);
         let Some(name) = index.named(Self::KIND, name, &object.metadata) else { return true };
+        let converted = Record::from(convert::endpoint_slice(object));
         let (namespace, service) = API_SERVER_SERVICE;
-        let of_service =
-            object.metadata.labels.iter().flatten().any(|(key, value)| key == "kubernetes.io/service-name" && value == service);
-        if name.namespace != namespace || !of_service {
-            return index.set_api_servers(name, None);
-        }
-        // An address that cannot be read is none that a packet has.
+        let is_api_server = converted.value.service == Some(ObjectName::new(namespace, service));
+        // An address that cannot be read is none that a packet has. Unlike a service, policy means all of them.
         let addresses = object.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).filter_map(|text| text.parse::<IpAddr>().ok());
-        index.set_api_servers(name, Some(addresses.collect()))
+        let of_api_server = index.set_api_servers(name.clone(), is_api_server.then(|| addresses.collect()));
+        index.set_slice(name, object.metadata.uid.clone(), converted) | of_api_server
     }
 
     fn delete(index: &mut Index, metadata: &ObjectMeta) -> bool {
-        convert::namespaced_name(metadata).is_ok_and(|name| index.set_api_servers(name, None))
+        convert::namespaced_name(metadata).is_ok_and(|name| index.delete_slice(&name, metadata.uid.as_deref()))
     }
 }
 

@@ -1,11 +1,12 @@
-//! The index: what was seen of the cluster, trimmed to what policy needs.
+//! The index: what was seen of the cluster, trimmed to what policy and services need.
 //!
 //! Both sources feed it, a watch and a directory. Its model depends only on the present objects, never on the order
-//! in which different objects were seen; one thing depends on what an object was before, see
-//! [`Index::refused`].
+//! in which different objects were seen; two things depend on what was before, see
+//! [`Index::refused`] and [`Index::assign_cluster_ips`].
 
 mod kinds;
 mod pods;
+mod services;
 mod versions;
 
 pub use kinds::{API_SERVER_SERVICE, Indexed, Kind};
@@ -20,6 +21,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use palisade_identity::Labels;
 use palisade_policy::model::{Mode, Model, Node, ObjectName, Peer, Policy, PolicyKind, PolicyName};
 use pods::{Claims, LocalAddresses, PodRecord};
+use services::ServiceRecords;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,6 +38,7 @@ pub struct Index {
     identities: BTreeMap<String, IdentityRecord>,
     /// Addresses of the API server, by the object that tells them.
     api_servers: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
+    services: ServiceRecords,
     /// Which pods claim an address.
     claims: Claims,
     /// What is known now, in the words of policy: kept with each change of the above, so that to ask for it costs nothing.
@@ -147,13 +150,13 @@ impl Index {
         Self::default()
     }
 
-    /// Takes a new or changed object. Tells whether anything that policy needs is different now.
+    /// Takes a new or changed object. Tells whether anything that policy or services need is different now.
     pub fn upsert<K: Indexed>(&mut self, object: &K) -> bool {
         let version = self.versions.upsert(K::KIND, object.head());
         K::upsert(self, object) | version
     }
 
-    /// Takes an object of which its metadata alone can be read. Tells whether anything that policy needs is different now.
+    /// Takes an object of which its metadata alone can be read. Tells whether anything that policy or services need is different now.
     ///
     /// # Errors
     /// What is wrong with it, where nothing can stand in the place of such an object: of kinds of which every version is read.
@@ -162,8 +165,8 @@ impl Index {
         Ok(self.versions.upsert(K::KIND, metadata) | changed)
     }
 
-    /// Forgets an object. A pod, a policy or an identity with another UID than the one that is known is an older one of that name: it
-    /// changes nothing. Tells whether anything that policy needs is different now.
+    /// Forgets an object. One with another UID than the one that is known is an older one of that name: it changes
+    /// nothing. (A namespace or a node is not asked for its UID.) Tells whether anything that policy or services need is different now.
     pub fn delete<K: Indexed>(&mut self, object: &K) -> bool {
         self.delete_of::<K>(object.head())
     }
@@ -192,7 +195,8 @@ impl Index {
             Kind::Pod => self.pods.keys().map(ToString::to_string).collect(),
             Kind::Node => self.nodes.keys().cloned().collect(),
             Kind::Identity => self.identities.keys().cloned().collect(),
-            Kind::EndpointSlice => self.api_servers.keys().map(ToString::to_string).collect(),
+            Kind::Service => self.service_names().map(ToString::to_string).collect(),
+            Kind::EndpointSlice => self.slice_names().map(ToString::to_string).collect(),
             Kind::NetworkPolicy | Kind::IdentityPolicy | Kind::ClusterNetworkPolicy => {
                 self.policies.keys().filter(|name| Kind::from(name.kind) == K::KIND).map(|name| name.object.to_string()).collect()
             }
@@ -219,7 +223,8 @@ impl Index {
             Kind::Namespace => !self.namespaces.is_empty(),
             Kind::Pod => !self.pods.is_empty(),
             Kind::Node => !self.nodes.is_empty(),
-            Kind::EndpointSlice => !self.api_servers.is_empty(),
+            Kind::Service => self.service_names().next().is_some(),
+            Kind::EndpointSlice => self.slice_names().next().is_some(),
             Kind::Identity => !self.identities.is_empty(),
             Kind::NetworkPolicy | Kind::IdentityPolicy | Kind::ClusterNetworkPolicy => {
                 self.policies.keys().any(|name| Kind::from(name.kind) == kind)
@@ -232,6 +237,7 @@ impl Index {
     pub fn set_host(&mut self, name: &str, ranges: &[IpNet]) {
         name.clone_into(&mut self.model.host);
         ranges.clone_into(&mut self.host_ranges);
+        self.bring_up_place();
     }
 
     /// Takes the nodes from a source that has no node objects. Counts the kind as synced.
@@ -240,6 +246,7 @@ impl Index {
         let changed = nodes != self.nodes;
         self.model.nodes = nodes.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect();
         self.nodes = nodes;
+        self.bring_up_place();
         self.synced.insert(Kind::Node) | changed
     }
 
@@ -348,6 +355,8 @@ impl Index {
         for (name, record) in &self.nodes {
             add(Kind::Node, name.clone(), &record.refused, Instead::Readable);
         }
+        self.refused_services().for_each(|(name, refused)| add(Kind::Service, name.to_string(), refused, Instead::Readable));
+        self.refused_slices().for_each(|(name, refused)| add(Kind::EndpointSlice, name.to_string(), refused, Instead::Readable));
         for (name, record) in &self.identities {
             add(Kind::Identity, name.clone(), &record.refused, if record.members.is_some() { Instead::LastGood } else { Instead::Unknown });
         }
@@ -383,7 +392,8 @@ impl Index {
             Kind::Pod => drop(self.remove_pod(&name)),
             Kind::Node => drop(self.remove_node(shown)),
             Kind::Identity => drop(self.remove_identity(shown)),
-            Kind::EndpointSlice => drop(self.set_api_servers(name, None)),
+            Kind::Service => drop(self.remove_service(&name)),
+            Kind::EndpointSlice => drop(self.remove_slice(&name)),
             Kind::NetworkPolicy => drop(self.remove_policy(&PolicyName::new(PolicyKind::NetworkPolicy, name))),
             Kind::IdentityPolicy => drop(self.remove_policy(&PolicyName::new(PolicyKind::IdentityPolicy, name))),
             Kind::ClusterNetworkPolicy => drop(self.remove_policy(&PolicyName::new(PolicyKind::ClusterNetworkPolicy, name))),
@@ -411,14 +421,22 @@ impl Index {
         let changed = self.nodes.get(&name) != Some(&record);
         if changed {
             self.model.nodes.insert(name.clone(), record.value.clone());
+            let is_host = name == self.model.host;
             self.nodes.insert(name, record);
+            if is_host {
+                self.bring_up_place();
+            }
         }
         changed
     }
 
     fn remove_node(&mut self, name: &str) -> bool {
         self.model.nodes.remove(&name.to_owned());
-        self.nodes.remove(name).is_some()
+        let known = self.nodes.remove(name).is_some();
+        if name == self.model.host {
+            self.bring_up_place();
+        }
+        known
     }
 
     /// Takes what one object says of the API server's addresses.
@@ -427,8 +445,11 @@ impl Index {
             Some(addresses) => self.api_servers.insert(name, addresses),
             None => self.api_servers.remove(&name),
         };
-        self.model.api_servers = self.api_servers.values().flatten().copied().collect();
-        before != addresses
+        let changed = before != addresses;
+        if changed {
+            self.model.api_servers = self.api_servers.values().flatten().copied().collect();
+        }
+        changed
     }
 
     fn upsert_pod(&mut self, name: ObjectName, pod: &ApiPod) -> bool {

@@ -1,7 +1,8 @@
 //! Pods: who is called what, and whose an address is.
 
-use super::Index;
+use super::{Index, Record};
 use crate::convert::{Participation, PodParts};
+use crate::endpoints::Candidate;
 use k8s_openapi::api::core::v1::Pod as ApiPod;
 use palisade_policy::model::{ObjectName, Pod};
 use std::collections::{BTreeMap, BTreeSet};
@@ -156,6 +157,24 @@ impl Index {
     /// The addresses that an endpoint of this node has, where there is one of this pod.
     fn realised_here(&self, name: &ObjectName, record: &PodRecord) -> Option<&[IpAddr]> {
         self.local.get(name).filter(|local| record.is_called(local.uid.as_deref())).map(|local| local.addresses.as_slice())
+    }
+
+    /// The pods of a namespace that may stand behind a service, in the order of their names. A pod's node is known where it is this one.
+    pub(super) fn candidates(&self, namespace: &str) -> impl Iterator<Item = Candidate<'_>> {
+        let in_it = self.pods.range(ObjectName::new(namespace, "")..).take_while(move |(name, _)| name.namespace == namespace);
+        let running = in_it.filter(|(_, record)| record.value.participation != Participation::Finished);
+        running.map(|(name, Record { value: record, .. })| {
+            // Of a pod with a network of its own those count that no other pod has with more right.
+            let known = self.model.pods.get(name).unwrap_or(&record.pod);
+            let realised_here = self.participant(name).is_some_and(|record| self.realised_here(name, record).is_some());
+            Candidate {
+                labels: &record.pod.labels,
+                ports: &record.pod.ports,
+                addresses: &known.addresses,
+                node: realised_here.then_some(self.model.host.as_str()).filter(|host| !host.is_empty()),
+                terminating: record.terminating,
+            }
+        })
     }
 
     fn participant(&self, name: &ObjectName) -> Option<&PodRecord> {

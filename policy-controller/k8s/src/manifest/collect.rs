@@ -9,10 +9,11 @@ use crate::api::Identity;
 use crate::convert;
 use crate::field::FieldPath;
 use crate::problem::{FieldError, NameRule, Problem, Refusal};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{ClusterResourceScope, Metadata, NamespaceResourceScope, Resource};
-use palisade_policy::model::{ObjectName, Policy};
+use palisade_policy::model::ObjectName;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,6 +23,7 @@ const READ: &[(&str, &str)] = &[
     ("Namespace", "v1"),
     ("Pod", "v1"),
     ("Service", "v1"),
+    ("EndpointSlice", "discovery.k8s.io/v1"),
     ("Deployment", "apps/v1"),
     ("NetworkPolicy", "networking.k8s.io/v1"),
     ("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2"),
@@ -126,15 +128,14 @@ impl Collected {
             "Namespace" => self.take_namespace(&document),
             "Pod" => self.take_pod(&document),
             "Deployment" => self.take_deployment(&document),
-            "NetworkPolicy" => self.take_policy(&document, |policy| convert::network_policy(policy).map(drop), |it| &mut it.policies),
-            "IdentityPolicy" => {
-                self.take_policy(&document, |policy| convert::identity_policy(policy).map(drop), |it| &mut it.identity_policies)
-            }
+            "NetworkPolicy" => self.take_object(&document, |it| checked(convert::network_policy(it)), |it| &mut it.policies),
+            "IdentityPolicy" => self.take_object(&document, |it| checked(convert::identity_policy(it)), |it| &mut it.identity_policies),
             "ClusterNetworkPolicy" => {
-                self.take_policy(&document, |policy| convert::cluster_network_policy(policy).map(drop), |it| &mut it.cluster_policies)
+                self.take_object(&document, |it| checked(convert::cluster_network_policy(it)), |it| &mut it.cluster_policies)
             }
+            "Service" => self.take_object(&document, check_service, |it| &mut it.services),
             "Identity" => self.take_identity(&document),
-            _ => self.manifest.services.push(Note { kind: kind.to_owned(), object, place: Place::line(file, node.line) }),
+            _ => self.take_object::<EndpointSlice>(&document, |it| checked(convert::endpoint_slice(it)), |it| &mut it.endpoint_slices),
         }
     }
 
@@ -199,28 +200,29 @@ impl Collected {
         }
     }
 
-    fn take_policy<K: DeserializeOwned + Metadata<Ty = ObjectMeta> + Resource>(
+    /// Takes an object that is read as a whole; `check` may drop from it what the API server sets, beside its metadata.
+    fn take_object<K: DeserializeOwned + Metadata<Ty = ObjectMeta> + Resource>(
         &mut self,
         document: &Document,
-        convert: impl Fn(&K) -> Result<(), Refusal<Policy>>,
+        check: impl Fn(&mut K) -> Result<(), FieldError>,
         list: impl Fn(&mut Manifest) -> &mut Vec<K>,
     ) where
         K::Scope: Scope,
     {
-        let Some(mut policy) = self.decoded::<K>(document, decode(document.node, K::KIND)) else { return };
-        *policy.metadata_mut() = kept(policy.metadata().clone(), K::Scope::NAMESPACED.then_some(DEFAULT_NAMESPACE));
+        let Some(mut object) = self.decoded::<K>(document, decode(document.node, K::KIND)) else { return };
+        *object.metadata_mut() = kept(object.metadata().clone(), K::Scope::NAMESPACED.then_some(DEFAULT_NAMESPACE));
         let name = if K::Scope::NAMESPACED {
-            convert::namespaced_name(policy.metadata())
+            convert::namespaced_name(object.metadata())
         } else {
-            convert::cluster_name(policy.metadata(), NameRule::DnsName).map(ObjectName::cluster)
+            convert::cluster_name(object.metadata(), NameRule::DnsName).map(ObjectName::cluster)
         };
-        let checked = name.and_then(|name| convert(&policy).map(|()| name).map_err(|refusal| refusal.error));
+        let checked = name.and_then(|name| check(&mut object).map(|()| name));
         if let Some(name) = self.checked(document, checked) {
             if K::Scope::NAMESPACED {
                 self.lives(&name, document);
             }
             if self.takes(K::KIND, name, document) {
-                list(&mut self.manifest).push(policy);
+                list(&mut self.manifest).push(object);
             }
         }
     }
@@ -290,7 +292,10 @@ impl Collected {
             self.errors.sort_by(|a, b| a.place.cmp(&b.place));
             return Err(ManifestErrors(self.errors));
         }
-        let Manifest { namespaces, pods, policies, identity_policies, cluster_policies, identities, .. } = &mut self.manifest;
+        let Manifest { namespaces, pods, policies, identity_policies, cluster_policies, identities, services, endpoint_slices, ignored: _ } =
+            &mut self.manifest;
+        services.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
+        endpoint_slices.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
         identity_policies.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
         cluster_policies.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
         identities.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
@@ -311,6 +316,16 @@ fn kept(metadata: ObjectMeta, namespace: Option<&str>) -> ObjectMeta {
     let ObjectMeta { name, namespace: named, labels, annotations, .. } = metadata;
     let namespace = namespace.map(|default| named.filter(|name| !name.is_empty()).unwrap_or_else(|| default.to_owned()));
     ObjectMeta { name, namespace, labels, annotations, ..ObjectMeta::default() }
+}
+
+/// What is wrong with an object that was converted.
+fn checked<T>(converted: Result<T, Refusal<T>>) -> Result<(), FieldError> {
+    converted.map(drop).map_err(|refusal| refusal.error)
+}
+
+fn check_service(service: &mut Service) -> Result<(), FieldError> {
+    service.status = None;
+    checked(convert::service(service))
 }
 
 fn check_pod(pod: &Pod) -> Result<ObjectName, FieldError> {

@@ -16,7 +16,7 @@ use crate::convert::{self, ContainerPort, Participation};
 use crate::index::Index;
 use collect::Collected;
 use decode::decode;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use palisade_policy::model::ObjectName;
@@ -38,8 +38,10 @@ pub struct Manifest {
     pub cluster_policies: Vec<ClusterNetworkPolicy>,
     /// The Identities by name.
     pub identities: Vec<Identity>,
-    /// Services: read, and not served yet.
-    pub services: Vec<Note>,
+    /// The Services by name, without what a cluster would have set (status, UID). A cluster IP is kept where one is written.
+    pub services: Vec<Service>,
+    /// The EndpointSlices by name.
+    pub endpoint_slices: Vec<EndpointSlice>,
     /// Objects of kinds that mean nothing here, and sub-directories.
     pub ignored: Vec<Note>,
 }
@@ -148,12 +150,15 @@ fn files(path: &Path, collected: &mut Collected) -> Vec<PathBuf> {
 
 impl Manifest {
     /// Makes the index hold what the manifest declares, and nothing else but nodes. Tells
-    /// whether anything that policy needs is different now.
+    /// whether anything that policy or services need is different now.
+    ///
+    /// Services have no endpoints but those of written EndpointSlices, and no cluster IPs but written ones: see
+    /// [`Index::derive_endpoints`] and [`Index::assign_cluster_ips`].
     pub fn feed(&self, index: &mut Index) -> bool {
         let namespaces = index.resync(&self.namespaces);
         let pods = index.resync(&self.pods);
-        // A directory has no API server.
-        let others = index.resync::<EndpointSlice>([]) | index.resync(&self.identities);
+        let services = index.resync(&self.services) | index.resync(&self.endpoint_slices);
+        let others = services | index.resync(&self.identities);
         let policies = index.resync(&self.identity_policies) | index.resync(&self.cluster_policies) | index.resync(&self.policies);
         policies | others | pods | namespaces
     }

@@ -1,25 +1,26 @@
 //! The index: its model is a function of the present objects.
 
 use k8s_openapi::Metadata;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use palisade_k8s::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
 use palisade_k8s::index::{Index, Instead, Kind, Realisable, Refused};
 use palisade_policy::model::{self, Model, ObjectName, PolicyKind};
+use palisade_service::model::Services;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 
-fn object<T: serde::de::DeserializeOwned>(version: &str, kind: &str, mut object: Value) -> T {
+pub fn object<T: serde::de::DeserializeOwned>(version: &str, kind: &str, mut object: Value) -> T {
     object["apiVersion"] = version.into();
     object["kind"] = kind.into();
     serde_json::from_value(object).expect("a decodable object")
 }
 
-fn namespace(name: &str, label: &str) -> Namespace {
+pub fn namespace(name: &str, label: &str) -> Namespace {
     object("v1", "Namespace", json!({"metadata": {"name": name, "labels": {"l": label}}}))
 }
 
@@ -28,7 +29,7 @@ fn node(name: &str, address: &str) -> Node {
 }
 
 /// A running pod `n/NAME`.
-fn pod(name: &str, uid: &str, created: &str, address: &str) -> Pod {
+pub fn pod(name: &str, uid: &str, created: &str, address: &str) -> Pod {
     let metadata = json!({"namespace": "n", "name": name, "uid": uid, "creationTimestamp": created, "labels": {"uid": uid}});
     object("v1", "Pod", json!({"metadata": metadata, "status": {"phase": "Running", "podIPs": [{"ip": address}]}}))
 }
@@ -47,6 +48,19 @@ fn api_server(name: &str, address: &str) -> EndpointSlice {
         "EndpointSlice",
         json!({"metadata": metadata, "addressType": "IPv4", "endpoints": [{"addresses": [address]}]}),
     )
+}
+
+/// The slice `n/NAME` with one endpoint of the service `n/SERVICE`.
+pub fn slice(name: &str, service: &str, address: &str) -> EndpointSlice {
+    let metadata = json!({"namespace": "n", "name": name, "labels": {"kubernetes.io/service-name": service}});
+    let slice = json!({"metadata": metadata, "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": [{"addresses": [address]}]});
+    object("discovery.k8s.io/v1", "EndpointSlice", slice)
+}
+
+/// The service `n/NAME` of the pods whose label `uid` is `selected`; without a cluster IP where that is empty.
+pub fn service(name: &str, cluster_ip: &str, selected: &str) -> Service {
+    let spec = json!({"clusterIP": cluster_ip, "selector": {"uid": selected}, "ports": [{"port": 80, "targetPort": 8080}]});
+    object("v1", "Service", json!({"metadata": {"namespace": "n", "name": name}, "spec": spec}))
 }
 
 pub fn identity(name: &str, entity: &str) -> Identity {
@@ -75,7 +89,7 @@ pub fn n(name: &str) -> ObjectName {
     ObjectName::new("n", name)
 }
 
-fn ip(text: &str) -> IpAddr {
+pub fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
@@ -96,6 +110,7 @@ fn it_is_synced_when_every_kind_has_been_seen_whole_once() {
     assert!(index.resync::<Namespace>(&[]), "the first time counts, also when it is empty");
     assert!(!index.resync::<Namespace>(&[]));
     index.resync::<Pod>(&[]);
+    index.resync::<Service>(&[]);
     index.resync::<EndpointSlice>(&[]);
     index.resync::<Identity>(&[]);
     index.resync::<NetworkPolicy>(&[]);
@@ -301,6 +316,10 @@ enum Told {
     Pod(u8, u8, u8, bool),
     /// Subject, port, version of the UID.
     Policy(u8, u8, i32, u8),
+    /// Address, version of the UID.
+    Service(u8, u8, u8),
+    /// Service, address, version of the UID.
+    Slice(u8, u8, u8, u8),
     ApiServer(u8, u8),
     /// Entity, version of the UID.
     Identity(u8, usize, u8),
@@ -309,6 +328,8 @@ enum Told {
     ClusterPolicy(u8, i32),
     /// Whatever has the name, or only the object of this version of the UID: then it may come late.
     Gone(Kind, u8, Option<u8>),
+    /// As of any other object, of a slice that is not the API server's.
+    SliceGone(u8, Option<u8>),
     Local(u8, u8),
 }
 
@@ -316,6 +337,8 @@ const ENTITIES: [&str; 4] = ["Host", "Nodes", "World", "Moon"];
 const MOON: usize = 3;
 /// The number of an address, and of a label, that is none.
 const UNREADABLE: u8 = 3;
+/// The number of an address that is not there.
+const NOWHERE: u8 = 4;
 const NO_PORT: i32 = 70000;
 
 fn told() -> impl Strategy<Value = Told> {
@@ -325,6 +348,9 @@ fn told() -> impl Strategy<Value = Told> {
         (0..2u8, 0..4u8).prop_map(|(name, address)| Told::Node(name, address)),
         (0..4u8, 0..4u8, 0..3u8, any::<bool>()).prop_map(|(name, address, uid, late)| Told::Pod(name, address, uid, late)),
         (0..3u8, 0..2u8, port(), 0..2u8).prop_map(|(name, subject, port, uid)| Told::Policy(name, subject, port, uid)),
+        (0..3u8, 0..5u8, 0..2u8).prop_map(|(name, address, uid)| Told::Service(name, address, uid)),
+        (0..3u8, 0..3u8, 0..4u8, 0..2u8).prop_map(|(name, service, address, uid)| Told::Slice(name, service, address, uid)),
+        (0..3u8, prop::option::of(0..2u8)).prop_map(|(name, uid)| Told::SliceGone(name, uid)),
         (0..2u8, 0..4u8).prop_map(|(name, address)| Told::ApiServer(name, address)),
         (0..3u8, 0..4usize, 0..2u8).prop_map(|(name, entity, uid)| Told::Identity(name, entity, uid)),
         (0..3u8, 0..2u8, port(), 0..2u8).prop_map(|(name, subject, port, uid)| Told::IdentityPolicy(name, subject, port, uid)),
@@ -342,6 +368,8 @@ impl Told {
             Told::Pod(name, ..) => (Kind::Pod as u8, *name),
             Told::Node(name, _) => (Kind::Node as u8, *name),
             Told::Policy(name, ..) => (Kind::NetworkPolicy as u8, *name),
+            Told::Service(name, ..) => (Kind::Service as u8, *name),
+            Told::Slice(name, ..) | Told::SliceGone(name, _) => (98, *name),
             Told::ApiServer(name, _) => (Kind::EndpointSlice as u8, *name),
             Told::Identity(name, ..) => (Kind::Identity as u8, *name),
             Told::IdentityPolicy(name, ..) => (Kind::IdentityPolicy as u8, *name),
@@ -357,7 +385,8 @@ impl Told {
             Told::Pod(_, _, uid, _) | Told::Policy(_, _, _, uid) | Told::Identity(_, _, uid) | Told::IdentityPolicy(_, _, _, uid) => {
                 Some(*uid)
             }
-            Told::Gone(_, _, uid) => *uid,
+            Told::Service(_, _, uid) | Told::Slice(_, _, _, uid) => Some(*uid),
+            Told::Gone(_, _, uid) | Told::SliceGone(_, uid) => *uid,
             _ => None,
         }
     }
@@ -375,7 +404,7 @@ impl Told {
         let address = |number: &u8| if *number == UNREADABLE { "nowhere".to_owned() } else { format!("10.0.0.{number}") };
         let label = |number: &u8| if *number == UNREADABLE { "no label!".to_owned() } else { format!("l{number}") };
         let (_, number) = self.about();
-        let [p, i, c, s] = ["p", "i", "c", "s"].map(|letter| format!("{letter}{number}"));
+        let [p, i, c, s, e] = ["p", "i", "c", "s", "e"].map(|letter| format!("{letter}{number}"));
         let uid = self.uid().map(|version| format!("{number}-{version}"));
         let uid = uid.as_deref();
         let subject = |number: &u8| format!("s{number}");
@@ -384,6 +413,12 @@ impl Told {
             Told::Node(name, at) => index.upsert(&node(&format!("n{name}"), &address(at))),
             Told::Pod(_, at, _, late) => index.upsert(&pod(&p, uid.unwrap_or_default(), if *late { LATE } else { EARLY }, &address(at))),
             Told::Policy(_, of, port, _) => index.upsert(&with_uid(policy(&p, &subject(of), *port), uid)),
+            Told::Service(_, at, _) => {
+                let cluster_ip = if *at == NOWHERE { String::new() } else { address(at) };
+                index.upsert(&with_uid(service(&s, &cluster_ip, &format!("{number}-0")), uid))
+            }
+            Told::Slice(_, of, at, _) => index.upsert(&with_uid(slice(&e, &format!("s{of}"), &address(at)), uid)),
+            Told::SliceGone(..) => index.delete(&with_uid(slice(&e, "", "10.0.0.1"), uid)),
             Told::ApiServer(_, at) => index.upsert(&api_server(&s, &address(at))),
             Told::Identity(_, entity, _) => index.upsert(&with_uid(identity(&i, ENTITIES[*entity]), uid)),
             Told::IdentityPolicy(_, of, port, _) => index.upsert(&with_uid(identity_policy(&p, &subject(of), *port), uid)),
@@ -393,6 +428,7 @@ impl Told {
             Told::Gone(Kind::Node, name, _) => index.delete(&node(&format!("n{name}"), "10.0.0.1")),
             Told::Gone(Kind::Pod, ..) => index.delete(&with_uid(pod(&p, "", EARLY, "10.0.0.1"), uid)),
             Told::Gone(Kind::NetworkPolicy, ..) => index.delete(&with_uid(policy(&p, "s", 80), uid)),
+            Told::Gone(Kind::Service, ..) => index.delete(&with_uid(service(&s, "", "x"), uid)),
             Told::Gone(Kind::EndpointSlice, ..) => index.delete(&api_server(&s, "10.0.0.1")),
             Told::Gone(Kind::Identity, ..) => index.delete(&with_uid(identity(&i, "World"), uid)),
             Told::Gone(Kind::IdentityPolicy, ..) => index.delete(&with_uid(identity_policy(&p, "s", 80), uid)),
@@ -408,7 +444,7 @@ fn left(story: &[Told]) -> Vec<Vec<&Told>> {
     for told in story {
         let left = left.entry(told.about()).or_default();
         let known = left.last().map(|known| known.uid());
-        if let Told::Gone(_, _, uid) = told {
+        if let Told::Gone(_, _, uid) | Told::SliceGone(_, uid) = told {
             // One of another UID comes late.
             if known.flatten().zip(*uid).is_none_or(|(known, uid)| known == uid) {
                 left.clear();
@@ -424,11 +460,25 @@ fn left(story: &[Told]) -> Vec<Vec<&Told>> {
     left.into_values().collect()
 }
 
-/// What an index holds of a story, and what it has refused.
-fn seen<'a>(story: impl IntoIterator<Item = &'a Told>) -> (Model, Vec<Refused>) {
+/// What an index holds of a story, and what it has refused; the second of the services are those with what files do not say of them.
+fn seen<'a>(story: impl IntoIterator<Item = &'a Told>) -> (Model, [Services; 2], Vec<Refused>) {
     let mut index = Index::new();
+    index.set_host("n0", &[]);
     story.into_iter().for_each(|told| told.tell(&mut index));
-    (index.model(), index.refused())
+    held(index)
+}
+
+/// Makes up what files do not say.
+fn made_up(index: &mut Index) {
+    index.derive_endpoints();
+    index.assign_cluster_ips(&["10.0.0.0/28".parse().expect("a range")]);
+}
+
+fn held(mut index: Index) -> (Model, [Services; 2], Vec<Refused>) {
+    let (model, services) = (index.model(), index.services());
+    made_up(&mut index);
+    assert_eq!(index.model(), model, "nothing of services is in the model of policy");
+    (model, [services, index.services()], index.refused())
 }
 
 proptest! {
@@ -458,6 +508,7 @@ proptest! {
         prop_assert_eq!(&expected, &seen(left.iter().flatten().copied()));
         // A full resync on top changes nothing.
         let mut index = Index::new();
+        index.set_host("n0", &[]);
         story.iter().for_each(|told| told.tell(&mut index));
         index.resync_begin::<Namespace>();
         index.resync_begin::<Pod>();
@@ -466,6 +517,7 @@ proptest! {
         index.resync_begin::<IdentityPolicy>();
         index.resync_begin::<ClusterNetworkPolicy>();
         index.resync_begin::<Identity>();
+        index.resync_begin::<Service>();
         index.resync_begin::<EndpointSlice>();
         left.iter().rev().filter_map(|of_one| of_one.last()).for_each(|told| told.tell(&mut index));
         index.resync_end::<Namespace>();
@@ -475,7 +527,17 @@ proptest! {
         index.resync_end::<IdentityPolicy>();
         index.resync_end::<ClusterNetworkPolicy>();
         index.resync_end::<Identity>();
+        index.resync_end::<Service>();
         index.resync_end::<EndpointSlice>();
-        prop_assert_eq!(&expected, &(index.model(), index.refused()));
+        prop_assert_eq!(&expected, &held(index));
+        // Endpoints that were made up for files on the way leave no trace. (Addresses do: a service keeps its own.)
+        let mut index = Index::new();
+        index.set_host("n0", &[]);
+        for told in &story {
+            told.tell(&mut index);
+            index.derive_endpoints();
+        }
+        made_up(&mut index);
+        prop_assert_eq!(&expected.1[1], &index.services());
     }
 }

@@ -3,9 +3,12 @@
 mod cluster_network_policy;
 mod convert;
 mod definition;
+mod endpoint_slice;
 mod identity_policy;
 mod index;
 mod manifest;
 mod refused;
+mod service;
+mod services;
 mod status;
 mod status_cost;

@@ -152,27 +152,78 @@ fn a_pod_is_declared_with_its_ports_and_whether_it_shares_the_nodes_network() {
 }
 
 #[test]
-fn services_and_unknown_kinds_are_listed_with_their_place() {
-    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
+fn unknown_kinds_are_listed_with_their_place() {
     let other = "apiVersion: batch/v1\nkind: Job\nmetadata: {name: once}\nspec: {anything: [goes]}\n";
     let knative = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: k}\n";
-    let directory = Directory::of(&[("a.yaml", &format!("{service}---\n{other}---\n{knative}"))]);
+    let directory = Directory::of(&[("a.yaml", &format!("{other}---\n{knative}"))]);
     let manifest = directory.good();
     let shown = |note: &palisade_k8s::manifest::Note| note.to_string().replace(&format!("{}/", directory.path().display()), "");
-    assert_eq!(manifest.services.iter().map(shown).collect::<Vec<_>>(), ["a.yaml:1: Service shop/web"]);
     assert_eq!(
         manifest.ignored.iter().map(shown).collect::<Vec<_>>(),
-        ["a.yaml:6: Job once", "a.yaml:11: Service (serving.knative.dev/v1) k"]
+        ["a.yaml:1: Job once", "a.yaml:6: Service (serving.knative.dev/v1) k"]
     );
+}
+
+const SERVICE: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, uid: u, creationTimestamp: 2026-01-01T00:00:00Z}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.1
+  selector: {app: web}
+  ports: [{port: 80}]
+status: {loadBalancer: {ingress: [{ip: 192.0.2.7}]}}
+";
+const SLICE: &str = "\
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.0.0.1]}]
+";
+
+#[test]
+fn services_and_endpoint_slices_are_taken_without_what_a_cluster_has_set() {
+    let manifest = Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", &format!("{SLICE}---\n{SERVICE}"))]).good();
+    let mut index = Index::new();
+    assert!(manifest.feed(&mut index));
+    let (name, services) = (ObjectName::new("shop", "web"), index.services());
+    let service = &services.services[&name];
+    assert_eq!((&service.uid, &service.created, service.external.len()), (&None, &None, 0));
+    assert_eq!(service.cluster_ips, ["10.96.0.1".parse::<std::net::IpAddr>().expect("an address")]);
+    assert_eq!(services.slices[&name].keys().collect::<Vec<_>>(), ["web-1"]);
+    assert!(!manifest.feed(&mut index), "nothing is different");
+    assert!(Directory::of(&[("a.yaml", NAMESPACE)]).good().feed(&mut index));
+    assert_eq!(index.services(), palisade_service::model::Services::default());
+}
+
+#[test]
+fn a_service_or_a_slice_that_cannot_be_read_is_an_error_with_its_line() {
+    let replaced = |text: &str, from: &str, to: &str| errors(&text.replace(from, to));
+    assert_eq!(
+        replaced(SERVICE, "port: 80", "port: 0"),
+        ["f.yaml:8: Service shop/web: spec.ports[0].port: 0 is no port: ports are 1 to 65535"]
+    );
+    assert_eq!(
+        replaced(SLICE, "10.0.0.1", "fd00::1"),
+        ["f.yaml:6: EndpointSlice shop/web-1: endpoints[0].addresses[0]: fd00::1 is of another family than addressType says"]
+    );
+    assert_eq!(
+        replaced(SERVICE, "selector", "selectors"),
+        ["f.yaml:7: Service shop/web: spec.selectors: there is no such field in Service"]
+    );
+    assert_eq!(errors(&format!("{SERVICE}---\n{SERVICE}")).len(), 1, "one name, one service");
 }
 
 #[test]
 fn what_would_steer_a_terminal_is_escaped_in_notes_and_errors() {
     let object = |kind: &str, name: &str| format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}}}\n");
-    let text = object(r#""\e[31mred""#, r#""two\nlines""#) + "---\n" + &object("Service", r#""\u202eback \u00e9""#);
+    let text = object(r#""\e[31mred""#, r#""two\nlines""#) + "---\n" + &object("Secret", r#""\u202eback \u00e9""#);
     let directory = Directory::of(&[("a.yaml", &text), ("sub\x1b[2J/b.yaml", "")]);
     let manifest = directory.good();
-    let notes: Vec<String> = manifest.ignored.iter().chain(&manifest.services).map(ToString::to_string).collect();
+    let notes: Vec<String> = manifest.ignored.iter().map(ToString::to_string).collect();
     assert!(notes.iter().all(|note| !note.contains(|c: char| c.is_control() || c == '\u{202e}')), "{notes:?}");
     for part in [r"\u{1b}[31mred two\nlines", r"\u{202e}back é", r"sub\u{1b}[2J: a directory"] {
         assert!(notes.iter().any(|note| note.contains(part)), "{part}: {notes:?}");
