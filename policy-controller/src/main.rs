@@ -65,11 +65,15 @@ struct Run {
     /// The node's pod ranges, one per family; default: spec.podCIDRs of the Node.
     #[arg(long, env = "PALISADE_RANGES", value_name = "CIDR", value_delimiter = ',')]
     ranges: Vec<IpNet>,
-    /// Rows that a map has room for at first, e.g. policy=65536; also ports, addresses, prefixes, endpoints, connections, fragments,
-    /// events-bytes.
+    /// Where services of a directory that name no cluster IP get one; default: nowhere, and such a service is not reached.
+    #[arg(long, env = "PALISADE_SERVICE_RANGES", value_name = "CIDR", value_delimiter = ',', requires = "directory")]
+    service_ranges: Vec<IpNet>,
+    /// Rows that a map has room for at first, e.g. policy=65536; also ports, addresses, prefixes, endpoints, services, backends, chunks,
+    /// affinity, connections, fragments, events-bytes.
     #[arg(long, env = "PALISADE_MAP_SIZE", value_name = "NAME=ROWS", value_delimiter = ',')]
     map_size: Vec<String>,
-    /// Rows that a map may have room for at most, e.g. policy=4194304; also ports, addresses, prefixes, endpoints.
+    /// Rows that a map may have room for at most, e.g. policy=4194304; also ports, addresses, prefixes, endpoints, services,
+    /// backends, chunks.
     #[arg(long, env = "PALISADE_MAP_LIMIT", value_name = "NAME=ROWS", value_delimiter = ',')]
     map_limit: Vec<String>,
     /// Whether packets of pods leave for the outside under the node's IPv4 address; auto: with the API server.
@@ -186,6 +190,7 @@ fn configuration(run: Run) -> Result<AgentConfig, AgentError> {
         pin_dir: run.pin_dir,
         run_dir: run.run_dir,
         ranges: run.ranges,
+        service_ranges: run.service_ranges,
         mtu: run.mtu,
         metrics: run.metrics,
         masquerade: Masquerading { ipv4: run.masquerade_ipv4.into(), ipv6: run.masquerade_ipv6.into(), exclude: run.masquerade_exclude },
@@ -252,6 +257,14 @@ mod tests {
             let error = run(&arguments).unwrap_err();
             assert!(error.to_string().contains(words) && exit_code(&error) == 2, "{error}");
         }
+    }
+
+    #[test]
+    fn service_ranges_are_for_a_directory_alone() {
+        let run = |arguments: &[&str]| Arguments::try_parse_from(["palisade-agent"].iter().chain(arguments));
+        let arguments = run(&["--directory", "d", "--service-ranges", "10.96.0.0/16,fd96::/112"]).unwrap();
+        assert_eq!(arguments.run.service_ranges.len(), 2);
+        assert!(run(&["--service-ranges", "10.96.0.0/16"]).is_err(), "the API server gives addresses itself");
     }
 
     #[test]

@@ -3,9 +3,11 @@
 
 mod client;
 mod explain;
+mod service;
 
 pub use client::{Client, ClientError};
 pub use explain::{Explained, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, Settled, SideVerdict, Unjudged, VerdictName};
+pub use service::{FrontendState, FrontendView, ServiceBackend, ServiceFrontend, ServiceKind, ServicePort, ServiceStatus};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -60,6 +62,18 @@ pub enum Call {
         #[serde(default)]
         object: Option<String>,
     },
+    /// The services that are in the kernel of this node: answered by [`Reply::Services`].
+    Services {
+        /// Only those of these namespaces; none: of all.
+        #[serde(default)]
+        namespaces: Vec<String>,
+        /// Only the one of this name (`namespace/name`).
+        #[serde(default)]
+        object: Option<String>,
+        /// With what stands behind each frontend.
+        #[serde(default)]
+        backends: bool,
+    },
     /// What the compiled policies say of one flow: answered by [`Reply::Explained`].
     Explain(FlowQuery),
     /// Live verdicts: answered by [`Reply::Event`] lines.
@@ -85,6 +99,8 @@ pub enum Reply {
     Policies(Vec<PolicyStatus>),
     /// Answer to [`Call::Identities`].
     Identities(Vec<IdentityStatus>),
+    /// Answer to [`Call::Services`].
+    Services(Vec<ServiceStatus>),
     /// Answer to [`Call::Explain`].
     Explained(Explained),
     /// One verdict, for [`Call::Observe`].
@@ -211,6 +227,15 @@ pub struct Counts {
     pub policy_rows: usize,
     /// Rows of the port tables.
     pub port_rows: usize,
+    /// Services in the kernel of this node, those of which there is nothing to translate among them.
+    #[serde(default)]
+    pub services: usize,
+    /// Addresses and ports where they are reached.
+    #[serde(default)]
+    pub frontends: usize,
+    /// Backends of their ports. Each family, and each side of a port that is reached from outside too, has backends of its own.
+    #[serde(default)]
+    pub backends: usize,
 }
 
 /// Packets with one outcome.

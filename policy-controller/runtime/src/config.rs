@@ -27,6 +27,8 @@ pub struct AgentConfig {
     pub run_dir: PathBuf,
     /// The node's pod ranges, at most one per family. Empty with [`Source::Kubernetes`]: `spec.podCIDRs` of the node.
     pub ranges: Vec<IpNet>,
+    /// Where services without a cluster IP get one, for [`Source::Directory`]; empty: nowhere.
+    pub service_ranges: Vec<IpNet>,
     /// The node's own addresses, for [`Source::Directory`]; empty: those of the network namespace's interfaces.
     pub node_addresses: Vec<IpAddr>,
     /// MTU of pod interfaces in bytes; `None`: that of the interface with the default route.
@@ -51,6 +53,7 @@ impl AgentConfig {
             pin_dir: PathBuf::from(DEFAULT_PIN_DIR),
             run_dir: PathBuf::from(DEFAULT_RUN_DIR),
             ranges: Vec::new(),
+            service_ranges: Vec::new(),
             node_addresses: Vec::new(),
             mtu: None,
             metrics: None,

@@ -17,6 +17,7 @@ mod realise;
 mod reconcile;
 mod record;
 mod route;
+mod services;
 mod socket;
 mod source;
 mod state;
@@ -127,6 +128,13 @@ fn check(config: &AgentConfig) -> Result<(), AgentError> {
     let ranges = |ipv6: bool| config.ranges.iter().filter(|range| range.addr().is_ipv6() == ipv6).count();
     if ranges(false) > 1 || ranges(true) > 1 {
         return Err(AgentError::Config("--ranges takes at most one range per family".to_owned()));
+    }
+    for services in &config.service_ranges {
+        if let Some(pods) = config.ranges.iter().find(|pods| pods.contains(services) || services.contains(*pods)) {
+            let message =
+                format!("--service-ranges has {services}, which overlaps the pod range {pods}: services and pods share no address");
+            return Err(AgentError::Config(message));
+        }
     }
     if matches!(config.source, Source::Directory(_)) && config.ranges.is_empty() {
         return Err(AgentError::Config("with --directory the node's pod ranges are needed: --ranges 10.0.0.0/24,fd00::/64".to_owned()));

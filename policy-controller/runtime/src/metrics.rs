@@ -37,6 +37,8 @@ pub struct Metrics {
     endpoints: Gauge,
     identities: Gauge,
     subjects: Gauge,
+    services: Gauge,
+    service_backends: Gauge,
     refused: Gauge,
     too_many: Family<TooManyLabels, Gauge>,
     ready: Gauge,
@@ -119,6 +121,8 @@ impl Metrics {
             endpoints: Gauge::default(),
             identities: Gauge::default(),
             subjects: Gauge::default(),
+            services: Gauge::default(),
+            service_backends: Gauge::default(),
             refused: Gauge::default(),
             too_many: Family::default(),
             ready: Gauge::default(),
@@ -148,6 +152,8 @@ impl Metrics {
         registry.register("endpoints", "Pod interfaces on this node", self.endpoints.clone());
         registry.register("identities", "Identities in use on this node", self.identities.clone());
         registry.register("subjects", "Distinct effective policies on this node", self.subjects.clone());
+        registry.register("services", "Services in the kernel of this node", self.services.clone());
+        registry.register("service_backends", "Backends of the services' ports, in each family", self.service_backends.clone());
         registry.register("refused_objects", "Objects that could not be used as they are", self.refused.clone());
         registry.register("rows_too_many", "Rows that a policy that was held back is over the limit of a map", self.too_many.clone());
         registry.register("ready", "1 when everything was read and is in the kernel", self.ready.clone());
@@ -233,6 +239,8 @@ impl Metrics {
         self.endpoints.set(counts.endpoints as i64);
         self.identities.set(counts.identities as i64);
         self.subjects.set(counts.subjects as i64);
+        self.services.set(counts.services as i64);
+        self.service_backends.set(counts.backends as i64);
         self.refused.set(crate::status::refused(state, &published).len() as i64);
         self.too_many.clear();
         for (PolicyName { kind, object }, (map, rows)) in &published.too_many {
@@ -299,7 +307,9 @@ mod tests {
             assert!(text.contains(&line), "{line} is not in\n{text}");
         }
         assert!(text.contains("palisade_traffic_bytes_total{outcome=\"arp\",passes=\"true\"} 70"), "{text}");
-        assert!(text.contains("palisade_ready 0"), "{text}");
+        for line in ["palisade_ready 0", "palisade_services 0", "palisade_service_backends 0"] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
     }
 
     #[test]

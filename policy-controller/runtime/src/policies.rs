@@ -121,6 +121,7 @@ fn standing(snapshot: &Snapshot, versions: &BTreeMap<Key, &Version>, key: &Key, 
     }
 }
 
-fn reason(refused: &[Refused], kind: &str, object: &str) -> Option<String> {
+/// Why an object is not in force as it is written, where it is not.
+pub fn reason(refused: &[Refused], kind: &str, object: &str) -> Option<String> {
     refused.iter().find(|refused| refused.kind == kind && refused.object == object).map(|refused| refused.reason.clone())
 }

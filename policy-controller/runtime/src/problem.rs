@@ -14,6 +14,8 @@ pub enum Part {
     Watch(&'static str),
     /// Writing rows.
     Reconcile,
+    /// Writing what stands behind services.
+    Services,
     /// Endpoint records.
     Records,
     /// The node's ranges and MTU.
@@ -33,6 +35,7 @@ impl std::fmt::Display for Part {
             Self::Source => f.write_str("source"),
             Self::Watch(kind) => write!(f, "watch of {kind}"),
             Self::Reconcile => f.write_str("policy"),
+            Self::Services => f.write_str("services"),
             Self::Records => f.write_str("endpoint records"),
             Self::Node => f.write_str("node"),
             Self::Forwarding => f.write_str("forwarding"),

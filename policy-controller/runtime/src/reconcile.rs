@@ -76,14 +76,22 @@ async fn reconcile(state: &State, kernel: &KernelHandle) -> Infallible {
         changes.borrow_and_update();
         // A view that is not whole is never put into the kernel: what is there stays in force.
         let failed = if state.index().synced() { kernel.run(|kernel| kernel.reconcile()).await.err() } else { None };
-        match failed {
+        match &failed {
+            None => state.problems.clear(Part::Reconcile),
+            Some(error) => state.problems.set(Part::Reconcile, format!("the last good state stays in force: {}", chain(error))),
+        }
+        // Whether or not: neither waits for the other.
+        let unserved = if state.index().synced() { kernel.run(|kernel| kernel.serve()).await.err() } else { None };
+        match &unserved {
+            None => state.problems.clear(Part::Services),
+            Some(error) => state.problems.set(Part::Services, format!("services have the backends that they had: {}", chain(error))),
+        }
+        match failed.or(unserved) {
             None => {
-                state.problems.clear(Part::Reconcile);
                 backoff.reset();
                 let _ = changes.changed().await;
             }
-            Some(error) => {
-                state.problems.set(Part::Reconcile, format!("the last good state stays in force: {}", chain(&error)));
+            Some(_) => {
                 let pause = backoff.pause();
                 tokio::time::sleep(pause.min(AFTER_FAILURE)).await;
                 let _ = tokio::time::timeout(pause.saturating_sub(AFTER_FAILURE), changes.changed()).await;

@@ -3,7 +3,7 @@
 use crate::agent::Agent;
 use crate::error::AgentError;
 use crate::state::State;
-use crate::{explain, policies, realise, status};
+use crate::{explain, policies, realise, services, status};
 use palisade_protocol::{Call, ErrorKind, Failure, PROTOCOL_VERSION, Reply, Request};
 use serde::Deserialize;
 use std::convert::Infallible;
@@ -155,6 +155,9 @@ async fn answer(agent: &Arc<Agent>, call: Call) -> Result<Reply, Failure> {
             let reports = agent.listed.reports(agent).await;
             aside(agent, move |state| Reply::Identities(policies::identities(state, &reports, object.as_deref()))).await
         }
+        Call::Services { namespaces, object, backends } => {
+            aside(agent, move |state| Reply::Services(services::services(state, &namespaces, object.as_deref(), backends))).await
+        }
         Call::Explain(query) => explain::explain(&agent.state, &query).map(Reply::Explained),
         // Taken by the caller: its answer is a stream.
         Call::Observe { .. } => Err(Failure { kind: ErrorKind::Internal, message: "observe is answered by a stream".to_owned() }),
@@ -213,6 +216,10 @@ mod tests {
 
     #[test]
     fn calls_are_read() {
+        let Ok(Call::Services { namespaces, object: None, backends: false }) = parse(br#"{"version":1,"call":"services"}"#) else {
+            panic!("refused")
+        };
+        assert!(namespaces.is_empty());
         assert!(matches!(parse(br#"{"version":1,"call":"observe","allowed":true}"#), Ok(Call::Observe { allowed: true })));
         assert!(matches!(parse(br#"{"version":1,"call":"node"}"#), Ok(Call::Node)));
     }

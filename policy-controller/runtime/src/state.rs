@@ -1,6 +1,6 @@
 //! What the parts of the agent share: the index, what was last put into the kernel, and what is wrong.
 
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, Source};
 use crate::event::Hub;
 use crate::metrics::Metrics;
 use crate::problem::{Part, Problems};
@@ -11,6 +11,7 @@ use palisade_policy::model::{Model, PolicyName};
 use palisade_policy::shared::SharedMap;
 use palisade_policy::{Compiled, Numbers};
 use palisade_protocol::{Attachment, EndpointSpec, NodeConfig};
+use palisade_service::model::Services;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -59,6 +60,10 @@ pub struct Published {
     pub too_many: BTreeMap<PolicyName, (&'static str, usize)>,
     /// Whose an address is, as events show it.
     pub names: SharedMap<IpAddr, Arc<str>>,
+    /// The services that the rows were made from.
+    pub services: Services,
+    /// The rows of services.
+    pub served: Arc<palisade_service::Compiled>,
     /// Number of rows of each map that the agent writes, and how many it has and may have room for.
     pub sizes: Vec<MapSize>,
 }
@@ -123,9 +128,18 @@ impl State {
         self.index.lock().expect("no holder of this lock panics")
     }
 
-    /// Changes the index. `change` tells whether anything that policy needs is different; then the reconciler and
+    /// Changes the index. `change` tells whether anything that policy or services need is different; then the reconciler and
     /// whoever waits for an object wake up.
     pub fn change(&self, change: impl FnOnce(&mut Index) -> bool) {
+        let change = |index: &mut Index| {
+            let changed = change(index);
+            // In files nobody gives a service its addresses, or keeps its endpoints.
+            if changed && matches!(self.config.source, Source::Directory(_)) {
+                index.assign_cluster_ips(&self.config.service_ranges);
+                index.derive_endpoints();
+            }
+            changed
+        };
         if change(&mut self.index()) {
             self.generation.send_modify(|generation| *generation += 1);
         }

@@ -1,9 +1,10 @@
-//! The agent's state, as `palisade status` and `palisade endpoint list` show it.
+//! The agent's state, as `palisade status`, `palisade endpoint list` and a lab show it.
 
 use crate::kernel::KernelHandle;
 use crate::state::{Published, State};
 use palisade_datapath_core::abi::{ABI_VERSION, Direction};
 use palisade_protocol::{Counts, EndpointStatus, OutcomeCount, Refused, Status};
+use std::collections::BTreeSet;
 
 /// The agent's state.
 pub async fn status(state: &State, kernel: &KernelHandle) -> Status {
@@ -51,7 +52,7 @@ pub fn refused(state: &State, published: &Published) -> Vec<Refused> {
 /// Numbers of things that the agent holds.
 pub fn counts(published: &Published) -> Counts {
     let used = published.compiled.used();
-    let without_zero = |numbers: &std::collections::BTreeSet<u32>| numbers.iter().filter(|number| **number != 0).count();
+    let without_zero = |numbers: &BTreeSet<u32>| numbers.iter().filter(|number| **number != 0).count();
     Counts {
         endpoints: published.endpoints.len(),
         pods: published.model.pods.len(),
@@ -61,6 +62,9 @@ pub fn counts(published: &Published) -> Counts {
         subjects: without_zero(&used.subjects),
         policy_rows: published.compiled.policy.len(),
         port_rows: published.compiled.ports.len(),
+        services: published.services.services.len(),
+        frontends: published.served.frontends.len(),
+        backends: published.served.backends.len(),
     }
 }
 

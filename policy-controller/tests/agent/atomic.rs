@@ -64,7 +64,7 @@ impl<'a> Traffic<'a> {
     /// The next number. Where all source ports have been used, everything goes to another port from now on.
     fn next(&mut self) -> u64 {
         self.number += 1;
-        if self.number % (FRESH.end - FRESH.start) == 0 {
+        if self.number.is_multiple_of(FRESH.end - FRESH.start) {
             self.to.set_port(self.to.port() + 1);
             self.web = inside(self.host, "shop", "web").enter(|| UdpSocket::bind(self.to)).unwrap().unwrap();
             for established in &self.established {

@@ -4,4 +4,5 @@ mod atomic;
 mod node;
 mod restart;
 mod server;
+mod service;
 mod trouble;

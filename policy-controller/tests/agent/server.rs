@@ -198,6 +198,7 @@ fn list(path: &str) -> Value {
             let metadata = json!({ "name": "from-shop", "namespace": "shop", "resourceVersion": "7" });
             ("NetworkPolicyList", "networking.k8s.io/v1", json!([{ "metadata": metadata, "spec": spec }]))
         }
+        "/api/v1/services" => ("ServiceList", "v1", json!([])),
         "/apis/discovery.k8s.io/v1/endpointslices" => ("EndpointSliceList", "discovery.k8s.io/v1", json!([])),
         other => panic!("nobody should ask for {other}"),
     };

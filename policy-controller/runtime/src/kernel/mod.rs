@@ -8,6 +8,7 @@ mod endpoint;
 mod fit;
 mod grow;
 mod numbering;
+mod service;
 mod takeover;
 
 use fit::Held;
@@ -24,6 +25,8 @@ use palisade_policy::model::{Model, ObjectName, PolicyName};
 use palisade_policy::shared::SharedMap;
 use palisade_policy::{Compiled, Planner};
 use palisade_protocol::Attachment;
+use palisade_service::model::Services;
+use service::Served;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -42,7 +45,7 @@ pub enum KernelError {
     Loader(#[from] LoaderError),
     /// A map has no room for what a change needs while it is made. Nothing was written.
     #[error(
-        "{map} has room for {limit} rows at most and the change needs {rows}, {} too many; raise its limit (--map-limit), use fewer or broader policies, or run fewer pods on this node",
+        "{map} has room for {limit} rows at most and the change needs {rows}, {} too many; raise its limit (--map-limit), use fewer or broader policies, fewer services, or run fewer pods on this node",
         .rows - *.limit as usize
     )]
     TooLarge {
@@ -133,6 +136,8 @@ pub struct Kernel {
     good: Option<Good>,
     /// Policies whose present version does not fit.
     held: BTreeMap<PolicyName, Held>,
+    /// What the maps hold of services.
+    served: Served,
     /// How full the maps were when policies were found not to fit.
     without_room: Option<fit::Taken>,
     /// Held as long as anybody may write: an operation outlives the task that asked for it.
@@ -175,6 +180,7 @@ impl Kernel {
             incomplete: false,
             good: None,
             held: BTreeMap::new(),
+            served: Served::default(),
             without_room: None,
             _lock: lock,
         })
@@ -251,11 +257,14 @@ impl Kernel {
         let digests = self.good.as_ref().map(|good| good.digests.clone()).unwrap_or_default();
         let compiled = self.applied.clone().unwrap_or_default();
         let names = renamed(before.names.clone(), &before.model, &model);
+        let served = self.served.rows().unwrap_or_else(|| Arc::clone(&before.served));
         self.state.publish(Published {
             reconciled,
             attach: Some(datapath.attach_kind()),
             epoch: datapath.epoch()?,
-            sizes: sizes(datapath, &compiled, &self.endpoints),
+            sizes: sizes(datapath, &compiled, &served, &self.endpoints),
+            services: before.services.clone(),
+            served,
             model,
             digests,
             compiled,
@@ -265,6 +274,16 @@ impl Kernel {
             too_many: self.held.iter().filter_map(|(name, held)| Some((name.clone(), held.too_many?))).collect(),
             names,
         });
+        Ok(())
+    }
+
+    /// Tells everybody which services are in the kernel now.
+    fn publish_services(&self, services: Services) -> Result<(), KernelError> {
+        let Some(datapath) = &self.datapath else { return Ok(()) };
+        let before = self.state.published();
+        let served = self.served.rows().unwrap_or_else(|| Arc::clone(&before.served));
+        let sizes = sizes(datapath, &before.compiled, &served, &self.endpoints);
+        self.state.publish(Published { services, served, sizes, ..(*before).clone() });
         Ok(())
     }
 }
@@ -302,7 +321,13 @@ fn renamed(mut names: SharedMap<IpAddr, Arc<str>>, before: &Model, model: &Model
     names
 }
 
-fn sizes(datapath: &Datapath, compiled: &Compiled, endpoints: &BTreeMap<Attachment, Realised>) -> Vec<MapSize> {
+fn sizes(
+    datapath: &Datapath,
+    compiled: &Compiled,
+    served: &palisade_service::Compiled,
+    endpoints: &BTreeMap<Attachment, Realised>,
+) -> Vec<MapSize> {
+    let frontends_v4 = served.frontends.keys().filter(|frontend| frontend.address.is_ipv4()).count();
     let v4 = compiled.addresses.len_of_groups(IpAddr::is_ipv4);
     let prefixes_v4 = compiled.prefixes.keys().filter(|prefix| prefix.addr().is_ipv4()).count();
     let local_v4 = endpoints.values().filter(|endpoint| endpoint.spec.addresses.iter().any(IpAddr::is_ipv4)).count();
@@ -316,6 +341,10 @@ fn sizes(datapath: &Datapath, compiled: &Compiled, endpoints: &BTreeMap<Attachme
         map::PREFIX_V6 => compiled.prefixes.len() - prefixes_v4,
         map::LOCAL_V4 => local_v4,
         map::LOCAL_V6 => local_v6,
+        map::SERVICES_V4 => frontends_v4,
+        map::SERVICES_V6 => served.frontends.len() - frontends_v4,
+        map::CHUNKS => served.chunks().count(),
+        map::BACKENDS => served.backends.len(),
         _ => endpoints.len(),
     };
     datapath.room().into_iter().map(|room| MapSize { map: room.map, rows: rows(room.map), room: room.rows, limit: room.limit }).collect()

@@ -22,6 +22,7 @@ impl Kernel {
         // It knows the numbers that were in memory, which may be ahead of those that were written down.
         self.planner = Planner::new();
         self.applied = None;
+        self.forget_services();
         self.incomplete = true;
         self.endpoints.clear();
         let found = self.records.load()?;

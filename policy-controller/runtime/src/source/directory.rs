@@ -156,6 +156,25 @@ mod tests {
     }
 
     #[test]
+    fn services_of_files_get_addresses_of_the_ranges_and_who_goes_without_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = AgentConfig::new("node", Source::Directory(directory.path().to_owned()));
+        config.node_addresses = vec!["192.0.2.1".parse().unwrap()];
+        config.service_ranges = vec!["10.96.0.1/32".parse().unwrap()];
+        let state = State::new(config);
+        let service = |name: &str| {
+            format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{ports: [{{port: 80}}]}}\n")
+        };
+        fs::write(directory.path().join("all.yaml"), PODS.to_owned() + &service("a") + &service("b")).unwrap();
+        let (_, read) = look(directory.path(), None).unwrap();
+        take(&state, read);
+        let (old, mut numbers) = (palisade_service::Compiled::default(), palisade_service::Numbers::default());
+        let rows = palisade_service::compile(&state.index().services(), &old, &mut numbers);
+        let problems: Vec<String> = rows.problems().map(|problem| problem.to_string()).collect();
+        assert!(problems.len() == 1 && problems[0].starts_with("service shop/b has no cluster IP"), "{problems:?}");
+    }
+
+    #[test]
     fn an_unchanged_directory_is_not_read_again() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("pods.yaml"), PODS).unwrap();

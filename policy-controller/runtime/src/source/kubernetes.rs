@@ -10,7 +10,7 @@ use crate::problem::Part;
 use crate::reconcile::Backoff;
 use crate::state::State;
 use futures::TryStreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -57,7 +57,7 @@ impl Debug for Reader {
 trait Watched: Indexed + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {
     /// Its name in permissions and problems, in plural.
     const PLURAL: &'static str;
-    /// A label that all objects of interest have.
+    /// What the labels of all objects of interest are like.
     const LABEL: Option<&'static str> = None;
     /// Whether the API server may not know the kind: its definition is installed, or not. Then there are none.
     const INSTALLED_BY_USERS: bool = false;
@@ -72,9 +72,13 @@ impl Watched for Pod {
 impl Watched for Node {
     const PLURAL: &'static str = "nodes";
 }
+impl Watched for Service {
+    const PLURAL: &'static str = "services";
+}
 impl Watched for EndpointSlice {
     const PLURAL: &'static str = "endpointslices";
-    const LABEL: Option<&'static str> = Some("kubernetes.io/service-name=kubernetes");
+    /// Those of headless services are for DNS: nobody's packets go to such a service.
+    const LABEL: Option<&'static str> = Some("!service.kubernetes.io/headless");
 }
 impl Watched for NetworkPolicy {
     const PLURAL: &'static str = "networkpolicies";
@@ -92,8 +96,7 @@ impl Watched for ClusterNetworkPolicy {
     const INSTALLED_BY_USERS: bool = true;
 }
 
-/// A kind that is watched, as a value: what asks the API server is compiled once for all kinds, and an object is read as what
-/// it is when it has arrived.
+/// A kind that is watched, as a value: what asks the API server is compiled once for all, and objects are read when they arrive.
 struct Watch {
     resource: ApiResource,
     kind: Kind,
@@ -149,7 +152,7 @@ fn metadata<K: Watched>(object: &Read<K>) -> &ObjectMeta {
     }
 }
 
-/// Puts an object into the index. Tells whether anything that policy needs is different now.
+/// Puts an object into the index. Tells whether anything that policy or services need is different now.
 fn upsert<K: Watched>(index: &mut Index, object: &Read<K>, asked: Asked<'_>) -> Result<bool, SourceError> {
     let (metadata, error) = match object {
         Ok(object) => return Ok(index.upsert(object)),
@@ -192,6 +195,7 @@ pub async fn watch(agent: Arc<Agent>, server: Option<String>) -> Infallible {
         never = reader.follow(state, Watch::of::<Namespace>()) => never,
         never = reader.follow(state, Watch::of::<Pod>()) => never,
         never = reader.follow(state, Watch::of::<Node>()) => never,
+        never = reader.follow(state, Watch::of::<Service>()) => never,
         never = reader.follow(state, Watch::of::<EndpointSlice>()) => never,
         never = reader.follow(state, Watch::of::<NetworkPolicy>()) => never,
         never = reader.follow(state, Watch::of::<Identity>()) => never,
@@ -501,6 +505,7 @@ mod tests {
             index.resync::<Namespace>([]);
             index.resync::<Pod>([]);
             index.resync::<Node>([]);
+            index.resync::<Service>([]);
             index.resync::<EndpointSlice>([]);
             index.resync::<Identity>([]);
             index.resync::<IdentityPolicy>([]);
