@@ -43,6 +43,12 @@ pub enum Command {
         #[command(subcommand)]
         command: IdentityCommand,
     },
+    /// The services in the kernel of this node, and what stands behind them
+    Service {
+        /// What of them.
+        #[command(subcommand)]
+        command: ServiceCommand,
+    },
     /// What the policies say of one flow, at both ends, with the rule
     Explain(ExplainArguments),
     /// The first process inside a lab; started by `palisade lab`.
@@ -126,7 +132,7 @@ pub enum LabCommand {
 /// Arguments of a lab.
 #[derive(Debug, Args)]
 pub struct LabRun {
-    /// Directory of manifests: Namespace, Pod, Deployment, NetworkPolicy, ClusterNetworkPolicy, Identity, IdentityPolicy
+    /// Directory of manifests: Namespace, Pod, Deployment, Service, EndpointSlice, NetworkPolicy, ClusterNetworkPolicy, Identity, IdentityPolicy
     #[arg(value_name = "DIR", required = true)]
     pub directory: Option<PathBuf>,
     /// Compare with the expectations in FILE; end with 1 and a table of differences if they differ
@@ -206,6 +212,36 @@ pub enum IdentityCommand {
     List(Asking),
     /// One of them, with what it matches
     Get(AskingFor),
+}
+
+/// What can be asked of services.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// List them: frontends, backends that take new flows of those that are known, and what is wrong
+    List(AskingIn),
+    /// One of them: each frontend with its backends, which of them take new flows, and which only go on
+    Get(AskingFor),
+}
+
+/// In which namespaces objects are asked for, and of which agent.
+#[derive(Debug, Args)]
+pub struct AskingIn {
+    /// Only those of this namespace; may be given more than once
+    #[arg(long, short, value_name = "NAME")]
+    pub namespace: Vec<String>,
+    /// Those of all namespaces, as without either option
+    #[arg(long, short = 'A', conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+    /// Which agent, and how the answer looks.
+    #[command(flatten)]
+    pub asking: Asking,
+}
+
+impl AskingIn {
+    /// The namespaces; none: all.
+    pub fn namespaces(&self) -> Vec<String> {
+        if self.all_namespaces { Vec::new() } else { self.namespace.clone() }
+    }
 }
 
 /// Which object is asked for, and of which agent.
@@ -345,13 +381,43 @@ mod tests {
     #[test]
     fn help_names_every_kind_that_is_used_and_every_verdict() {
         let kinds = help("lab", "directory");
-        for kind in ["Namespace", "Pod", "Deployment", "NetworkPolicy", "ClusterNetworkPolicy", "Identity", "IdentityPolicy"] {
+        for kind in [
+            "Namespace",
+            "Pod",
+            "Deployment",
+            "Service",
+            "EndpointSlice",
+            "NetworkPolicy",
+            "ClusterNetworkPolicy",
+            "Identity",
+            "IdentityPolicy",
+        ] {
             assert!(kinds.split([' ', ',']).any(|word| word == kind), "{kind}: {kinds}");
         }
         let verdicts = help("observe", "verdict");
         for verdict in crate::observe::VERDICTS {
             assert!(verdicts.contains(&format!("`{verdict}`")), "{verdict}: {verdicts}");
         }
+    }
+
+    #[test]
+    fn services_are_listed_of_some_namespaces_or_of_all_and_one_is_got_by_its_name() {
+        let namespaces = |line: &str| match parsed(line) {
+            Ok(Arguments { command: Command::Service { command: ServiceCommand::List(asking) } }) => asking.namespaces(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(namespaces("palisade service list -n a --namespace b -o json"), ["a", "b"]);
+        for all in ["palisade service list", "palisade service list -A", "palisade service list --all-namespaces --lab"] {
+            assert!(namespaces(all).is_empty(), "{all}");
+        }
+        assert!(parsed("palisade service list -A -n a").is_err(), "all or some");
+        let Ok(Arguments { command: Command::Service { command: ServiceCommand::Get(asking) } }) =
+            parsed("palisade service get shop/web --output json")
+        else {
+            panic!("refused")
+        };
+        assert_eq!((asking.object.as_str(), asking.asking.output), ("shop/web", Output::Json));
+        assert!(parsed("palisade service get").is_err(), "none is named");
     }
 
     #[test]

@@ -31,11 +31,10 @@ pub struct Files {
 pub fn notes(manifest: &Manifest, expect: Option<&Path>) -> Vec<String> {
     let expected = |note: &&Note| expect.is_some_and(|file| note.kind == "directory" && file.parent() == Some(&note.place.file));
     let ignored = manifest.ignored.iter().filter(|note| !expected(note)).map(|note| format!("Ignored: {note}"));
-    let services = manifest.services.iter().map(|note| format!("Not served yet: {note}"));
     let declared = manifest.declared_pods();
     let on_node = declared.iter().filter(|pod| pod.host_network);
     let unwired = on_node.map(|pod| format!("Not wired: pod {} is on the node's network, where no policy of a pod holds", pod.name));
-    ignored.chain(services).chain(unwired).collect()
+    ignored.chain(unwired).collect()
 }
 
 impl Files {

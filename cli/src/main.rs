@@ -12,11 +12,12 @@ mod lab;
 mod observe;
 mod policy;
 mod print;
+mod service;
 mod standing;
 mod status;
 mod table;
 
-use arguments::{Arguments, Command, EndpointCommand, IdentityCommand, PolicyCommand};
+use arguments::{Arguments, Command, EndpointCommand, IdentityCommand, PolicyCommand, ServiceCommand};
 use clap::Parser;
 use std::process::ExitCode;
 
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
         Command::Policy { command: PolicyCommand::Get(arguments) } => policy::get(&arguments),
         Command::Identity { command: IdentityCommand::List(arguments) } => identity::list(&arguments),
         Command::Identity { command: IdentityCommand::Get(arguments) } => identity::get(&arguments),
+        Command::Service { command: ServiceCommand::List(arguments) } => service::list(&arguments),
+        Command::Service { command: ServiceCommand::Get(arguments) } => service::get(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::LabInit { options } => lab::init(&options),
     };

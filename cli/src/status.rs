@@ -52,6 +52,10 @@ fn rendered(status: &Status, paint: Paint) -> String {
     );
     let _ = write!(text, "\n{}", numbers.render(paint));
 
+    let mut services = Table::new(["SERVICES", "FRONTENDS", "BACKENDS"]);
+    services.row([counts.services, counts.frontends, counts.backends].map(|number| number.to_string().into()));
+    let _ = write!(text, "\n{}", services.render(paint));
+
     if status.outcomes.iter().any(|count| count.packets > 0) {
         let mut outcomes = Table::new(["OUTCOME", "PASSES", "PACKETS", "BYTES"]);
         for count in status.outcomes.iter().filter(|count| count.packets > 0) {
@@ -91,7 +95,7 @@ mod tests {
             attach: "tcx".into(),
             abi: 1,
             epoch: 7,
-            counts: Counts { endpoints: 2, ..Counts::default() },
+            counts: Counts { endpoints: 2, services: 4, frontends: 7, backends: 9, ..Counts::default() },
             outcomes: vec![
                 OutcomeCount { outcome: "ingress-denied".into(), passes: false, packets: 3, bytes: 180 },
                 OutcomeCount { outcome: "truncated".into(), passes: false, packets: 0, bytes: 0 },
@@ -101,6 +105,7 @@ mod tests {
         let text = rendered(&status, Paint::none());
         for part in [
             "Agent: not ready\n  the API server cannot be reached\n",
+            "SERVICES  FRONTENDS  BACKENDS\n4         7          9\n",
             "ingress-denied  no      3        180",
             "NetworkPolicy  a/b     spec",
         ] {

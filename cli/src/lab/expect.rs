@@ -1,6 +1,7 @@
 //! Expectations: who should reach whom.
 
-use super::flow::{Party, Probe, ProbeResult, Protocol, family_name, service_name};
+use super::flow::{Party, Probe, ProbeResult, Protocol, family_name, port_name};
+use super::service::Fate;
 use crate::error::CliError;
 use crate::table::{Cell, Paint, Table, Tone};
 use palisade_k8s::manifest;
@@ -16,6 +17,21 @@ pub enum Expected {
     Allow,
     /// It is not.
     Deny,
+    /// Of a service: some of its backends are reached, and others are not.
+    Mixed,
+    /// Of a service: the client is told at once that no endpoint stands behind it.
+    Refused,
+}
+
+impl Expected {
+    fn is_met_by(self, result: &ProbeResult) -> bool {
+        match self {
+            Self::Allow => result.reached,
+            Self::Deny => !result.reached && result.fate() != Some(Fate::Mixed),
+            Self::Mixed => result.fate() == Some(Fate::Mixed),
+            Self::Refused => !result.reached && result.fate() == Some(Fate::Refused),
+        }
+    }
 }
 
 /// A file of expectations.
@@ -35,7 +51,7 @@ struct Line {
     from: Pattern,
     to: Pattern,
     #[serde(default)]
-    port: Option<Port>,
+    port: Option<Number>,
     #[serde(default)]
     protocol: Option<Protocol>,
     #[serde(default)]
@@ -43,7 +59,7 @@ struct Line {
     verdict: Expected,
 }
 
-/// `namespace/name`, `namespace/*`, `*/*` (every pod), `node`, `outside`, or `*` (everybody).
+/// `namespace/name`, `namespace/*`, `*/*` (every pod), the same after `svc/` (services), `node`, `outside`, or `*` (everybody).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
 struct Pattern(String);
@@ -52,32 +68,43 @@ impl TryFrom<String> for Pattern {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let pod = text.split_once('/').is_some_and(|(namespace, name)| !namespace.is_empty() && !name.is_empty() && !name.contains('/'));
-        if pod || ["*", "node", "outside"].contains(&text.as_str()) {
+        if object(&text).is_some() || ["*", "node", "outside"].contains(&text.as_str()) {
             return Ok(Self(text));
         }
-        Err(format!("{text:?} is neither namespace/pod, node, outside nor *"))
+        Err(format!("{text:?} is neither namespace/pod, svc/namespace/service, node, outside nor *"))
+    }
+}
+
+/// Whether a pattern means services, and its namespace and name, where it means objects.
+fn object(text: &str) -> Option<(bool, &str, &str)> {
+    match text.split('/').collect::<Vec<_>>()[..] {
+        [namespace, name] if !namespace.is_empty() && !name.is_empty() => Some((false, namespace, name)),
+        ["svc", namespace, name] if !namespace.is_empty() && !name.is_empty() => Some((true, namespace, name)),
+        _ => None,
     }
 }
 
 impl Pattern {
     fn matches(&self, party: &Party) -> bool {
-        match (self.0.as_str(), party) {
-            ("*", _) => true,
-            (pattern, Party::Pod(name)) => pattern
-                .split_once('/')
-                .is_some_and(|(namespace, pod)| (namespace == "*" || namespace == name.namespace) && (pod == "*" || pod == name.name)),
-            (pattern, _) => pattern == party.to_string(),
-        }
+        let (is_service, found) = match party {
+            _ if self.0 == "*" => return true,
+            Party::Pod(name) => (false, name),
+            Party::Service(name) => (true, name),
+            Party::Node | Party::Outside => return self.0 == party.to_string(),
+        };
+        let fits = |pattern: &str, text: &str| pattern == "*" || pattern == text;
+        object(&self.0).is_some_and(|(services, namespace, name)| {
+            services == is_service && fits(namespace, &found.namespace) && fits(name, &found.name)
+        })
     }
 }
 
-/// A port's number.
+/// The number of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "i64")]
-struct Port(u16);
+struct Number(u16);
 
-impl TryFrom<i64> for Port {
+impl TryFrom<i64> for Number {
     type Error = String;
 
     fn try_from(number: i64) -> Result<Self, String> {
@@ -89,7 +116,7 @@ impl Line {
     fn matches(&self, probe: &Probe) -> bool {
         self.from.matches(&probe.from)
             && self.to.matches(&probe.to)
-            && self.port.is_none_or(|Port(port)| port == probe.port)
+            && self.port.is_none_or(|Number(port)| port == probe.port)
             && self.protocol.is_none_or(|protocol| protocol == probe.protocol)
             && self.family.is_none_or(|family| family == probe.family)
     }
@@ -99,7 +126,7 @@ impl std::fmt::Display for Line {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} -> {}", self.from.0, self.to.0)?;
         self.protocol.map_or(Ok(()), |protocol| write!(f, " {protocol}"))?;
-        self.port.map_or(Ok(()), |Port(port)| write!(f, " {port}"))?;
+        self.port.map_or(Ok(()), |Number(port)| write!(f, " {port}"))?;
         self.family.map_or(Ok(()), |family| write!(f, " {}", family_name(family)))
     }
 }
@@ -142,7 +169,7 @@ impl Expectations {
         for result in results {
             let line = self.probes.iter().find(|line| line.matches(&result.probe));
             let Some(expected) = line.map(|line| line.verdict).or(self.default) else { continue };
-            if (expected == Expected::Allow) != result.reached {
+            if !expected.is_met_by(result) {
                 differences.push(Difference::Result { result: Box::new(result.clone()), expected });
             }
         }
@@ -159,9 +186,17 @@ pub fn rendered(differences: &[Difference], paint: Paint) -> String {
         match difference {
             Difference::Result { result, expected } => {
                 let probe = &result.probe;
-                let (expected, seen) = match expected {
-                    Expected::Allow => ("allow", "not reached"),
-                    Expected::Deny => ("deny", "reached"),
+                let expected = match expected {
+                    Expected::Allow => "allow",
+                    Expected::Deny => "deny",
+                    Expected::Mixed => "mixed",
+                    Expected::Refused => "refused",
+                };
+                let seen = match result.fate() {
+                    _ if result.reached => "reached",
+                    Some(Fate::Mixed) => "mixed",
+                    Some(Fate::Refused) => "refused",
+                    _ => "not reached",
                 };
                 let reasons: Vec<String> = match &result.disagreement {
                     Some(how) => vec![how.clone()],
@@ -170,13 +205,13 @@ pub fn rendered(differences: &[Difference], paint: Paint) -> String {
                         .filter(|(_, side)| !side.reason.is_empty())
                         .map(|(direction, side)| format!("{direction}: {}", side.reason))
                         .collect(),
-                    None => result.denials().map(|(direction, side)| format!("{direction}: {}", side.reason)).collect(),
+                    None => result.causes().into_iter().map(|(direction, reason)| format!("{direction}: {reason}")).collect(),
                 };
                 let why = if reasons.is_empty() { "no policy isolates either end".to_owned() } else { reasons.join("; ") };
                 table.row([
                     probe.from.to_string().into(),
                     probe.to.to_string().into(),
-                    service_name(probe.service()).into(),
+                    port_name(probe.tried()).into(),
                     family_name(probe.family).into(),
                     expected.into(),
                     Cell::toned(seen, Tone::Alarm),
@@ -186,7 +221,7 @@ pub fn rendered(differences: &[Difference], paint: Paint) -> String {
             Difference::Untried(line) => {
                 let empty = Cell::default;
                 table.row([line.as_str().into(), empty(), empty(), empty(), empty(), Cell::toned("never tried", Tone::Alarm), {
-                    "no pod of this name, or it does not declare this port".into()
+                    "nobody of this name, or there is no such port there".into()
                 }]);
             }
         }
@@ -276,9 +311,25 @@ probes:
     }
 
     #[test]
+    fn of_a_service_it_can_be_expected_that_it_is_mixed_or_refused() {
+        use super::super::service::tests::result as of_service;
+        let (some, none) = ([("10.0.0.2", true), ("10.0.0.3", false)], []);
+        for (targets, met, not_met) in
+            [(&some[..], "mixed", ["allow", "deny", "refused"]), (&none[..], "refused", ["allow", "mixed", "mixed"])]
+        {
+            let differs = |word: &str| {
+                let file = format!("probes: [{{from: a/x, to: svc/a/s, verdict: {word}}}]");
+                !differences(&file, &[of_service(targets)]).is_empty()
+            };
+            assert!(!differs(met) && not_met.into_iter().all(differs), "{met}");
+        }
+        assert!(differences("default: deny", &[of_service(&[])]).is_empty(), "what is refused is not reached");
+    }
+
+    #[test]
     fn a_file_that_is_wrong_is_refused_with_the_place() {
         for (file, message) in [
-            ("default: maybe", "expect.yaml:1: default: unknown variant `maybe`, expected `allow` or `deny`"),
+            ("default: maybe", "expect.yaml:1: default: unknown variant `maybe`, expected one of `allow`, `deny`, `mixed`, `refused`"),
             (
                 "probes:\n  - {from: a/x, to: b/y, port: 70000, verdict: allow}",
                 "expect.yaml:2: probes[0].port: 70000 is no port: ports are 1 to 65535",
@@ -289,11 +340,11 @@ probes:
             ),
             (
                 "probes: [{from: a, to: b/y, verdict: allow}]",
-                "expect.yaml:1: probes[0].from: \"a\" is neither namespace/pod, node, outside nor *",
+                "expect.yaml:1: probes[0].from: \"a\" is neither namespace/pod, svc/namespace/service, node, outside nor *",
             ),
             (
                 "probes: [{from: a/x, to: b/y/z, verdict: allow}]",
-                "expect.yaml:1: probes[0].to: \"b/y/z\" is neither namespace/pod, node, outside nor *",
+                "expect.yaml:1: probes[0].to: \"b/y/z\" is neither namespace/pod, svc/namespace/service, node, outside nor *",
             ),
             ("probes: [{from: a/x, to: b/y}]", "expect.yaml:1: probes[0]: missing field `verdict`"),
             ("{}", "expect.yaml: nothing is expected: give `default:` or lines under `probes:`"),
@@ -319,6 +370,14 @@ probes:
             ("a/b", "a/b", true),
             ("outside", "outside", true),
             ("outside", "node", false),
+            ("*", "svc/a/b", true),
+            ("*/*", "svc/a/b", false),
+            ("a/b", "svc/a/b", false),
+            ("svc/a/b", "svc/a/b", true),
+            ("svc/*/*", "svc/a/b", true),
+            ("svc/a/*", "svc/b/b", false),
+            ("svc/a/b", "a/b", false),
+            ("svc/b", "svc/b", true),
         ] {
             let matches = Pattern::try_from(pattern.to_owned()).unwrap().matches(&party(name));
             assert_eq!(matches, expected, "{pattern} {name}");

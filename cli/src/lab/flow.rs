@@ -1,16 +1,21 @@
 //! Who takes part in a lab, and what is probed between them.
 
+use super::probe::Seen;
+use super::service::{Behind, Fate};
+use super::witness::Arrival;
 use palisade_policy::model::ObjectName;
 use palisade_protocol::{Explained, Family, SideVerdict, VerdictName};
 use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// One end of a probe. Pods come first in every table, then the node, then the outside host.
+/// One end of a probe. Pods come first in every table, then services, the node, and the outside host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Party {
     /// A pod.
     Pod(ObjectName),
+    /// A service, by its cluster IPs. Nothing comes from there.
+    Service(ObjectName),
     /// A process of the node.
     Node,
     /// A host that is no part of the cluster.
@@ -21,6 +26,7 @@ impl std::fmt::Display for Party {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Pod(name) => name.fmt(f),
+            Self::Service(name) => write!(f, "svc/{name}"),
             Self::Node => f.write_str("node"),
             Self::Outside => f.write_str("outside"),
         }
@@ -82,14 +88,14 @@ impl std::fmt::Display for Protocol {
 }
 
 /// A port on which somebody listens, or [`ECHO`].
-pub type Service = (Protocol, u16);
+pub type Port = (Protocol, u16);
 
 /// What everybody answers without a listener. An echo has no port, which is written as 0.
-pub const ECHO: Service = (Protocol::Icmp, 0);
+pub const ECHO: Port = (Protocol::Icmp, 0);
 
 /// A port as users write it; an echo as its protocol alone.
-pub fn service_name(service: Service) -> String {
-    match service {
+pub fn port_name(port: Port) -> String {
+    match port {
         ECHO => Protocol::Icmp.to_string(),
         (protocol, port) => format!("{protocol} {port}"),
     }
@@ -103,7 +109,7 @@ pub struct Member {
     /// Its addresses, at most one per family.
     pub addresses: Vec<IpAddr>,
     /// The ports on which it listens.
-    pub services: BTreeSet<Service>,
+    pub ports: BTreeSet<Port>,
 }
 
 impl Member {
@@ -130,14 +136,14 @@ pub struct Probe {
 
 impl Probe {
     /// What it tries.
-    pub const fn service(&self) -> Service {
+    pub const fn tried(&self) -> Port {
         (self.protocol, self.port)
     }
 }
 
 impl std::fmt::Display for Probe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} -> {} {} ({})", self.from, self.to, service_name(self.service()), family_name(self.family))
+        write!(f, "{} -> {} {} ({})", self.from, self.to, port_name(self.tried()), family_name(self.family))
     }
 }
 
@@ -165,7 +171,7 @@ pub fn probes(members: &[Member]) -> Vec<(Probe, IpAddr)> {
             if from.party == to.party || !with_pod {
                 continue;
             }
-            for (protocol, port) in to.services.iter().copied().chain([ECHO]) {
+            for (protocol, port) in to.ports.iter().copied().chain([ECHO]) {
                 for family in [Family::Ipv4, Family::Ipv6] {
                     if let (Some(_), Some(address)) = (from.address(family), to.address(family)) {
                         let probe = Probe { from: from.party.clone(), to: to.party.clone(), family, protocol, port };
@@ -179,47 +185,112 @@ pub fn probes(members: &[Member]) -> Vec<(Probe, IpAddr)> {
     probes
 }
 
+/// A probe that is to be made, and what the rules say of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The probe.
+    pub probe: Probe,
+    /// Address of its target.
+    pub target: IpAddr,
+    /// The opener's side.
+    pub egress: SideVerdict,
+    /// The responder's side.
+    pub ingress: SideVerdict,
+    /// Of a service: who is behind it.
+    pub service: Option<Behind>,
+}
+
+impl Asked {
+    /// How many flows are tried.
+    pub fn flows(&self) -> usize {
+        self.service.as_ref().map_or(1, Behind::flows)
+    }
+
+    /// Whether an answer to every flow is due, be it that nothing stands there.
+    pub fn is_answered(&self) -> bool {
+        match &self.service {
+            Some(behind) => matches!(behind.fate, Fate::Reached | Fate::Refused),
+            None => side_passes(&self.egress) && side_passes(&self.ingress),
+        }
+    }
+
+    /// Joins what was seen of each flow with what the rules say.
+    pub fn result(self, flows: impl IntoIterator<Item = (Seen, Option<Arrival>)>) -> ProbeResult {
+        let Self { probe, egress, ingress, service, .. } = self;
+        let Some(mut behind) = service else {
+            let seen =
+                flows.into_iter().next().map_or_else(|| Err("not tried".to_owned()), |(seen, _)| seen.map_err(|how| how.to_string()));
+            return ProbeResult::new(probe, seen, Explained::new(egress, ingress));
+        };
+        let mut reached = behind.fate != Fate::Mixed;
+        let mut disagreement = None;
+        for (seen, arrival) in flows {
+            reached &= seen.is_ok();
+            let contradicted = behind.judge(&probe, &seen, arrival.as_ref());
+            disagreement = disagreement.or(contradicted);
+        }
+        ProbeResult { probe, reached, egress, ingress, service: Some(behind), disagreement }
+    }
+}
+
 /// What came of a probe, and what the compiled policies say of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ProbeResult {
     /// The flow.
     #[serde(flatten)]
     pub probe: Probe,
-    /// Whether an answer came back.
+    /// Whether an answer came back; of a service: to every flow, and not by luck alone.
     pub reached: bool,
-    /// The opener's side.
+    /// The opener's side; of a service: that of the flow to the first backend that does not answer, else to the first.
     pub egress: SideVerdict,
     /// The responder's side.
     pub ingress: SideVerdict,
+    /// Of a service: who is behind it.
+    #[serde(flatten)]
+    pub service: Option<Behind>,
     /// Where packets and policy disagree: what was seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disagreement: Option<String>,
 }
 
 impl ProbeResult {
-    /// Joins what was seen (`Err`: no answer, and how it ended) with what the policies say.
+    /// Joins what was seen of a party (`Err`: no answer, and how it ended) with what the policies say.
     pub fn new(probe: Probe, seen: Result<(), String>, explained: Explained) -> Self {
-        let passes = passes(&explained);
+        let passes = side_passes(&explained.egress) && side_passes(&explained.ingress);
         let disagreement = match &seen {
             Ok(()) if !passes => Some("reached, although policy denies it".to_owned()),
             Err(how) if passes => Some(format!("{how}, although policy allows it")),
             _ => None,
         };
-        Self { probe, reached: seen.is_ok(), egress: explained.egress, ingress: explained.ingress, disagreement }
+        Self { probe, reached: seen.is_ok(), egress: explained.egress, ingress: explained.ingress, service: None, disagreement }
     }
 
-    /// The sides that deny, as `direction`, verdict.
-    pub fn denials(&self) -> impl Iterator<Item = (&'static str, &SideVerdict)> {
-        [("egress", &self.egress), ("ingress", &self.ingress)].into_iter().filter(|(_, side)| !side_passes(side))
+    /// What becomes of flows to a service, by the rules.
+    pub fn fate(&self) -> Option<Fate> {
+        self.service.as_ref().map(|behind| behind.fate)
+    }
+
+    /// Why it is not reached, or not by every flow, each cause once: `egress` or `ingress` and the reason, or `service` and what it lacks.
+    pub fn causes(&self) -> BTreeSet<(&'static str, &str)> {
+        let sides: Vec<(&'static str, &SideVerdict)> = match &self.service {
+            Some(behind) => behind.backends.iter().flat_map(|backend| both(&backend.egress, &backend.ingress)).collect(),
+            None => both(&self.egress, &self.ingress).to_vec(),
+        };
+        let denials = sides.into_iter().filter(|(_, side)| !side_passes(side)).map(|(direction, side)| match side.verdict {
+            VerdictName::Error if side.reason.is_empty() => (direction, "the policy's rows are missing"),
+            _ => (direction, side.reason.as_str()),
+        });
+        let of_service = self.service.as_ref().and_then(Behind::why).map(|why| ("service", why));
+        denials.chain(of_service).collect()
     }
 }
 
-/// Whether both sides let the flow pass.
-pub fn passes(explained: &Explained) -> bool {
-    side_passes(&explained.egress) && side_passes(&explained.ingress)
+fn both<'s>(egress: &'s SideVerdict, ingress: &'s SideVerdict) -> [(&'static str, &'s SideVerdict); 2] {
+    [("egress", egress), ("ingress", ingress)]
 }
 
-fn side_passes(side: &SideVerdict) -> bool {
+/// Whether one side lets the flow pass.
+pub fn side_passes(side: &SideVerdict) -> bool {
     matches!(side.verdict, VerdictName::Allow | VerdictName::None)
 }
 
@@ -243,10 +314,11 @@ pub(crate) mod tests {
 
     /// A party as users write it.
     pub(crate) fn party(text: &str) -> Party {
-        match text.split_once('/') {
-            Some((namespace, name)) => Party::Pod(ObjectName::new(namespace, name)),
-            None if text == "node" => Party::Node,
-            None => Party::Outside,
+        match text.split('/').collect::<Vec<_>>()[..] {
+            ["svc", namespace, name] => Party::Service(ObjectName::new(namespace, name)),
+            [namespace, name] => Party::Pod(ObjectName::new(namespace, name)),
+            ["node"] => Party::Node,
+            _ => Party::Outside,
         }
     }
 
@@ -262,17 +334,17 @@ pub(crate) mod tests {
         ProbeResult::new(probe, seen, Explained::new(allow, ingress))
     }
 
-    fn member(text: &str, services: &[Service]) -> Member {
+    fn member(text: &str, ports: &[Port]) -> Member {
         let addresses = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-        Member { party: party(text), addresses, services: services.iter().copied().collect() }
+        Member { party: party(text), addresses, ports: ports.iter().copied().collect() }
     }
 
     #[test]
     fn nine_pods_with_three_ports_are_648_probes_among_pods_and_from_the_node_and_more_with_outside() {
-        let services = [(Protocol::Tcp, 80), (Protocol::Tcp, 81), (Protocol::Udp, 53)];
-        let mut members: Vec<Member> = (0..9).map(|number| member(&format!("a/p{number}"), &services)).collect();
-        members.push(member("node", &services));
-        members.push(member("outside", &services));
+        let ports = [(Protocol::Tcp, 80), (Protocol::Tcp, 81), (Protocol::Udp, 53)];
+        let mut members: Vec<Member> = (0..9).map(|number| member(&format!("a/p{number}"), &ports)).collect();
+        members.push(member("node", &ports));
+        members.push(member("outside", &ports));
         let probes = probes(&members);
         let to_pods_from_cluster = probes.iter().filter(|(probe, _)| matches!(probe.to, Party::Pod(_)) && probe.from != Party::Outside);
         assert_eq!(to_pods_from_cluster.count(), 648, "three ports and an echo");

@@ -3,6 +3,7 @@
 use super::flow::{Member, Party, Protocol, family_of};
 use super::packet::{self, Init};
 use super::socket::{self, SocketsError, Way};
+use super::witness::{Arrival, Question, Witness};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +21,11 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Opens all listeners of `member`, both families, and serves them. Needs a tokio runtime, and blocks for a moment.
-    pub fn open(member: &Member) -> Result<Self, SocketsError> {
+    /// Opens all listeners of `member`, both families, and serves them; `witness` is told what they get. Needs a tokio runtime, and
+    /// blocks for a moment.
+    pub fn open(member: &Member, witness: &Witness) -> Result<Self, SocketsError> {
         let wanted: Vec<(Protocol, SocketAddr)> = member
-            .services
+            .ports
             .iter()
             .flat_map(|&(protocol, port)| {
                 member.addresses.iter().map(move |&address| {
@@ -42,19 +44,20 @@ impl Listeners {
         })??;
         let mut tasks = JoinSet::new();
         for (protocol, address, socket) in sockets {
+            let desk = Desk { party: party.clone(), port: address.port(), witness: witness.clone() };
             let failed = |source| SocketsError::Open { party: party.clone(), protocol, address, source };
             match socket::way(protocol) {
                 Way::Connection => {
                     let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
-                    tasks.spawn(accept(Arc::new(listener)));
+                    tasks.spawn(accept(listener, Arc::new(desk)));
                 }
                 Way::Datagram => {
                     let socket = UdpSocket::from_std(socket.into()).map_err(failed)?;
-                    tasks.spawn(echo_datagrams(socket));
+                    tasks.spawn(echo_datagrams(socket, desk));
                 }
                 Way::Association => {
                     let socket = UdpSocket::from_std(socket.into()).map_err(failed)?;
-                    tasks.spawn(answer_openings(socket, address.port()));
+                    tasks.spawn(answer_openings(socket, desk));
                 }
                 // The kernel answers.
                 Way::Echo => {}
@@ -74,12 +77,27 @@ impl Listeners {
     }
 }
 
-async fn accept(listener: Arc<TcpListener>) {
+/// Where questions come in.
+struct Desk {
+    party: Party,
+    port: u16,
+    witness: Witness,
+}
+
+impl Desk {
+    fn got(&self, question: Option<Question>, peer: SocketAddr) {
+        if let Some(question) = question {
+            self.witness.saw(question, Arrival { party: self.party.clone(), port: self.port, peer: peer.ip() });
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, desk: Arc<Desk>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => { connections.spawn(echo(stream)); }
+                Ok((stream, peer)) => { connections.spawn(echo(stream, peer, Arc::clone(&desk))); }
                 // Out of files, or the peer is gone again: the next one may do better.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
@@ -88,20 +106,22 @@ async fn accept(listener: Arc<TcpListener>) {
     }
 }
 
-async fn echo(mut stream: TcpStream) {
+async fn echo(mut stream: TcpStream, peer: SocketAddr, desk: Arc<Desk>) {
     let mut bytes = [0; 1024];
     while let Ok(Ok(length @ 1..)) = tokio::time::timeout(IDLE, stream.read(&mut bytes)).await {
+        desk.got(Question::read(&bytes[..length]), peer);
         if stream.write_all(&bytes[..length]).await.is_err() {
             break;
         }
     }
 }
 
-async fn echo_datagrams(socket: UdpSocket) {
+async fn echo_datagrams(socket: UdpSocket, desk: Desk) {
     let mut bytes = [0; 2048];
     loop {
         match socket.recv_from(&mut bytes).await {
             Ok((length, peer)) => {
+                desk.got(Question::read(&bytes[..length]), peer);
                 let _ = socket.send_to(&bytes[..length], peer).await;
             }
             // An ICMP error about an earlier answer.
@@ -112,13 +132,14 @@ async fn echo_datagrams(socket: UdpSocket) {
 
 /// Answers each INIT to the port. The raw socket gets all of the protocol: also what is for other ports, and the answers
 /// to what the party itself asks.
-async fn answer_openings(socket: UdpSocket, port: u16) {
+async fn answer_openings(socket: UdpSocket, desk: Desk) {
     let mut bytes = [0; 2048];
     loop {
         match socket.recv_from(&mut bytes).await {
             Ok((length, peer)) => {
                 let opening = Init::read(packet::message(&bytes[..length], family_of(peer.ip())));
-                if let Some(opening) = opening.filter(|opening| opening.destination() == port) {
+                if let Some(opening) = opening.filter(|opening| opening.destination() == desk.port) {
+                    desk.got(Some(opening.question()), peer);
                     let _ = socket.send_to(&opening.answer(), peer).await;
                 }
             }

@@ -17,10 +17,12 @@ pub mod paths;
 mod probe;
 mod progress;
 pub mod registry;
+mod service;
 mod session;
 mod socket;
 mod truth_table;
 mod watch;
+mod witness;
 
 use crate::arguments::{LabArguments, LabCommand, LabRun, Output};
 use crate::error::CliError;

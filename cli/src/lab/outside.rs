@@ -7,6 +7,8 @@ use palisade_cni::link::{LinkError, MacAddress, Namespace, Netlink, Route, Veth,
 use palisade_protocol::Family;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// The node's name.
+pub const NODE: &str = "node";
 /// The outside host's IPv4 address (RFC 5737).
 const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// The outside host's IPv6 address (RFC 3849).
@@ -43,6 +45,13 @@ pub const fn node_addresses() -> [IpAddr; 2] {
 pub fn pod_ranges() -> Vec<IpNet> {
     let v4 = IpNet::new_assert(Ipv4Addr::new(10, 244, 0, 0).into(), 16);
     let v6 = IpNet::new_assert(Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0).into(), 64);
+    vec![v4, v6]
+}
+
+/// Where services without a cluster IP get one.
+pub fn service_ranges() -> Vec<IpNet> {
+    let v4 = IpNet::new_assert(Ipv4Addr::new(10, 96, 0, 0).into(), 16);
+    let v6 = IpNet::new_assert(Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 0).into(), 112);
     vec![v4, v6]
 }
 

@@ -1,6 +1,7 @@
 //! Packets that no socket of the kernel writes for us: ICMP echoes, and the two that begin an SCTP association, for
 //! kernels that speak no SCTP. Policy judges the packet that opens a flow, and its answer shows that both ways are open.
 
+use super::witness::Question;
 use palisade_protocol::Family;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -77,11 +78,11 @@ impl Init {
     /// The parameter that every INIT ACK has, and its length: its content is the answering end's own business.
     const STATE_COOKIE: [u8; 8] = [0, 7, 0, 8, b'l', b'a', b'b', b'!'];
 
-    /// One to this port that is unlike the ones before.
-    pub fn fresh(destination: u16) -> Self {
+    /// One to this port that asks a question.
+    pub const fn asking(destination: u16, question: Question) -> Self {
+        let [_, _, high, low] = question.bytes();
         // From the ports that are nobody's (RFC 6335).
-        let number = fresh_number();
-        Self { source: 49_152 + number % 16_384, destination, tag: u32::from(number) + 1 }
+        Self { source: 0xc000 | u16::from_be_bytes([high, low]), destination, tag: question.0 }
     }
 
     /// Reads the message of one.
@@ -92,6 +93,11 @@ impl Init {
             tag: u32::from_be_bytes(part(message, Self::HEADER + 4)?),
         };
         (message[Self::HEADER] == Self::KIND).then_some(init)
+    }
+
+    /// What it asks.
+    pub const fn question(self) -> Question {
+        Question(self.tag)
     }
 
     /// The port that it asks.
@@ -207,7 +213,7 @@ mod tests {
     #[test]
     fn an_init_has_the_checksum_of_the_specification() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
-        let mut message = Init::fresh(9).message();
+        let mut message = Init::asking(9, Question(7)).message();
         let sum: [u8; 4] = message[8..12].try_into().unwrap();
         message[8..12].fill(0);
         assert_eq!(crc32c(&message), u32::from_le_bytes(sum));
@@ -216,7 +222,8 @@ mod tests {
 
     #[test]
     fn no_two_questions_are_alike() {
-        assert_ne!(Init::fresh(9), Init::fresh(9));
+        assert_ne!(Init::asking(9, Question(7)), Init::asking(9, Question(8)));
+        assert_eq!(Init::read(&Init::asking(9, Question(7)).message()).map(Init::question), Some(Question(7)));
         assert_ne!(Echo::fresh(Family::Ipv4), Echo::fresh(Family::Ipv4));
     }
 }

@@ -1,9 +1,10 @@
-//! Real packets: a TCP connection and one byte there and back, a UDP datagram and its echo, an ICMP echo and its reply, an
+//! Real packets: a TCP connection and four bytes there and back, a UDP datagram and its echo, an ICMP echo and its reply, an
 //! SCTP association.
 
 use super::flow::{Party, Probe, Protocol, family_of};
 use super::packet::{self, Echo, Init};
 use super::socket::{self, SocketsError, Way};
+use super::witness::Question;
 use socket2::Socket;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -19,7 +20,6 @@ const REFUSED_AFTER: Duration = Duration::from_secs(1);
 const LOST_AFTER: Duration = Duration::from_secs(5);
 /// A datagram or a packet of our own is sent again after this long without an answer.
 const RESEND: Duration = Duration::from_millis(200);
-const BYTE: u8 = 0x50;
 
 /// A probe to be made.
 #[derive(Clone, Debug)]
@@ -28,12 +28,37 @@ pub struct Attempt {
     pub probe: Probe,
     /// Address of the target.
     pub target: IpAddr,
-    /// Whether policy says that it passes.
-    pub allowed: bool,
+    /// What it sends.
+    pub question: Question,
+    /// Whether an answer is due.
+    pub is_answered: bool,
 }
 
-/// How a probe ended: an answer, or how it failed.
-pub type Seen = Result<(), String>;
+/// How a flow ended: an answer, or how it went without.
+pub type Seen = Result<(), Unanswered>;
+
+/// How a flow ended without an answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswered {
+    /// It was refused at once.
+    #[error("connection refused: nobody listens")]
+    Refused,
+    /// Something else came back.
+    #[error("a wrong answer")]
+    WrongAnswer,
+    /// The connection was closed first.
+    #[error("closed without an answer")]
+    Closed,
+    /// Nothing came for so long.
+    #[error("no answer within {} s", .0.as_secs())]
+    Silence(Duration),
+    /// The system would not.
+    #[error("{0}")]
+    Failed(String),
+    /// It was never tried: a defect of the lab.
+    #[error("not tried")]
+    Untried,
+}
 
 /// Makes all attempts, at most `at_once` at the same time, and returns what was seen of each, in order.
 pub async fn run(attempts: &[Attempt], at_once: usize) -> Result<Vec<Seen>, SocketsError> {
@@ -50,10 +75,11 @@ async fn run_batch(attempts: &[Attempt]) -> Result<Vec<Seen>, SocketsError> {
     for (index, attempt) in attempts.iter().enumerate() {
         let Some(socket) = sockets.remove(&index) else { continue };
         let (protocol, target) = (attempt.probe.protocol, SocketAddr::new(attempt.target, attempt.probe.port));
-        let patience = if attempt.allowed { LOST_AFTER } else { REFUSED_AFTER };
-        tasks.spawn(async move { (index, tried(socket, protocol, target, patience).await) });
+        let patience = if attempt.is_answered { LOST_AFTER } else { REFUSED_AFTER };
+        let question = attempt.question;
+        tasks.spawn(async move { (index, tried(socket, protocol, target, question, patience).await) });
     }
-    let mut seen = vec![Err("not tried".to_owned()); attempts.len()];
+    let mut seen = vec![Err(Unanswered::Untried); attempts.len()];
     while let Some(ended) = tasks.join_next().await {
         if let Ok((index, result)) = ended {
             seen[index] = result;
@@ -83,51 +109,51 @@ fn open(attempts: &[Attempt]) -> Result<BTreeMap<usize, Socket>, SocketsError> {
     Ok(sockets)
 }
 
-async fn tried(socket: Socket, protocol: Protocol, target: SocketAddr, patience: Duration) -> Seen {
+async fn tried(socket: Socket, protocol: Protocol, target: SocketAddr, question: Question, patience: Duration) -> Seen {
     let exchange = async {
         match socket::way(protocol) {
-            Way::Connection => connection(socket, target).await,
-            Way::Datagram => datagram(socket, target).await,
+            Way::Connection => connection(socket, target, question).await,
+            Way::Datagram => datagram(socket, target, question).await,
             Way::Association => {
-                let init = Init::fresh(target.port());
-                question(socket, target.ip(), &init.message(), |message| init.is_answered_by(message)).await
+                let init = Init::asking(target.port(), question);
+                asked(socket, target.ip(), &init.message(), |message| init.is_answered_by(message)).await
             }
             Way::Echo => {
                 let echo = Echo::fresh(family_of(target.ip()));
-                question(socket, target.ip(), &echo.message(), |message| echo.is_answered_by(message)).await
+                asked(socket, target.ip(), &echo.message(), |message| echo.is_answered_by(message)).await
             }
         }
     };
     match tokio::time::timeout(patience, exchange).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(failure(&error)),
-        Err(_) => Err(format!("no answer within {} s", patience.as_secs())),
+        Ok(Err(error)) => Err(unanswered(&error)),
+        Err(_) => Err(Unanswered::Silence(patience)),
     }
 }
 
-async fn connection(socket: Socket, target: SocketAddr) -> std::io::Result<()> {
+async fn connection(socket: Socket, target: SocketAddr, question: Question) -> std::io::Result<()> {
     let mut stream = TcpSocket::from_std_stream(socket.into()).connect(target).await?;
-    stream.write_all(&[BYTE]).await?;
-    let mut answer = [0];
+    stream.write_all(&question.bytes()).await?;
+    let mut answer = [0; 4];
     stream.read_exact(&mut answer).await?;
-    if answer == [BYTE] { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
+    if answer == question.bytes() { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
 }
 
-async fn datagram(socket: Socket, target: SocketAddr) -> std::io::Result<()> {
+async fn datagram(socket: Socket, target: SocketAddr, question: Question) -> std::io::Result<()> {
     let socket = UdpSocket::from_std(socket.into())?;
     socket.connect(target).await?;
     let mut answer = [0; 16];
     loop {
-        socket.send(&[BYTE]).await?;
+        socket.send(&question.bytes()).await?;
         match tokio::time::timeout(RESEND, socket.recv(&mut answer)).await {
-            Ok(received) => return if received? == 1 && answer[0] == BYTE { Ok(()) } else { Err(ErrorKind::InvalidData.into()) },
+            Ok(received) => return if answer[..received?] == question.bytes() { Ok(()) } else { Err(ErrorKind::InvalidData.into()) },
             Err(_) => continue,
         }
     }
 }
 
 /// Sends a packet of our own until one comes back that answers it.
-async fn question(socket: Socket, target: IpAddr, message: &[u8], answers: impl Fn(&[u8]) -> bool) -> std::io::Result<()> {
+async fn asked(socket: Socket, target: IpAddr, message: &[u8], answers: impl Fn(&[u8]) -> bool) -> std::io::Result<()> {
     let socket = UdpSocket::from_std(socket.into())?;
     // From now on it gets what comes from there only. A raw socket has no port.
     socket.connect((target, 0)).await?;
@@ -151,11 +177,11 @@ async fn answered(socket: &UdpSocket, peer: IpAddr, answers: impl Fn(&[u8]) -> b
     }
 }
 
-fn failure(error: &std::io::Error) -> String {
+fn unanswered(error: &std::io::Error) -> Unanswered {
     match error.kind() {
-        ErrorKind::ConnectionRefused => "connection refused: nobody listens".into(),
-        ErrorKind::InvalidData => "a wrong answer".into(),
-        ErrorKind::UnexpectedEof => "closed without an answer".into(),
-        _ => error.to_string(),
+        ErrorKind::ConnectionRefused => Unanswered::Refused,
+        ErrorKind::InvalidData => Unanswered::WrongAnswer,
+        ErrorKind::UnexpectedEof => Unanswered::Closed,
+        _ => Unanswered::Failed(error.to_string()),
     }
 }

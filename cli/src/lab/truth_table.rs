@@ -1,10 +1,12 @@
 //! The truth table: who reaches whom on which port, and why not.
 
-use super::flow::{ECHO, Party, Probe, ProbeResult, Report, Service, family_name, service_name};
+use super::flow::{ECHO, Party, Port, Probe, ProbeResult, Report, family_name, port_name};
+use super::service::Fate;
 use crate::table::{Cell, Paint, Table, Tone, count};
-use palisade_protocol::{Family, VerdictName};
+use palisade_protocol::Family;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::net::IpAddr;
 
 /// Wider tables number their columns.
 const WIDEST: usize = 110;
@@ -12,14 +14,15 @@ const WIDEST: usize = 110;
 /// The whole result: a table per port and one of the echoes, then the refusals by their reason, then what is wrong.
 pub fn rendered(report: &Report, paint: Paint) -> String {
     let mut text = String::new();
-    let services: BTreeSet<Service> = report.probes.iter().map(|result| result.probe.service()).collect();
-    for service in &services {
-        let results: Vec<&ProbeResult> = report.probes.iter().filter(|result| result.probe.service() == *service).collect();
-        let _ = writeln!(text, "{}\n{}", paint.text(Tone::Heading, &service_name(*service)), matrix(&results, paint));
+    let ports: BTreeSet<Port> = report.probes.iter().map(|result| result.probe.tried()).collect();
+    for port in &ports {
+        let results: Vec<&ProbeResult> = report.probes.iter().filter(|result| result.probe.tried() == *port).collect();
+        let _ = writeln!(text, "{}\n{}", paint.text(Tone::Heading, &port_name(*port)), matrix(&results, paint));
     }
-    if services.iter().all(|service| *service == ECHO) {
+    if ports.iter().all(|port| *port == ECHO) {
         text.push_str("No pod declares a port, so only echoes are tried: give containers `ports:`.\n\n");
     }
+    addresses(&mut text, report, paint);
     refusals(&mut text, report, paint);
     disagreements(&mut text, report, paint);
     let _ = writeln!(text, "{}", summary(report));
@@ -29,13 +32,15 @@ pub fn rendered(report: &Report, paint: Paint) -> String {
 /// One line: how many probes, and how they ended.
 pub fn summary(report: &Report) -> String {
     let reached = report.probes.iter().filter(|result| result.reached).count();
+    let mixed = report.probes.iter().filter(|result| result.fate() == Some(Fate::Mixed)).count();
     let disagreements = report.disagreements().count();
     let wrong = match disagreements {
         0 => String::new(),
         number => format!(", {} with the policy", count(number, "DISAGREES", "DISAGREE")),
     };
     let probes = report.probes.len();
-    format!("{}: {reached} reached, {} refused{wrong}", count(probes, "probe", "probes"), probes - reached)
+    let at_some = if mixed == 0 { String::new() } else { format!(", {mixed} mixed") };
+    format!("{}: {reached} reached, {} refused{at_some}{wrong}", count(probes, "probe", "probes"), probes - reached - mixed)
 }
 
 fn matrix(results: &[&ProbeResult], paint: Paint) -> String {
@@ -68,15 +73,55 @@ fn table(
     table
 }
 
-/// `yes` or `no`; where the families differ, which one passes; with `!` where packets and policy disagree.
+/// `yes` or `no`, or what else becomes of flows to a service; where the families differ, which one passes; with `!` where packets and
+/// policy disagree.
 fn cell(results: &[&ProbeResult]) -> Cell {
-    let reached: Vec<&str> = results.iter().filter(|result| result.reached).map(|result| family_name(result.probe.family)).collect();
-    let (text, tone) = match reached[..] {
-        [] => ("no".to_owned(), Tone::Bad),
-        _ if reached.len() == results.len() => ("yes".to_owned(), Tone::Good),
-        _ => (format!("{} only", reached.join(" ")), Tone::Bad),
+    let words: BTreeSet<&str> = results.iter().map(|result| word(result)).collect();
+    let (text, tone) = match &words.iter().copied().collect::<Vec<_>>()[..] {
+        [] => (".".to_owned(), Tone::Plain),
+        ["yes"] => ("yes".to_owned(), Tone::Good),
+        [other] => ((*other).to_owned(), Tone::Bad),
+        ["no", "yes"] => {
+            let reached: Vec<&str> =
+                results.iter().filter(|result| result.reached).map(|result| family_name(result.probe.family)).collect();
+            (format!("{} only", reached.join(" ")), Tone::Bad)
+        }
+        _ => {
+            let each: Vec<String> = results.iter().map(|result| format!("{} {}", family_name(result.probe.family), word(result))).collect();
+            (each.join(", "), Tone::Bad)
+        }
     };
     if results.iter().any(|result| result.disagreement.is_some()) { Cell::toned(text + " !", Tone::Alarm) } else { Cell::toned(text, tone) }
+}
+
+/// What became of a probe, in a word.
+fn word(result: &ProbeResult) -> &'static str {
+    match result.fate() {
+        _ if result.reached => "yes",
+        Some(Fate::Mixed) => "mixed",
+        Some(Fate::Refused) => "refused",
+        Some(Fate::Dropped) => "dropped",
+        Some(Fate::Reached | Fate::Denied) | None => "no",
+    }
+}
+
+/// Where each service is reached.
+fn addresses(text: &mut String, report: &Report, paint: Paint) {
+    let mut services: BTreeMap<&Party, BTreeSet<IpAddr>> = BTreeMap::new();
+    for result in &report.probes {
+        if let Some(behind) = &result.service {
+            services.entry(&result.probe.to).or_default().insert(behind.address);
+        }
+    }
+    if services.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "{}", paint.text(Tone::Heading, "Services"));
+    for (service, addresses) in services {
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "  {service}: {}", addresses.join(", "));
+    }
+    text.push('\n');
 }
 
 /// A group of refusals: the direction, and the reason.
@@ -85,12 +130,8 @@ type Cause<'a> = (&'a str, &'a str);
 fn refusals(text: &mut String, report: &Report, paint: Paint) {
     let mut causes: BTreeMap<Cause<'_>, Vec<&Probe>> = BTreeMap::new();
     for result in report.probes.iter().filter(|result| !result.reached) {
-        for (direction, side) in result.denials() {
-            let reason = match side.verdict {
-                VerdictName::Error if side.reason.is_empty() => "the policy's rows are missing",
-                _ => &side.reason,
-            };
-            causes.entry((direction, reason)).or_default().push(&result.probe);
+        for cause in result.causes() {
+            causes.entry(cause).or_default().push(&result.probe);
         }
     }
     if causes.is_empty() {
@@ -108,23 +149,23 @@ fn refusals(text: &mut String, report: &Report, paint: Paint) {
 
 /// One line per opener and set of ports, with all whom it goes towards; the family only where it is not both.
 pub fn flows(probes: &[&Probe]) -> Vec<String> {
-    let mut pairs: BTreeMap<(&Party, &Party), BTreeMap<Service, BTreeSet<Family>>> = BTreeMap::new();
+    let mut pairs: BTreeMap<(&Party, &Party), BTreeMap<Port, BTreeSet<Family>>> = BTreeMap::new();
     for probe in probes {
-        let services = pairs.entry((&probe.from, &probe.to)).or_default();
-        services.entry(probe.service()).or_default().insert(probe.family);
+        let ports = pairs.entry((&probe.from, &probe.to)).or_default();
+        ports.entry(probe.tried()).or_default().insert(probe.family);
     }
     let mut lines: BTreeMap<(&Party, String), Vec<String>> = BTreeMap::new();
-    for ((from, to), services) in pairs {
-        let services: Vec<String> = services.into_iter().map(service_text).collect();
-        lines.entry((from, services.join(", "))).or_default().push(to.to_string());
+    for ((from, to), ports) in pairs {
+        let ports: Vec<String> = ports.into_iter().map(port_text).collect();
+        lines.entry((from, ports.join(", "))).or_default().push(to.to_string());
     }
-    lines.into_iter().map(|((from, services), to)| format!("{from} -> {}: {services}", to.join(", "))).collect()
+    lines.into_iter().map(|((from, ports), to)| format!("{from} -> {}: {ports}", to.join(", "))).collect()
 }
 
-fn service_text((service, families): (Service, BTreeSet<Family>)) -> String {
+fn port_text((port, families): (Port, BTreeSet<Family>)) -> String {
     match families.iter().collect::<Vec<_>>()[..] {
-        [family] => format!("{} ({})", service_name(service), family_name(*family)),
-        _ => service_name(service),
+        [family] => format!("{} ({})", port_name(port), family_name(*family)),
+        _ => port_name(port),
     }
 }
 
@@ -230,7 +271,36 @@ Refused
         assert!(text.starts_with("TCP 80\n") && text.contains("\n\nICMP\nfrom \\ to      backend/api\n"), "{text}");
         assert!(text.contains("    guest/visitor -> backend/api: TCP 80, ICMP\n"), "{text}");
         assert!(!text.contains("No pod declares a port"), "{text}");
-        report.probes.retain(|result| result.probe.service() == ECHO);
+        report.probes.retain(|result| result.probe.tried() == ECHO);
         assert!(rendered(&report, Paint::none()).contains("No pod declares a port, so only echoes are tried"));
+    }
+
+    #[test]
+    fn services_have_columns_after_pods_and_say_what_becomes_of_their_flows() {
+        use super::super::flow::tests::party;
+        use super::super::service::tests::result as of_service;
+        let mut report = Report { probes: vec![result("a/x", "a/y", Ipv4, None), of_service(&[("10.0.0.2", true), ("10.0.0.3", false)])] };
+        let mut empty = of_service(&[]);
+        empty.probe.to = party("svc/a/t");
+        report.probes.push(empty);
+        assert_eq!(
+            rendered(&report, Paint::none()),
+            "TCP 80
+from \\ to  a/y  svc/a/s  svc/a/t
+a/x        yes  mixed    refused
+
+Services
+  svc/a/s: 10.96.0.1
+  svc/a/t: 10.96.0.1
+
+Refused
+  ingress why
+    a/x -> svc/a/s: TCP 80 (ipv4)
+  service has no endpoints
+    a/x -> svc/a/t: TCP 80 (ipv4)
+
+3 probes: 1 reached, 1 refused, 1 mixed
+"
+        );
     }
 }

@@ -2,16 +2,16 @@
 
 use super::LabOptions;
 use super::expect::{self, Expectations};
-use super::flow::{Probe, ProbeResult, Report};
+use super::flow::{Asked, Probe, ProbeResult, Report};
 use super::manifests::{self, Manifests};
 use super::progress::say;
+use super::service::Fate;
 use super::session::Session;
 use super::truth_table;
 use crate::arguments::Output;
 use crate::error::CliError;
 use crate::print;
 use crate::table::{Paint, Tone, count};
-use palisade_protocol::Explained;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -45,8 +45,8 @@ impl Changes {
         };
         for result in &after.probes {
             match old.get(&result.probe) {
-                Some(old) if old.reached == result.reached && old.disagreement == result.disagreement => {
-                    if !result.reached && (&old.egress, &old.ingress) != (&result.egress, &result.ingress) {
+                Some(old) if (old.reached, old.fate(), &old.disagreement) == (result.reached, result.fate(), &result.disagreement) => {
+                    if !result.reached && old.causes() != result.causes() {
                         changes.reasons.push(result.clone());
                     }
                 }
@@ -77,10 +77,11 @@ impl Changes {
         let mut groups: BTreeMap<String, Vec<&Probe>> = BTreeMap::new();
         let changed = self.probes.iter().map(|result| (result, "now refused"));
         for (result, refused) in changed.chain(self.reasons.iter().map(|result| (result, "refused for another reason"))) {
-            let reasons: Vec<String> = result.denials().map(|(direction, side)| format!("{direction} {}", side.reason)).collect();
+            let reasons: Vec<String> = result.causes().into_iter().map(|(direction, reason)| format!("{direction} {reason}")).collect();
             let title = match (&result.disagreement, result.reached) {
                 (Some(how), _) => format!("DISAGREES with the policy: {how}"),
                 (None, true) => "now reached".to_owned(),
+                (None, false) if result.fate() == Some(Fate::Mixed) => format!("reached at some backends: {}", reasons.join("; ")),
                 (None, false) => format!("{refused}: {}", reasons.join("; ")),
             };
             groups.entry(title).or_default().push(&result.probe);
@@ -148,8 +149,8 @@ async fn woken(directory: &Path, seen: &mut Contents, session: &Session, report:
         last = now;
         if rests
             && look.is_multiple_of(LOOKS_PER_QUESTION)
-            && let Ok(explained) = session.explained().await
-            && !agrees(report, &explained)
+            && let Ok(asked) = session.asked().await
+            && !agrees(report, &asked)
         {
             return Wake::Policy;
         }
@@ -157,9 +158,12 @@ async fn woken(directory: &Path, seen: &mut Contents, session: &Session, report:
     Wake::Edit
 }
 
-fn agrees(report: &Report, explained: &[Explained]) -> bool {
-    report.probes.len() == explained.len()
-        && report.probes.iter().zip(explained).all(|(result, now)| result.egress == now.egress && result.ingress == now.ingress)
+fn agrees(report: &Report, asked: &[Asked]) -> bool {
+    let same = |(result, asked): (&ProbeResult, &Asked)| {
+        let sides = result.egress == asked.egress && result.ingress == asked.ingress;
+        sides && result.probe == asked.probe && result.fate() == asked.service.as_ref().map(|behind| behind.fate)
+    };
+    report.probes.len() == asked.len() && report.probes.iter().zip(asked).all(same)
 }
 
 /// Waits until the agent has applied what it has read: it looks at the files as often as we do.
@@ -167,7 +171,7 @@ async fn settled(session: &Session) -> Result<(), CliError> {
     let mut before = None;
     loop {
         tokio::time::sleep(LOOK).await;
-        let now = session.explained().await?;
+        let now = session.asked().await?;
         if before.as_ref() == Some(&now) {
             return Ok(());
         }
@@ -183,7 +187,7 @@ async fn apply(
     next: &Manifests,
     report: &Report,
 ) -> Result<Report, CliError> {
-    session.follow(&next.pods).await?;
+    session.follow(next).await?;
     settled(session).await?;
     let mut after = session.probe().await?;
     if after.disagreements().next().is_some() {

@@ -241,6 +241,11 @@ fn a_running_lab_answers_and_runs_commands_in_its_pods() {
     assert!(none.errors.contains("no policy backend/other"), "{}", none.errors);
     run(palisade(["identity", "get", &lab, "payments-db"])).expect_code(2);
     assert_eq!(run(palisade(["identity", "list", &lab, "-o", "json"])).expect_code(0).output, "[]\n");
+    for namespaces in ["-A", "-nbackend"] {
+        assert_eq!(run(palisade(["service", "list", &lab, namespaces, "-o", "json"])).expect_code(0).output, "[]\n");
+    }
+    let none = run(palisade(["service", "get", &lab, "backend/api"])).expect_code(2);
+    assert!(none.errors.contains("no service backend/api"), "{}", none.errors);
 
     let explain = |from: &str, to: &str, port: &str| {
         run(palisade(["explain", &lab, "--from", from, "--to", to, "--port", port, "-o", "json"])).expect_code(0).json()

@@ -46,6 +46,91 @@ fn the_example_egress_by_identity_is_as_expected_and_names_the_policy() {
     }
 }
 
+/// The probes of a service from a pod, over whatever family.
+fn to_service<'r>(report: &'r Value, from: &str, to: &str) -> Vec<&'r Value> {
+    let found: Vec<&Value> = probes(report).filter(|probe| probe["from"] == from && probe["to"] == to).collect();
+    assert!(!found.is_empty(), "{from} -> {to} in {report}");
+    found
+}
+
+#[test]
+fn the_example_services_is_as_expected_and_policy_is_judged_on_the_backend() {
+    if !labs_run_here() {
+        return;
+    }
+    let directory = shop().with_file_name("services");
+    let expect = directory.join("expect/reach.yaml");
+    let ended = lab(&directory, &["--expect", expect.to_str().unwrap()]).expect_code(0);
+    for part in [
+        "TCP 5432\nfrom \\ to     svc/data/db\n",
+        "\nServices\n  svc/data/db: 10.96.0.1, fd96::1\n",
+        "default deny of ingress by NetworkPolicy data/from-web",
+        "shop/browser -> svc/data/db: TCP 5432",
+        "  service has no endpoints\n",
+        "all as expected",
+    ] {
+        assert!(ended.output.contains(part), "{part:?} is missing in\n{}", ended.output);
+    }
+    assert!(!ended.output.contains("DISAGREE") && !ended.output.contains("svc/data/replicas"), "{}", ended.output);
+
+    let report = lab(&directory, &["--output", "json"]).expect_code(0).json();
+    for (from, to, verdict, parties) in [
+        ("shop/browser", "svc/shop/web", "reached", &["shop/web-0", "shop/web-1"][..]),
+        ("shop/web-0", "svc/shop/web", "reached", &["shop/web-0", "shop/web-1"][..]),
+        ("shop/web-0", "svc/data/db", "reached", &["data/db"][..]),
+        ("data/db", "svc/data/db", "reached", &["data/db"][..]),
+        ("shop/browser", "svc/data/db", "denied", &["data/db"][..]),
+        ("shop/browser", "svc/shop/soon", "refused", &[][..]),
+    ] {
+        let found = to_service(&report, from, to);
+        assert_eq!(found.len(), 2, "both families: {found:?}");
+        for probe in found {
+            let backends = probe["backends"].as_array().unwrap();
+            let named: BTreeSet<&str> = backends.iter().map(|backend| backend["party"].as_str().unwrap()).collect();
+            assert_eq!((probe["verdict"].as_str().unwrap(), named), (verdict, parties.iter().copied().collect()), "{probe}");
+            let answered: u64 = backends.iter().map(|backend| backend["answered"].as_u64().unwrap()).sum();
+            assert_eq!((probe["reached"] == true, answered > 0), (verdict == "reached", verdict == "reached"), "{probe}");
+        }
+    }
+}
+
+#[test]
+fn a_service_is_mixed_where_policy_allows_some_of_its_backends_by_each_protocol() {
+    if !labs_run_here() {
+        return;
+    }
+    let ports = "{containerPort: 8080}, {containerPort: 53, protocol: UDP}, {containerPort: 9, protocol: SCTP}";
+    let pods: String = ["x", "v", "z"].map(|name| pod("a", name, ports).replace("labels: {app", "labels: {set: all, app")).concat();
+    let closed = policy("a", "closed", "{podSelector: {matchLabels: {app: z}}, ingress: []}");
+    let service = "---
+apiVersion: v1
+kind: Service
+metadata: {name: all, namespace: a}
+spec:
+  ipFamilyPolicy: PreferDualStack
+  selector: {set: all}
+  ports:
+  - {name: web, port: 80, targetPort: 8080}
+  - {name: dns, port: 5353, protocol: UDP, targetPort: 53}
+  - {name: assoc, port: 99, protocol: SCTP, targetPort: 9}
+";
+    let manifests = Manifests::new(&(namespace("a") + &pods + &closed + service));
+    let expect =
+        manifests.beside("reach.yaml", "probes: [{from: a/x, to: svc/a/all, verdict: mixed}, {from: a/z, to: svc/a/*, verdict: allow}]");
+    let ended = lab(manifests.path(), &["--expect", &expect, "--output", "json"]).expect_code(0);
+    let report = ended.json();
+    let found = to_service(&report, "a/x", "svc/a/all");
+    assert_eq!(found.len(), 6, "three protocols, both families: {found:?}");
+    for probe in found {
+        assert_eq!((&probe["verdict"], &probe["reached"]), (&"mixed".into(), &false.into()), "{probe}");
+        for backend in probe["backends"].as_array().unwrap() {
+            let denied = backend["party"] == "a/z";
+            assert_eq!(backend["ingress"]["verdict"] == "default-deny", denied, "{probe}");
+            assert!(!denied || backend["answered"] == 0, "{probe}");
+        }
+    }
+}
+
 #[test]
 fn tiers_of_the_cluster_and_audit_hold_in_a_lab() {
     if !labs_run_here() {
@@ -305,9 +390,8 @@ fn what_has_no_effect_is_listed() {
     if !labs_run_here() {
         return;
     }
-    let other = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: m, namespace: a}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {ports: [{port: 80}]}\n";
+    let other = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: m, namespace: a}\n";
     let manifests = Manifests::new(&(namespace("a") + &pod("a", "x", "{containerPort: 80}") + other));
     let ended = lab(manifests.path(), &[]).expect_code(0);
     assert!(ended.output.lines().any(|line| line.starts_with("Ignored: ") && line.contains("ConfigMap")), "{}", ended.output);
-    assert!(ended.output.lines().any(|line| line.starts_with("Not served yet: ") && line.contains("Service")), "{}", ended.output);
 }

@@ -66,3 +66,32 @@ fn json_of_an_edit_has_only_what_changed() {
     assert!(probes.iter().all(|probe| probe["to"] == "a/x2" && probe["reached"] == false), "{changes}");
     assert_eq!(probes.len(), 8, "a/x and outside by TCP and echo over both families; the node always reaches it: {changes}");
 }
+
+#[test]
+fn backends_follow_the_files_and_a_service_keeps_its_address_while_others_come() {
+    if !labs_run_here() {
+        return;
+    }
+    let service = |name: &str| {
+        let metadata = format!("{{name: {name}, namespace: a}}");
+        format!("---\napiVersion: v1\nkind: Service\nmetadata: {metadata}\nspec: {{selector: {{app: z}}, ports: [{{port: 80}}]}}\n")
+    };
+    let manifests = Manifests::new(&(namespace("a") + &pod("a", "x", "{containerPort: 80}") + &service("m")));
+    let lab = Running::lab(manifests.path(), &["--watch", "--output", "json"]);
+    lab.wait_for_errors("watching for edits");
+    manifests.write("more.yaml", &(service("b") + &pod("a", "z", "{containerPort: 80}")));
+    lab.wait_for_output("\"removed\":[]}\n");
+    let output = lab.output();
+    let documents: Vec<serde_json::Value> =
+        serde_json::Deserializer::from_str(&output).into_iter().collect::<Result<_, _>>().expect("JSON");
+    let [before, changes] = &documents[..] else { panic!("two documents: {output}") };
+    let shown = |document: &serde_json::Value, to: &str| {
+        let probe = document["probes"].as_array().unwrap().iter().find(|probe| probe["from"] == "a/x" && probe["to"] == to);
+        probe.map(|probe| (probe["verdict"].as_str().unwrap().to_owned(), probe["address"].as_str().unwrap().to_owned()))
+    };
+    let expected = |verdict: &str, address: &str| Some((verdict.to_owned(), address.to_owned()));
+    assert_eq!(shown(before, "svc/a/m"), expected("refused", "10.96.0.1"));
+    assert_eq!(shown(changes, "svc/a/m"), expected("reached", "10.96.0.1"));
+    assert_eq!(shown(changes, "svc/a/b"), expected("reached", "10.96.0.2"));
+    assert!(!lab.errors().contains("does not serve"), "{}", lab.errors());
+}
