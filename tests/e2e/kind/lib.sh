@@ -15,6 +15,8 @@ KUBERNETES_VERSION=v1.37.2
 KIND_IMAGE=kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5
 PAUSE_VERSION=3.10.2
 ETCD_VERSION=3.7.0-0
+# The cluster's DNS, as kubeadm of this version asks for it: node-image/dns/go.mod has the same version.
+DNS_IMAGE=registry.k8s.io/coredns/coredns:v1.14.6
 AGNHOST_IMAGE=registry.k8s.io/e2e-test-images/agnhost:2.66.1
 
 # Prints a line with the time since the command was typed.

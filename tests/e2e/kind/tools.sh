@@ -3,6 +3,7 @@
 
 GO_VERSION=1.26.8
 MODULE=$KIND_DIR/node-image/kubernetes
+DNS_MODULE=$KIND_DIR/node-image/dns
 
 # Sets GO to a usable go command: the machine's (from 1.21 on it fetches the version that go.mod asks for), or
 # the toolchain that the Go project publishes as a module.
@@ -67,13 +68,14 @@ go_hint() {
 	echo "Is the Go module proxy reachable, and is there space for 6 GB in $WORK?"
 }
 
+# go_build NAME PACKAGE [MODULE]
 go_build() {
 	local flags="-s -w" package
 	for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
 		flags+=" -X $package.gitVersion=$KUBERNETES_VERSION -X $package.gitMajor=1 -X $package.gitMinor=$(cut -d. -f2 <<<"$KUBERNETES_VERSION")"
 		flags+=" -X $package.gitTreeState=clean -X $package.buildDate=1970-01-01T00:00:00Z"
 	done
-	cd "$MODULE"
+	cd "${3:-$MODULE}"
 	CGO_ENABLED=0 nice -n 10 "$GO" build -trimpath -buildvcs=false -ldflags "$flags" -o "$TOOLS/$1.part" "$2"
 	mv "$TOOLS/$1.part" "$TOOLS/$1"
 }

@@ -1,9 +1,12 @@
 //! Pods of the scenarios.
 
 use crate::cluster::{Cluster, Namespace, items};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use std::fs::File;
 use std::net::IpAddr;
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// The image of all pods; `make cluster` loads it into the nodes.
@@ -62,6 +65,18 @@ impl Pod {
     pub fn shell(&self, cluster: &Cluster, script: &str) -> Result<String> {
         let arguments = ["exec", "--namespace", &self.namespace, &self.name, "--", "sh", "-c", script];
         cluster.run(&arguments)
+    }
+
+    /// Copies a program into the pod, under this path.
+    pub fn put(&self, cluster: &Cluster, program: &Path, path: &str) -> Result<()> {
+        let script = format!("cat > {path} && chmod +x {path}");
+        let mut child = cluster
+            .command(&["exec", "--stdin", "--namespace", &self.namespace, &self.name, "--", "sh", "-c", &script])
+            .stdin(File::open(program).with_context(|| format!("reading {}", program.display()))?)
+            .stdout(Stdio::null())
+            .spawn()?;
+        ensure!(child.wait()?.success(), "{} could not be copied into {}", program.display(), self.name);
+        Ok(())
     }
 
     /// What its first container has printed.

@@ -1,4 +1,5 @@
-//! Runs in each pod of the truth tables: serves its name on every port of the table, and asks others when told to.
+//! Runs in the pods of the truth tables: serves its name on every port of the table, and asks others when told to. And in
+//! those of services: asks who is behind them.
 //!
 //! A process that is there already asks hundreds of addresses in the time in which a shell starts its first command.
 //!
@@ -6,10 +7,13 @@
 //!   line, a word for each target: `reached`, `silent`, or what else came of it. A target is `PORT,ADDRESS,NAME` with
 //!   PORT one of `tcp/80`, `udp/80`, `sctp/80`, `echo`, and NAME whom the answer has to come from. It ends with its
 //!   input.
+//! * `prober requests COUNT PACE PATIENCE TARGET...`: asks each target, `tcp/ADDRESS:PORT` or `udp/ADDRESS:PORT`, who it is,
+//!   and prints what came of it (`palisade_e2e::request`). PACE and PATIENCE are milliseconds.
 //! * `prober end-rest DIRECTORY ADDRESS...`: makes the address store in the directory give out next the addresses that
 //!   were just given back.
 
 use anyhow::{Context, Result, bail};
+use palisade_e2e::request;
 use palisade_e2e::sctp::{self, Init};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -37,8 +41,14 @@ fn main() -> Result<()> {
             serve(name)?;
             answer_questions()
         }
+        [verb, count, pace, patience, targets @ ..] if verb == "requests" => {
+            let targets = targets.iter().map(|target| request::Target::parse(target).with_context(|| format!("the target {target}")));
+            let (pace, patience) = (Duration::from_millis(pace.parse()?), Duration::from_millis(patience.parse()?));
+            request::make(count.parse()?, pace, patience, &targets.collect::<Result<Vec<_>>>()?);
+            Ok(())
+        }
         [verb, directory, addresses @ ..] if verb == "end-rest" => end_rest(Path::new(directory), addresses),
-        _ => bail!("usage: prober NAME | prober end-rest DIRECTORY ADDRESS..."),
+        _ => bail!("usage: prober NAME | prober requests COUNT PACE PATIENCE TARGET... | prober end-rest DIRECTORY ADDRESS..."),
     }
 }
 

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Where the node keeps its addresses: `paths.state` of the chart, and the plugin's own folder in it.
 const ADDRESS_STORE: &str = "/var/lib/palisade/ipam";
+/// What the program is called in a pod.
+const PROBER: &str = "/tmp/prober";
 /// A label value of 63 characters, each kind that may stand in one.
 pub const LONGEST_VALUE: &str = "A-_.-_.a0__..--z9._-A.B_C-D...e___f---0_0-1.2A-_.-_.a0__..--z9Z";
 
@@ -134,7 +136,7 @@ impl World {
         let keeper = self.keeper(&old.node)?;
         self.cluster.run(&["delete", "--namespace", &old.namespace, "pod", &old.name, "--timeout=60s"])?;
         let addresses: Vec<String> = old.addresses.iter().map(std::net::IpAddr::to_string).collect();
-        keeper.shell(&self.cluster, &format!("/tmp/prober end-rest {ADDRESS_STORE} {}", addresses.join(" ")))?;
+        keeper.shell(&self.cluster, &format!("{PROBER} end-rest {ADDRESS_STORE} {}", addresses.join(" ")))?;
         self.cluster.apply(&[self.pod(name, labels)?])?;
         let pods = pod::ready(&self.cluster, &old.namespace)?;
         let fresh = named(&pods, name.pod)?.clone();
@@ -154,7 +156,7 @@ impl World {
         self.cluster.apply(&[keeper])?;
         let pods = pod::ready(&self.cluster, self.namespace("x")?)?;
         let keeper = named(&pods, &format!("keeper-{node}"))?.clone();
-        copy(&self.cluster, &keeper, &self.prober)?;
+        keeper.put(&self.cluster, &self.prober, PROBER)?;
         Ok(keeper)
     }
 
@@ -192,27 +194,6 @@ pub fn base_labels(name: Name) -> BTreeMap<String, String> {
     labels
 }
 
-/// Copies a file into a pod, as `/tmp/prober`.
-fn copy(cluster: &Cluster, pod: &Pod, file: &Path) -> Result<()> {
-    let mut child = cluster
-        .command(&[
-            "exec",
-            "--stdin",
-            "--namespace",
-            &pod.namespace,
-            &pod.name,
-            "--",
-            "sh",
-            "-c",
-            "cat > /tmp/prober && chmod +x /tmp/prober",
-        ])
-        .stdin(std::fs::File::open(file).with_context(|| format!("reading {}", file.display()))?)
-        .stdout(Stdio::null())
-        .spawn()?;
-    ensure!(child.wait()?.success(), "the prober could not be copied into {}", pod.name);
-    Ok(())
-}
-
 /// A prober that runs in a pod; it ends when this is dropped.
 #[derive(Debug)]
 struct Session {
@@ -224,9 +205,9 @@ struct Session {
 
 impl Session {
     fn start(cluster: &Cluster, pod: Pod, prober: &Path, name: Name) -> Result<Self> {
-        copy(cluster, &pod, prober)?;
+        pod.put(cluster, prober, PROBER)?;
         let arguments =
-            ["exec", "--stdin", "--namespace", &pod.namespace, &pod.name, "--container", "shell", "--", "/tmp/prober", &name.to_string()];
+            ["exec", "--stdin", "--namespace", &pod.namespace, &pod.name, "--container", "shell", "--", PROBER, &name.to_string()];
         let mut child = cluster.command(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else { bail!("kubectl has no pipes") };
         let mut session = Self { pod, child, input, output: BufReader::new(output) };

@@ -114,6 +114,26 @@ pause_image() {
 	rm -rf "$layer"
 }
 
+# Sets DNS_ARCHIVE to the image of the cluster's DNS; makes it where it is missing. After build_tools.
+dns_archive() {
+	local key
+	key=$(echo "$DNS_IMAGE $(go_architecture)" | content_key "$DNS_MODULE")
+	DNS_ARCHIVE=$WORK/dns-$key.tar
+	forget_other dns- "dns-$key.tar"
+	[ -e "$DNS_ARCHIVE" ] && return
+	find_go
+	step "Building CoreDNS (a minute on two cores, once)" "$(go_hint)" go_build coredns . "$DNS_MODULE"
+	step "Assembling the image CoreDNS" "Is there space in $WORK?" assemble_dns
+}
+
+assemble_dns() {
+	local layer
+	layer=$(mktemp -d "$WORK/layer.XXXXXX")
+	cp "$TOOLS/coredns" "$layer/coredns"
+	make_image "$DNS_ARCHIVE" "$layer" '{"Entrypoint":["/coredns"],"WorkingDir":"/"}' "$DNS_IMAGE"
+	rm -rf "$layer"
+}
+
 # Sets AGNHOST_ARCHIVE to the image of the tests' pods; makes it where it is missing. After the root directory and
 # build_tools. As upstream's it has a shell and small tools beside agnhost; here they are busybox's.
 agnhost_archive() {

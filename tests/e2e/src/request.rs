@@ -1,0 +1,199 @@
+//! Requests for the name of who answers, one after the other, each a flow of its own.
+//!
+//! The prober makes them in a pod ([`make`]) and prints what came of each; a scenario reads that ([`Said::parse`]). They are
+//! answered by agnhost's `netexec`, with the name of its pod.
+
+use std::fmt;
+use std::io::{Error, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// While this file is not in the pod, requests without a count go on.
+pub const STOP: &str = "/tmp/stop-requests";
+/// The last line: all requests were made.
+pub const DONE: &str = "done";
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// By which protocol.
+    pub way: Way,
+    /// To which address and port.
+    pub to: SocketAddr,
+}
+
+/// How a request is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By a new connection.
+    Tcp,
+    /// By one datagram from a new port; it is not repeated.
+    Udp,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Answer {
+    /// The pod of this name has answered, under the address that was asked.
+    From(String),
+    /// It was refused: nobody is there.
+    Refused,
+    /// Nothing came back: what a refusal by policy looks like.
+    Silent,
+    /// Something else.
+    Other(String),
+}
+
+/// A request that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Who was asked.
+    pub target: Target,
+    /// What came of it.
+    pub answer: Answer,
+    /// How soon.
+    pub after: Duration,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let way = match self.way {
+            Way::Tcp => "tcp",
+            Way::Udp => "udp",
+        };
+        write!(f, "{way}/{}", self.to)
+    }
+}
+
+impl Target {
+    /// Reads what is displayed.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (way, to) = text.split_once('/')?;
+        let way = match way {
+            "tcp" => Way::Tcp,
+            "udp" => Way::Udp,
+            _ => return None,
+        };
+        Some(Self { way, to: to.parse().ok()? })
+    }
+
+    /// Makes one request.
+    fn ask(&self, patience: Duration) -> Answer {
+        let name = match self.way {
+            Way::Tcp => by_tcp(self.to, patience),
+            Way::Udp => by_udp(self.to, patience),
+        };
+        match name {
+            Ok(name) => Answer::From(name),
+            Err(error) => match error.kind() {
+                ErrorKind::ConnectionRefused => Answer::Refused,
+                ErrorKind::TimedOut | ErrorKind::WouldBlock => Answer::Silent,
+                _ => Answer::Other(error.to_string().replace(char::is_whitespace, "-")),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::From(name) => write!(f, "from/{name}"),
+            Self::Refused => f.write_str("refused"),
+            Self::Silent => f.write_str("silent"),
+            Self::Other(what) => write!(f, "other/{what}"),
+        }
+    }
+}
+
+impl Answer {
+    /// Reads what is displayed.
+    fn parse(text: &str) -> Option<Self> {
+        match text.split_once('/') {
+            Some(("from", name)) => Some(Self::From(name.to_owned())),
+            Some(("other", what)) => Some(Self::Other(what.to_owned())),
+            None if text == "refused" => Some(Self::Refused),
+            None if text == "silent" => Some(Self::Silent),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.target, self.answer, self.after.as_millis())
+    }
+}
+
+impl Said {
+    /// Reads a line of the prober.
+    pub fn parse(line: &str) -> Option<Self> {
+        let [target, answer, after] = line.split_whitespace().collect::<Vec<_>>()[..] else { return None };
+        Some(Self { target: Target::parse(target)?, answer: Answer::parse(answer)?, after: Duration::from_millis(after.parse().ok()?) })
+    }
+}
+
+/// Makes requests and prints a line for each. The targets are asked at the same time, each `count` times, begun `pace` apart,
+/// or, where `count` is zero, until [`STOP`] is there.
+pub fn make(count: u32, pace: Duration, patience: Duration, targets: &[Target]) {
+    let goes_on = move |made: u32| if count == 0 { !Path::new(STOP).exists() } else { made < count };
+    std::thread::scope(|scope| {
+        for target in targets {
+            scope.spawn(move || {
+                for _ in (0..).take_while(|made| goes_on(*made)) {
+                    let begun = Instant::now();
+                    let answer = target.ask(patience);
+                    println!("{}", Said { target: *target, answer, after: begun.elapsed() });
+                    std::thread::sleep(pace.saturating_sub(begun.elapsed()));
+                }
+            });
+        }
+    });
+    println!("{DONE}");
+}
+
+fn by_tcp(to: SocketAddr, patience: Duration) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(b"GET /hostname HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    match text.split_once("\r\n\r\n") {
+        Some((head, body)) if head.split_whitespace().nth(1) == Some("200") => Ok(body.trim().to_owned()),
+        _ => Err(Error::other("no answer of HTTP")),
+    }
+}
+
+fn by_udp(to: SocketAddr, patience: Duration) -> std::io::Result<String> {
+    let any = if to.is_ipv6() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    let socket = UdpSocket::bind((any, 0))?;
+    // From now on it gets what comes from there only, and hears when it is refused.
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.send(b"hostname")?;
+    let mut buffer = [0; 256];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_read_back() {
+        let targets = [("tcp/10.96.0.7:8000", Way::Tcp), ("udp/[fd00:10:96::7]:8053", Way::Udp)];
+        let answers = [Answer::From("near".into()), Answer::Refused, Answer::Silent, Answer::Other("no-route/at-all".into())];
+        for (text, way) in targets {
+            let target = Target::parse(text).unwrap();
+            assert_eq!((target.way, target.to_string().as_str()), (way, text));
+            for answer in &answers {
+                let said = Said { target, answer: answer.clone(), after: Duration::from_millis(12) };
+                assert_eq!(Said::parse(&said.to_string()), Some(said));
+            }
+        }
+        for text in ["done", "tcp/10.96.0.7:8000 from/near", "tcp/10.96.0.7:8000 near 1", "icmp/10.96.0.7:0 silent 1"] {
+            assert_eq!(Said::parse(text), None, "{text}");
+        }
+    }
+}

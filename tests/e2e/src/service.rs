@@ -1,0 +1,209 @@
+//! A client and a backend on each of two nodes, and services in front of the backends.
+
+use crate::cluster::{Cluster, Namespace};
+use crate::pod::{self, Pod, UDP_PORT, named};
+use crate::request::{Answer, DONE, STOP, Said, Target, Way};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a change may take to come by the EndpointSlices to all agents.
+const SOON: Duration = Duration::from_secs(10);
+/// How long a pod waits for an answer: long enough for one repeated SYN.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// The same where no request may fail, on a machine that is busy.
+const LONG_PATIENCE: Duration = Duration::from_secs(5);
+/// From one request of a steady load to the next, of each target.
+const PACE: Duration = Duration::from_millis(50);
+/// Where backends serve HTTP, under the name `web`: on each node elsewhere.
+const WEB_PORTS: [u16; 2] = [80, 8080];
+/// The ports of the services: no backend listens there.
+pub const SERVICE_TCP: u16 = 8000;
+/// See [`SERVICE_TCP`].
+pub const SERVICE_UDP: u16 = 8053;
+/// What the program is called in a pod.
+const PROBER: &str = "/tmp/prober";
+/// Where the lines of a steady load go, in a pod.
+const LINES: &str = "/tmp/requests";
+
+/// The pods: a client and a backend on the near node, the first one, and the same on the far one.
+///
+/// Clients carry `app=client`, backends `app=backend`; all carry `at=near` or `at=far`. The backends are called so.
+#[derive(Debug)]
+pub struct Served {
+    /// Where all of it is.
+    pub namespace: Namespace,
+    /// Near and far.
+    pub clients: [Pod; 2],
+    /// Near and far.
+    pub backends: [Pod; 2],
+}
+
+impl Served {
+    /// Starts the pods, each with the prober that the path names; no service yet.
+    pub fn start(purpose: &str, prober: &Path) -> Result<Self> {
+        let cluster = Cluster::connect();
+        let nodes = cluster.nodes()?;
+        let namespace = Namespace::create(&cluster, purpose, &[])?;
+        let client = |at: &str, node: &str| pod::shell(&format!("client-{at}"), node, &[("app", "client"), ("at", at)], "");
+        let objects = [
+            backend("near", &nodes[0], WEB_PORTS[0]),
+            backend("far", &nodes[1], WEB_PORTS[1]),
+            client("near", &nodes[0]),
+            client("far", &nodes[1]),
+        ];
+        let pods = pod::start(&namespace, &objects)?;
+        for pod in &pods {
+            pod.put(&cluster, prober, PROBER)?;
+        }
+        let pod = |name: &str| named(&pods, name).cloned();
+        Ok(Self { clients: [pod("client-near")?, pod("client-far")?], backends: [pod("near")?, pod("far")?], namespace })
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &Cluster {
+        self.namespace.cluster()
+    }
+
+    /// Makes or changes a service of both families in front of all backends; `changes` are fields of its `spec`. What it is
+    /// reached by.
+    pub fn serve(&self, name: &str, changes: Value) -> Result<Vec<Target>> {
+        let mut spec = json!({
+            "ipFamilyPolicy": "PreferDualStack",
+            "selector": { "app": "backend" },
+            "ports": [
+                { "name": "http", "port": SERVICE_TCP, "targetPort": "web" },
+                { "name": "names", "port": SERVICE_UDP, "targetPort": "answers", "protocol": "UDP" },
+            ],
+        });
+        if let Value::Object(changes) = changes {
+            for (field, value) in changes {
+                spec[field] = value;
+            }
+        }
+        let metadata = json!({ "name": name, "namespace": self.namespace.name });
+        self.cluster().apply(&[json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec })])?;
+        let addresses = cluster_ips(self.cluster(), &self.namespace.name, name)?;
+        let both = addresses.iter().any(IpAddr::is_ipv4) && addresses.iter().any(IpAddr::is_ipv6);
+        ensure!(both, "the service {name} lacks an address of one family: {addresses:?}");
+        Ok(targets(&addresses, SERVICE_TCP, SERVICE_UDP))
+    }
+
+    /// Lets a pod ask each target `count` times.
+    pub fn ask(&self, from: &Pod, targets: &[Target], count: u32) -> Result<Vec<Said>> {
+        let [count, pace, patience] = [count.to_string(), "0".to_owned(), PATIENCE.as_millis().to_string()];
+        let targets: Vec<String> = targets.iter().map(Target::to_string).collect();
+        let mut arguments = vec!["exec", "--namespace", &from.namespace, &from.name, "--", PROBER, "requests", &count, &pace, &patience];
+        arguments.extend(targets.iter().map(String::as_str));
+        read(&self.cluster().run(&arguments)?)
+    }
+
+    /// Asserts that exactly these answers come, of each target, soon, when each is asked `count` times; and then again.
+    ///
+    /// # Panics
+    /// With what came instead.
+    pub fn expect(&self, when: &str, from: &Pod, targets: &[Target], count: u32, answers: &[Answer]) -> Result<()> {
+        let expected: BTreeSet<&Answer> = answers.iter().collect();
+        soon(when, || {
+            let said = self.ask(from, targets, count)?;
+            let mut wrong = Vec::new();
+            for target in targets {
+                let came: BTreeSet<&Answer> = said.iter().filter(|said| said.target == *target).map(|said| &said.answer).collect();
+                if came != expected {
+                    wrong.push(format!("{} -> {target}: {}, expected: {}", from.name, list(&came), list(&expected)));
+                }
+            }
+            Ok(wrong)
+        })
+    }
+
+    /// Lets a pod begin to ask the targets, each for itself, and go on until [`Served::end_load`].
+    pub fn begin_load(&self, from: &Pod, targets: &[Target]) -> Result<()> {
+        // Quoted: brackets stand for other things in a shell.
+        let targets: Vec<String> = targets.iter().map(|target| format!("'{target}'")).collect();
+        let (pace, patience) = (PACE.as_millis(), LONG_PATIENCE.as_millis());
+        let begin = format!("rm -f {STOP}; {PROBER} requests 0 {pace} {patience} {} >{LINES} 2>&1 &", targets.join(" "));
+        from.shell(self.cluster(), &begin).map(drop)
+    }
+
+    /// Ends what [`Served::begin_load`] began; all that was asked.
+    pub fn end_load(&self, from: &Pod) -> Result<Vec<Said>> {
+        from.shell(self.cluster(), &format!("touch {STOP}"))?;
+        let deadline = Instant::now() + 2 * LONG_PATIENCE + SOON;
+        loop {
+            let lines = from.shell(self.cluster(), &format!("cat {LINES}"))?;
+            if lines.lines().last() == Some(DONE) {
+                return read(&lines);
+            }
+            ensure!(Instant::now() < deadline, "the requests of {} do not end:\n{lines}", from.name);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+}
+
+/// A pod that serves its name, by HTTP on a port `web` and by datagrams on `answers`.
+fn backend(name: &str, node: &str, web: u16) -> Value {
+    let mut pod = pod::server(name, node, &[("app", "backend"), ("at", name)]);
+    let container = &mut pod["spec"]["containers"][0];
+    container["args"] = json!(["netexec", format!("--http-port={web}"), format!("--udp-port={UDP_PORT}")]);
+    container["ports"] = named_ports(web);
+    container["readinessProbe"]["httpGet"]["port"] = json!(web);
+    pod
+}
+
+/// The ports of a backend, by the names that services name.
+pub fn named_ports(web: u16) -> Value {
+    json!([{ "name": "web", "containerPort": web }, { "name": "answers", "containerPort": UDP_PORT, "protocol": "UDP" }])
+}
+
+/// What of the addresses is asked: each by TCP and by UDP.
+pub fn targets(addresses: &[IpAddr], tcp: u16, udp: u16) -> Vec<Target> {
+    let of = |address: &IpAddr| {
+        let address = *address;
+        [Target { way: Way::Tcp, to: SocketAddr::new(address, tcp) }, Target { way: Way::Udp, to: SocketAddr::new(address, udp) }]
+    };
+    addresses.iter().flat_map(of).collect()
+}
+
+/// The cluster IPs of a service.
+pub fn cluster_ips(cluster: &Cluster, namespace: &str, name: &str) -> Result<Vec<IpAddr>> {
+    let service = cluster.json(&["get", "service", "--namespace", namespace, name])?;
+    let addresses = service["spec"]["clusterIPs"].as_array().into_iter().flatten();
+    let addresses: Vec<IpAddr> = addresses.filter_map(|address| address.as_str()?.parse().ok()).collect();
+    ensure!(!addresses.is_empty(), "the service {namespace}/{name} has no cluster IP");
+    Ok(addresses)
+}
+
+/// Asserts that nothing is wrong, soon, and then again; `wrong` says what is.
+///
+/// # Panics
+/// With what is wrong.
+pub fn soon(when: &str, mut wrong: impl FnMut() -> Result<Vec<String>>) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let begun = Instant::now();
+        let found = wrong()?;
+        if found.is_empty() {
+            break;
+        }
+        assert!(begun < deadline, "{when}, after {} s:\n{}", SOON.as_secs(), found.join("\n"));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let found = wrong()?;
+    assert!(found.is_empty(), "{when}, it was right and did not stay so:\n{}", found.join("\n"));
+    Ok(())
+}
+
+/// The lines of a prober that has ended.
+fn read(lines: &str) -> Result<Vec<Said>> {
+    let Some(requests) = lines.trim_end().strip_suffix(DONE) else { bail!("the prober was cut short:\n{lines}") };
+    requests.lines().map(|line| Said::parse(line).with_context(|| format!("the prober said `{line}`"))).collect()
+}
+
+fn list(answers: &BTreeSet<&Answer>) -> String {
+    let answers: Vec<String> = answers.iter().map(|answer| answer.to_string()).collect();
+    answers.join(", ")
+}
