@@ -1,5 +1,6 @@
 //! What Palisade costs, as ratios: the same traffic through a direct veth pair, through plain kernel routing and
-//! through Palisade, and the time of one run of its program. See the README for how the numbers come about.
+//! through Palisade, there directly and through a service, and the time of one run of its program. See the README for
+//! how the numbers come about.
 #![forbid(unsafe_code)]
 
 mod palisade;
@@ -8,6 +9,7 @@ mod plan;
 mod policy;
 mod program;
 mod report;
+mod service;
 mod statistics;
 mod traffic;
 
@@ -38,10 +40,10 @@ pub fn run(plan: &Plan) -> Result<Report> {
 
 fn measure(host: &Host, plan: &Plan) -> Result<Report> {
     let mut report = Report::new(plan);
-    if plan.only != Some(Part::Policy) {
+    if plan.includes(Part::Datapath) || plan.includes(Part::Services) {
         measure_datapath(host, plan, &mut report)?;
     }
-    if plan.only != Some(Part::Datapath) {
+    if plan.includes(Part::Policy) {
         report.policy = policy::measure(plan, &host.bpffs())?;
     }
     Ok(report)
@@ -49,7 +51,7 @@ fn measure(host: &Host, plan: &Plan) -> Result<Report> {
 
 fn measure_datapath(host: &Host, plan: &Plan, report: &mut Report) -> Result<()> {
     let pin = PinDir::new(host.bpffs());
-    let mut palisade = Palisade::start(&pin)?;
+    let mut palisade = Palisade::start(&pin, &service::roomy(plan.services))?;
     let measured = measure_with(host, plan, &pin, &mut palisade, report);
     drop(palisade);
     // Also after an error: what is left would hide its cause behind a complaint about leaks.
@@ -58,19 +60,30 @@ fn measure_datapath(host: &Host, plan: &Plan, report: &mut Report) -> Result<()>
 }
 
 fn measure_with(host: &Host, plan: &Plan, pin: &PinDir, palisade: &mut Palisade, report: &mut Report) -> Result<()> {
-    let paths = PathKind::ALL.iter().map(|&kind| Path::set_up(host, kind, plan.family, palisade)).collect::<Result<Vec<_>>>()?;
-    let traffic = measure_traffic(plan, &paths).and_then(|traffic| {
-        palisade.check_policed(&paths)?;
-        Ok(traffic)
-    });
+    let kinds: &[PathKind] = if plan.includes(Part::Datapath) { PathKind::ALL } else { &[PathKind::Palisade] };
+    let paths = kinds.iter().map(|&kind| Path::set_up(host, kind, plan.family, palisade)).collect::<Result<Vec<_>>>()?;
+    let measured = measure_paths(plan, &paths, palisade, report);
     for path in paths {
         path.tear_down(host, pin)?;
     }
-    let traffic = traffic?;
-    eprintln!("program runs: {} rounds", plan.program_rounds);
-    let programs = program::measure(plan, palisade)?;
-    report.add(&traffic, &programs);
+    measured?;
+    if plan.includes(Part::Datapath) {
+        eprintln!("program runs: {} rounds", plan.program_rounds);
+        report.add_programs(&program::measure(plan, palisade)?);
+    }
     Ok(())
+}
+
+/// All traffic, over all paths and then through services.
+fn measure_paths(plan: &Plan, paths: &[Path], palisade: &mut Palisade, report: &mut Report) -> Result<()> {
+    let policed = paths.iter().find(|path| path.kind == PathKind::Palisade).context("there is no path through Palisade")?;
+    if plan.includes(Part::Datapath) {
+        report.add_traffic(&measure_traffic(plan, paths)?);
+    }
+    if plan.includes(Part::Services) {
+        report.add_services(plan.services, &service::measure(plan, policed, palisade)?);
+    }
+    palisade.check_policed(policed)
 }
 
 /// All rates, by traffic and path, a sample per round. Within a round the paths follow each other at once, and every

@@ -1,6 +1,6 @@
 //! Palisade's datapath with rows as the agent writes them.
 
-use crate::path::{End, Path, PathKind};
+use crate::path::{End, Path};
 use crate::traffic::Traffic;
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
@@ -8,6 +8,7 @@ use palisade_datapath_core::abi::{
     Direction, Endpoint, IDENTITY_ANY, LocalPod, Outcome, PORTS_NONE, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict,
 };
 use palisade_loader::{Datapath, PinDir, Sizes};
+use palisade_service::Step;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -30,8 +31,8 @@ impl Palisade {
     ///
     /// Client pods are isolated for egress, server pods for ingress. Each has an exact row for the other with a port
     /// table: a new flow takes the longest way that an allowed one can take.
-    pub fn start(pin: &PinDir) -> Result<Self> {
-        let mut datapath = Datapath::open(pin, &Sizes::default()).context("load the datapath")?;
+    pub fn start(pin: &PinDir, sizes: &Sizes) -> Result<Self> {
+        let mut datapath = Datapath::open(pin, sizes).context("load the datapath")?;
         let row = |ports, verdict: RowVerdict| PolicyEntry { ports, reason: 1, verdict: verdict as u8, reserved: [0; 3] };
         let isolated = [(1, Direction::Egress, 2), (2, Direction::Ingress, 1)];
         for (subject, direction, peer) in isolated {
@@ -84,6 +85,26 @@ impl Palisade {
         Ok(())
     }
 
+    /// Makes one write of a change of services, as the agent does.
+    pub fn serve(&mut self, step: &Step) -> Result<()> {
+        let datapath = &mut self.datapath;
+        match step {
+            Step::RaiseNumber(highest) => datapath.raise_service_number(*highest)?,
+            Step::WriteBackend(number, backend) => datapath.backends.insert(number, backend)?,
+            Step::WriteChunk(key, slots) => datapath.chunks.insert(key, slots)?,
+            Step::WriteFrontend(frontend, entry) => {
+                datapath.services.insert((frontend.address, frontend.port, frontend.protocol.number()), entry)?;
+            }
+            Step::RemoveFrontend(frontend) => {
+                datapath.services.remove((frontend.address, frontend.port, frontend.protocol.number()))?;
+            }
+            Step::AwaitPrograms => datapath.await_programs(),
+            Step::RemoveChunk(key) => drop(datapath.chunks.remove(key)?),
+            Step::RemoveBackend(number) => drop(datapath.backends.remove(number)?),
+        }
+        Ok(())
+    }
+
     /// Packets with an outcome so far.
     pub fn packets(&self, outcome: Outcome) -> Result<u64> {
         let counters = self.datapath.counters()?;
@@ -92,8 +113,7 @@ impl Palisade {
 
     /// Makes sure that what was measured was policed: flows were judged, replies were recognised, and a port that no
     /// rule names is closed.
-    pub fn check_policed(&self, paths: &[Path]) -> Result<()> {
-        let path = paths.iter().find(|path| path.kind == PathKind::Palisade).context("there is no path through Palisade")?;
+    pub fn check_policed(&self, path: &Path) -> Result<()> {
         let closed = SocketAddr::new(path.server_address, 9);
         let before = self.packets(Outcome::EgressDefaultDenied)?;
         let reached = path.client.enter(|| TcpStream::connect_timeout(&closed, Duration::from_millis(200)))?;

@@ -7,8 +7,10 @@ use std::time::Duration;
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
-    /// Traffic and program runs.
+    /// Traffic over all paths, and program runs.
     Datapath,
+    /// Traffic through services.
+    Services,
     /// Compiling and changing policy.
     Policy,
 }
@@ -20,8 +22,10 @@ pub struct Plan {
     pub family: Family,
     /// The only part that is measured; `None`: all.
     pub only: Option<Part>,
-    /// Rounds of all traffic over all paths.
+    /// Rounds of all traffic over all paths, and through services.
     pub rounds: u32,
+    /// Numbers of services that are in the maps while one of them is measured; the later ones are compared with the first. At least 1.
+    pub services: &'static [u32],
     /// Rounds of program runs.
     pub program_rounds: u32,
     /// Flows that each round of program runs opens.
@@ -37,12 +41,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What `make bench` measures: about three minutes.
+    /// What `make bench` measures: about six minutes.
     pub fn full(family: Family) -> Self {
         Self {
             family,
             only: None,
             rounds: 6,
+            services: &[1, 100, 10_000],
             program_rounds: 40,
             new_flows: 500,
             policies: &[100, 1_000, 10_000, 30_000],
@@ -58,6 +63,7 @@ impl Plan {
             family,
             only: None,
             rounds: 2,
+            services: &[1, 100],
             program_rounds: 2,
             new_flows: 20,
             policies: &[10, 50],
@@ -65,6 +71,11 @@ impl Plan {
             policy_rounds: 3,
             scale: 0.05,
         }
+    }
+
+    /// Whether a part is measured.
+    pub(crate) fn includes(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
     }
 
     /// How long one measurement of this traffic takes.

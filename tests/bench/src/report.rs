@@ -4,6 +4,7 @@ use crate::path::PathKind;
 use crate::plan::Plan;
 use crate::policy::PolicyRow;
 use crate::program::{Case, Times};
+use crate::service::{self, Destination, Rates};
 use crate::statistics::Samples;
 use crate::traffic::Traffic;
 use serde::Serialize;
@@ -26,7 +27,8 @@ pub struct Report {
 /// One ratio.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// `TRAFFIC PATH/REFERENCE`, or `program CASE/redirect-only`.
+    /// `TRAFFIC PATH/REFERENCE`, `service TRAFFIC/direct at SERVICES`, `service TRAFFIC at SERVICES/at FIRST` or
+    /// `program CASE/redirect-only`.
     pub name: String,
     /// Median over the rounds of the ratio to the reference. Of rates, more is better; of program times, less.
     pub ratio: f64,
@@ -53,12 +55,10 @@ impl Report {
         Self { machine: machine(plan), rounds: plan.rounds, rows: Vec::new(), policy: Vec::new() }
     }
 
-    /// Adds measured rates and program times.
-    pub(crate) fn add(&mut self, traffic: &BTreeMap<(Traffic, PathKind), Samples>, programs: &Times) {
+    /// Adds the rates of traffic over paths.
+    pub(crate) fn add_traffic(&mut self, traffic: &BTreeMap<(Traffic, PathKind), Samples>) {
         let none = Samples::default();
         let rates = |kind, path| traffic.get(&(kind, path)).unwrap_or(&none);
-        let times = |case| programs.get(&case).unwrap_or(&none);
-        let rows = &mut self.rows;
         for &kind in Traffic::ALL {
             let pairs = [
                 ("palisade/direct", PathKind::Palisade, PathKind::Direct),
@@ -66,11 +66,35 @@ impl Report {
                 ("palisade/routing", PathKind::Palisade, PathKind::Routing),
             ];
             for (name, path, reference) in pairs {
-                rows.push(Row::new(format!("{kind} {name}"), rates(kind, path), rates(kind, reference), kind.unit()));
+                self.rows.push(Row::new(format!("{kind} {name}"), rates(kind, path), rates(kind, reference), kind.unit()));
             }
         }
+    }
+
+    /// Adds the rates of traffic to a server and to its service's frontend: at each number of services the one as a ratio to the other,
+    /// and those of the frontend as a ratio to those at the first number.
+    pub(crate) fn add_services(&mut self, counts: &[u32], measured: &Rates) {
+        let none = Samples::default();
+        let rates = |count, kind, destination| measured.get(&(count, kind, destination)).unwrap_or(&none);
+        let Some((&first, later)) = counts.split_first() else { return };
+        for (name, kind) in service::TRAFFIC {
+            let frontend = |count| rates(count, kind, Destination::Frontend);
+            for &count in counts {
+                let server = rates(count, kind, Destination::Server);
+                self.rows.push(Row::new(format!("service {name}/direct at {count}"), frontend(count), server, kind.unit()));
+            }
+            for &count in later {
+                self.rows.push(Row::new(format!("service {name} at {count}/at {first}"), frontend(count), frontend(first), kind.unit()));
+            }
+        }
+    }
+
+    /// Adds the times of program runs.
+    pub(crate) fn add_programs(&mut self, programs: &Times) {
+        let none = Samples::default();
+        let times = |case| programs.get(&case).unwrap_or(&none);
         for &case in Case::ALL.iter().filter(|case| **case != Case::RedirectOnly) {
-            rows.push(Row::new(format!("program {}/redirect-only", case.name()), times(case), times(Case::RedirectOnly), "ns"));
+            self.rows.push(Row::new(format!("program {}/redirect-only", case.name()), times(case), times(Case::RedirectOnly), "ns"));
         }
     }
 }

@@ -7,6 +7,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
+use palisade_identity::Protocol;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,14 +69,32 @@ impl Traffic {
         }
     }
 
+    /// The protocol that carries it.
+    pub const fn protocol(self) -> Protocol {
+        match self {
+            Self::Stream | Self::RequestResponse | Self::ConnectRequestClose => Protocol::Tcp,
+            Self::Datagrams => Protocol::Udp,
+        }
+    }
+
+    /// Where the server of a path listens.
+    pub fn server(self, path: &Path) -> SocketAddr {
+        SocketAddr::new(path.server_address, self.port())
+    }
+
     /// Runs it over a path. Returns the rate, in [`unit`](Self::unit)s.
     pub fn run(self, path: &Path, duration: Duration) -> Result<f64> {
-        let server = SocketAddr::new(path.server_address, self.port());
+        self.run_to(path, self.server(path), duration)
+    }
+
+    /// Runs it over a path whose client sends to `to`: the server's own address, or one that stands for it.
+    pub fn run_to(self, path: &Path, to: SocketAddr, duration: Duration) -> Result<f64> {
+        let server = self.server(path);
         match self {
-            Self::Stream => stream(path, server, duration),
-            Self::RequestResponse => request_response(path, server, duration),
-            Self::ConnectRequestClose => connect_request_close(path, server, duration),
-            Self::Datagrams => datagrams(path, server, duration),
+            Self::Stream => stream(path, server, to, duration),
+            Self::RequestResponse => request_response(path, server, to, duration),
+            Self::ConnectRequestClose => connect_request_close(path, server, to, duration),
+            Self::Datagrams => datagrams(path, server, to, duration),
         }
     }
 }
@@ -134,8 +153,8 @@ fn accept(listener: &TcpListener) -> Result<TcpStream> {
     prepare(stream)
 }
 
-fn connect(server: SocketAddr) -> Result<TcpStream> {
-    prepare(TcpStream::connect_timeout(&server, PATIENCE).with_context(|| format!("connect to {server}"))?)
+fn connect(to: SocketAddr) -> Result<TcpStream> {
+    prepare(TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connect to {to}"))?)
 }
 
 fn prepare(stream: TcpStream) -> Result<TcpStream> {
@@ -145,7 +164,7 @@ fn prepare(stream: TcpStream) -> Result<TcpStream> {
     Ok(stream)
 }
 
-fn stream(path: &Path, server: SocketAddr, duration: Duration) -> Result<f64> {
+fn stream(path: &Path, server: SocketAddr, to: SocketAddr, duration: Duration) -> Result<f64> {
     let listener = listen(path, server)?;
     let receive = || {
         let mut stream = accept(&listener)?;
@@ -159,7 +178,7 @@ fn stream(path: &Path, server: SocketAddr, duration: Duration) -> Result<f64> {
         }
     };
     let send = || {
-        let mut stream = connect(server)?;
+        let mut stream = connect(to)?;
         let buffer = vec![0; CHUNK];
         let start = Instant::now();
         while start.elapsed() < duration {
@@ -171,7 +190,7 @@ fn stream(path: &Path, server: SocketAddr, duration: Duration) -> Result<f64> {
     Ok(bytes_per_second * 8.0 / 1e9)
 }
 
-fn request_response(path: &Path, server: SocketAddr, duration: Duration) -> Result<f64> {
+fn request_response(path: &Path, server: SocketAddr, to: SocketAddr, duration: Duration) -> Result<f64> {
     let listener = listen(path, server)?;
     let answer = || {
         let mut stream = accept(&listener)?;
@@ -182,13 +201,13 @@ fn request_response(path: &Path, server: SocketAddr, duration: Duration) -> Resu
         Ok(())
     };
     let ask = || {
-        let mut stream = connect(server)?;
+        let mut stream = connect(to)?;
         count(duration, || exchange(&mut stream, b'?'))
     };
     Ok(both(path, answer, ask)?.0)
 }
 
-fn connect_request_close(path: &Path, server: SocketAddr, duration: Duration) -> Result<f64> {
+fn connect_request_close(path: &Path, server: SocketAddr, to: SocketAddr, duration: Duration) -> Result<f64> {
     let listener = listen(path, server)?;
     let answer = || {
         let mut byte = [0];
@@ -204,7 +223,7 @@ fn connect_request_close(path: &Path, server: SocketAddr, duration: Duration) ->
         }
     };
     let visit = |request| {
-        let mut stream = connect(server)?;
+        let mut stream = connect(to)?;
         // No connection stays behind in TIME_WAIT: thousands a second would use up the client's ports.
         setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
         exchange(&mut stream, request)
@@ -238,7 +257,7 @@ fn count(duration: Duration, mut what: impl FnMut() -> Result<()>) -> Result<f64
     }
 }
 
-fn datagrams(path: &Path, server: SocketAddr, duration: Duration) -> Result<f64> {
+fn datagrams(path: &Path, server: SocketAddr, to: SocketAddr, duration: Duration) -> Result<f64> {
     let socket = path.server.enter(|| UdpSocket::bind(server))?.with_context(|| format!("bind {server}"))?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let sent = AtomicBool::new(false);
@@ -256,7 +275,7 @@ fn datagrams(path: &Path, server: SocketAddr, duration: Duration) -> Result<f64>
         }
     };
     let send = || {
-        let outcome = flood(server, duration);
+        let outcome = flood(to, duration);
         sent.store(true, Ordering::Release);
         outcome
     };
@@ -264,10 +283,10 @@ fn datagrams(path: &Path, server: SocketAddr, duration: Duration) -> Result<f64>
     Ok(received as f64 / elapsed.as_secs_f64())
 }
 
-fn flood(server: SocketAddr, duration: Duration) -> Result<Duration> {
-    let any: SocketAddr = if server.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
+fn flood(to: SocketAddr, duration: Duration) -> Result<Duration> {
+    let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = UdpSocket::bind(any)?;
-    socket.connect(server)?;
+    socket.connect(to)?;
     let start = Instant::now();
     loop {
         // The clock is read once for several: it costs as much as a part of a packet.
