@@ -13,7 +13,8 @@ pub(super) fn gc(config: &NetworkConfig) -> Result<(), Error> {
     })?;
     let valid: BTreeSet<Attachment> =
         valid.iter().map(|valid| Attachment { container_id: valid.container_id.clone(), interface: valid.ifname.clone() }).collect();
-    let failures: Vec<String> = attachments(config)?
+    let (owners, unread) = attachments(config);
+    let mut failures: Vec<String> = owners
         .into_iter()
         .filter(|owner| !valid.contains(&owner.attachment))
         .filter_map(|owner| {
@@ -21,21 +22,33 @@ pub(super) fn gc(config: &NetworkConfig) -> Result<(), Error> {
             del::disconnect(config, &owner).err().map(|error| format!("{owner}: {error}"))
         })
         .collect();
+    let removed_all = failures.is_empty();
+    failures.extend(unread);
     if failures.is_empty() {
         return Ok(());
     }
-    let mut error = Error::new(Code::Incomplete, format!("{} attachments could not be removed; try GC again", failures.len()));
+    let what = if removed_all {
+        "some attachments could not be listed, those that could are removed; try GC again".to_owned()
+    } else {
+        format!("{} attachments could not be removed or listed; try GC again", failures.len())
+    };
+    let mut error = Error::new(Code::Incomplete, what);
     error.details = failures.join("; ");
     Err(error)
 }
 
-/// Whatever left an address or a record.
-fn attachments(config: &NetworkConfig) -> Result<BTreeSet<Owner>, Error> {
-    let mut owners: BTreeSet<Owner> = Record::owners(config)?.into_iter().collect();
+/// Whatever left an address or a record, and why one of the two could not be asked: what the other one knows is removed all the same.
+fn attachments(config: &NetworkConfig) -> (BTreeSet<Owner>, Vec<String>) {
+    let (mut owners, mut unread) = (BTreeSet::new(), Vec::new());
+    match Record::owners(config) {
+        Ok(found) => owners.extend(found),
+        Err(error) => unread.push(error.to_string()),
+    }
     match call::store(config).owners() {
+        Ok(found) => owners.extend(found),
         Err(error @ IpamError::Damaged { .. }) => log(error),
-        other => owners.extend(other?),
+        Err(error) => unread.push(error.to_string()),
     }
     owners.retain(|owner| owner.network == config.name);
-    Ok(owners)
+    (owners, unread)
 }
