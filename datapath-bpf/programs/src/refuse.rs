@@ -13,7 +13,7 @@ const QUOTED: u32 = 120;
 const TRANSPORT: u32 = 20;
 /// TTL or hop limit of an answer.
 const HOPS: u8 = 64;
-/// Protocol of IPv4's and of IPv6's ICMP; types and codes for a port at which nobody listens (RFC 792, RFC 4443 section 3.1).
+/// Type and code, of IPv4's and of IPv6's ICMP, for a port at which nobody listens (RFC 792, RFC 4443 section 3.1).
 const V4_HEAD: [u8; 2] = [3, 3];
 const V6_HEAD: [u8; 2] = [1, 4];
 
