@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod outside;
+pub mod overlay;
 pub mod packet;
 pub mod service;
 pub mod verdict;

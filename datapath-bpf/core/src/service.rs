@@ -1,6 +1,6 @@
 //! Which slot of a service's table of backends a flow gets.
 
-use crate::abi::{Address, CHUNK_BITS, ChunkKey};
+use crate::abi::{Address, CHUNK_BITS, ChunkKey, ServiceKey};
 use crate::packet::Packet;
 
 /// The slot of a flow whose opener sent `packet` to a frontend, in a table of two to the power of `bits` slots.
@@ -10,6 +10,18 @@ use crate::packet::Packet;
 pub fn slot<A: Address>(packet: &Packet<A>, bits: u8) -> u32 {
     let ports = u32::from_be_bytes([packet.source_port[0], packet.source_port[1], packet.destination_port[0], packet.destination_port[1]]);
     let hash = mix(mix(mix(packet.protocol as u32, packet.source.folded()), packet.destination.folded()), ports);
+    within(hash, bits)
+}
+
+/// The slot of a socket, known by its cookie, that talks to a frontend. Its own port may not have been given yet.
+#[inline(always)]
+pub fn slot_of_socket<A: Address>(cookie: u64, frontend: &ServiceKey<A>, bits: u8) -> u32 {
+    let port = u32::from_be_bytes([0, frontend.protocol, frontend.port[0], frontend.port[1]]);
+    within(mix(mix(mix(port, frontend.address.folded()), cookie as u32), (cookie >> 32) as u32), bits)
+}
+
+#[inline(always)]
+const fn within(hash: u32, bits: u8) -> u32 {
     finish(hash) & !(u32::MAX << (bits & 31))
 }
 

@@ -81,6 +81,7 @@ impl Side {
     /// A side that is not judged here.
     pub const NOT_JUDGED: Self = Self { decision: Decision::NotJudged, reason: REASON_NONE };
     const MISSING: Self = Self { decision: Decision::Missing, reason: REASON_NONE };
+    const UNMENTIONED: Self = Self { decision: Decision::Allow, reason: REASON_NONE };
 }
 
 /// The decisions of both sides. A flow passes when both pass.
@@ -153,20 +154,44 @@ pub fn verdict<A: Address, T: Tables<A>>(tables: &T, flow: &Flow<A>) -> Verdict 
     Verdict { egress, ingress }
 }
 
+/// What a pod's policies say of a flow by which it reaches itself through a service: `address` is its own, `port` that of the backend in
+/// host byte order.
+///
+/// Only ClusterNetworkPolicies speak of such a flow, and only what they say has rows ([`Direction::SelfEgress`] and
+/// [`Direction::SelfIngress`]): where there is none, it is allowed. No change of rows opens anything by that, for the rows of a subject are
+/// there before any endpoint has its number, and go after the last has lost it.
+#[inline(always)]
+pub fn verdict_of_itself<A: Address, T: Tables<A>>(tables: &T, subject: u32, address: &A, protocol: u8, port: u16) -> Verdict {
+    if subject == SUBJECT_NONE {
+        return Verdict::NOT_JUDGED;
+    }
+    // Once for both sides: between two looks the address could have got another one.
+    let identity = tables.identity(address);
+    let egress = said(tables, Direction::SelfEgress, subject, identity, protocol, port);
+    let ingress =
+        if egress.decision.passes() { said(tables, Direction::SelfIngress, subject, identity, protocol, port) } else { Side::NOT_JUDGED };
+    Verdict { egress, ingress }
+}
+
 /// What one subject's policy says of a peer.
 #[inline(always)]
-fn side<A: Address, T: Tables<A>>(tables: &T, direction: Direction, subject: u32, peer: &A, protocol: u8, port: u16) -> Side {
+pub fn side<A: Address, T: Tables<A>>(tables: &T, direction: Direction, subject: u32, peer: &A, protocol: u8, port: u16) -> Side {
     if subject == SUBJECT_NONE {
         return Side::NOT_JUDGED;
     }
-    let identity = tables.identity(peer);
+    said(tables, direction, subject, tables.identity(peer), protocol, port)
+}
+
+/// What it says of an identity.
+#[inline(always)]
+fn said<A: Address, T: Tables<A>>(tables: &T, direction: Direction, subject: u32, identity: u32, protocol: u8, port: u16) -> Side {
     let exact = if identity == IDENTITY_ANY { None } else { tables.policy(&PolicyKey::new(subject, direction, identity)) };
     let row = match exact {
         Some(row) => row,
         // An exact row already contains what rules without peers say; without one, only those speak.
         None => match tables.policy(&PolicyKey::new(subject, direction, IDENTITY_ANY)) {
             Some(row) => row,
-            None => return Side::MISSING,
+            None => return if direction.is_self() { Side::UNMENTIONED } else { Side::MISSING },
         },
     };
     if row.ports != PORTS_NONE

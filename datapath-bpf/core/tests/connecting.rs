@@ -2,7 +2,7 @@
 
 use palisade_datapath_core::abi::{Connection, Outcome, SUBJECT_NONE, V4, V6, connection_flag as flag, connection_mark as mark};
 use palisade_datapath_core::packet::connection::{
-    End, Lookup, Now, Subjects, advance, denied, expired, flow, from_host, jiffies_at, judged, key, later, lifetime, look_up,
+    End, Lifetimes, Lookup, Now, Subjects, advance, denied, expired, flow, from_host, jiffies_at, judged, key, later, look_up,
 };
 use palisade_datapath_core::packet::{Packet, Segment, ending, neighbour};
 use palisade_datapath_core::verdict::Verdict;
@@ -13,7 +13,7 @@ const SCTP: u8 = 132;
 const ICMP: u8 = 1;
 
 const HERTZ: u32 = 250;
-const NOW: Now = Now { jiffies: 1_000_000_000, hertz: HERTZ, epoch: 5, since: 3 };
+const NOW: Now = Now { jiffies: 1_000_000_000, hertz: HERTZ, epoch: 5, since: 3, lifetimes: Lifetimes::DEFAULT };
 
 fn packet(source: u8, source_port: u16, destination: u8, destination_port: u16, protocol: u8) -> Packet<V4> {
     Packet {
@@ -122,7 +122,7 @@ fn an_entry_from_before_an_end_was_made_is_none() {
 
 #[test]
 fn an_old_entry_of_udp_is_none_and_one_of_tcp_still_knows_who_opened() {
-    let old = entry(lifetime::ESTABLISHED + 1, mark::REPLIED, flag::OPENED_BY_HIGH);
+    let old = entry(u64::from(NOW.lifetimes.established) + 1, mark::REPLIED, flag::OPENED_BY_HIGH);
     assert_eq!(look_up(Some(&old), UDP, Segment::Datagram, false, &NOW), Lookup::Open);
     assert_eq!(look_up(Some(&old), TCP, Segment::MidStream, false, &NOW), Lookup::Again(End::Destination));
     assert_eq!(look_up(Some(&old), ICMP, Segment::EchoReply, false, &NOW), Lookup::Refuse(Outcome::IcmpUnrelated));
@@ -149,28 +149,40 @@ fn without_an_entry_each_segment_has_its_answer() {
 #[test]
 fn each_state_has_its_lifetime() {
     let finished = mark::REPLIED | mark::FIN_OPENER | mark::FIN_OTHER;
-    for (protocol, marks, seconds) in [
-        (TCP, 0, 60),
-        (TCP, mark::REPLIED, 6 * 3600),
-        (TCP, mark::REPLIED | mark::FIN_OPENER, 6 * 3600),
-        (TCP, finished, 10),
-        (TCP, mark::RESET, 10),
-        (SCTP, mark::REPLIED, 6 * 3600),
-        (SCTP, mark::REPLIED | mark::RESET, 10),
-        (UDP, 0, 30),
-        (UDP, mark::REPLIED, 180),
-        (ICMP, mark::REPLIED, 30),
-        (58, 0, 30),
+    let other = Lifetimes { established: 1, half_open: 2, closed: 3, datagram_answered: 4, datagram: 5, echo: 6 };
+    for (protocol, marks, seconds, of_other) in [
+        (TCP, 0, 60, 2),
+        (TCP, mark::REPLIED, 6 * 3600, 1),
+        (TCP, mark::REPLIED | mark::FIN_OPENER, 6 * 3600, 1),
+        (TCP, mark::REPLIED | mark::FIN_OTHER, 6 * 3600, 1),
+        (TCP, finished, 10, 3),
+        (TCP, mark::RESET, 10, 3),
+        (SCTP, 0, 60, 2),
+        (SCTP, mark::REPLIED, 6 * 3600, 1),
+        (SCTP, mark::REPLIED | mark::RESET, 10, 3),
+        (UDP, 0, 30, 5),
+        (UDP, mark::REPLIED, 180, 4),
+        (ICMP, mark::REPLIED, 30, 6),
+        (58, 0, 30, 6),
     ] {
-        assert!(!expired(protocol, &entry(seconds, marks, 0), NOW.jiffies, HERTZ), "{protocol} {marks:#x} at {seconds} s");
-        assert!(expired(protocol, &entry(seconds + 1, marks, 0), NOW.jiffies, HERTZ), "{protocol} {marks:#x} after {seconds} s");
+        for (seconds, lifetimes) in [(seconds, NOW.lifetimes), (of_other, other)] {
+            let expired = |seconds| expired(protocol, &entry(seconds, marks, 0), NOW.jiffies, HERTZ, &lifetimes);
+            assert!(!expired(seconds), "{protocol} {marks:#x} at {seconds} s");
+            assert!(expired(seconds + 1), "{protocol} {marks:#x} after {seconds} s");
+        }
     }
+}
+
+#[test]
+fn lifetimes_come_out_of_the_programs_as_they_went_in() {
+    let array = [1, 2, 3, 4, 5, 6];
+    assert_eq!(Lifetimes::from_array(array).to_array(), array);
 }
 
 #[test]
 fn a_clock_of_another_cpu_that_is_ahead_expires_nothing() {
     let ahead = Connection { seen: NOW.jiffies + 1, ..entry(0, 0, 0) };
-    assert!(!expired(UDP, &ahead, NOW.jiffies, HERTZ));
+    assert!(!expired(UDP, &ahead, NOW.jiffies, HERTZ, &NOW.lifetimes));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::{
     LoaderError, PinDir,
     error::{Cause, os_error, refuse},
     filter,
-    pin::{HOOKS, program_name},
+    pin::Role,
 };
 
 /// How the programs are attached to an interface.
@@ -50,8 +50,8 @@ const HANDLE: TcHandle = TcHandle::new(0x5041, 0x4c31);
 
 const fn attach_type(hook: Hook) -> TcAttachType {
     match hook {
-        Hook::FromPod => TcAttachType::Ingress,
-        Hook::ToPod => TcAttachType::Egress,
+        Hook::FromPod | Hook::FromNet | Hook::FromOverlay => TcAttachType::Ingress,
+        Hook::ToPod | Hook::ToNet | Hook::ToOverlay => TcAttachType::Egress,
     }
 }
 
@@ -74,90 +74,115 @@ pub fn supported_kind() -> Result<AttachKind, LoaderError> {
     }
 }
 
-/// Attaches the pinned programs to both directions of an endpoint's host-side interface, which must be in the calling thread's
+/// Attaches the pinned programs to both directions of an endpoint's host-side interface: [`attach`] with [`Role::Endpoint`].
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_endpoint(pin: &PinDir, host_interface: &str, host_index: u32) -> Result<AttachKind, LoaderError> {
+    attach(pin, Role::Endpoint, host_interface, host_index)
+}
+
+/// Attaches the pinned programs of a role to both directions of an interface, which must be in the calling thread's
 /// network namespace. What is attached already is replaced in place, without a gap.
 ///
-/// On an error one of the programs may be attached; [`detach_endpoint`] undoes it.
+/// On an error one of the programs may be attached; [`detach`] undoes it.
 ///
 /// # Errors
 /// [`LoaderError::ProgramsMissing`] where the agent has not pinned any; [`LoaderError::InterfaceMissing`]; [`LoaderError::Attach`].
-pub fn attach_endpoint(pin: &PinDir, host_interface: &str, host_index: u32) -> Result<AttachKind, LoaderError> {
+pub fn attach(pin: &PinDir, role: Role, interface: &str, index: u32) -> Result<AttachKind, LoaderError> {
     let kind = supported_kind()?;
-    attach_endpoint_with(pin, kind, host_interface, host_index)?;
+    attach_with(pin, kind, role, interface, index)?;
     Ok(kind)
 }
 
-/// As [`attach_endpoint`], by the given way; what was attached the other way is removed afterwards.
+/// As [`attach`], by the given way; what was attached the other way is removed afterwards.
 ///
 /// # Errors
-/// As [`attach_endpoint`].
-pub fn attach_endpoint_with(pin: &PinDir, kind: AttachKind, host_interface: &str, host_index: u32) -> Result<(), LoaderError> {
-    if if_nametoindex(host_interface).ok() != Some(host_index) {
-        return Err(LoaderError::InterfaceMissing { interface: host_interface.to_owned(), index: host_index });
+/// As [`attach`].
+pub fn attach_with(pin: &PinDir, kind: AttachKind, role: Role, interface: &str, index: u32) -> Result<(), LoaderError> {
+    if if_nametoindex(interface).ok() != Some(index) {
+        return Err(LoaderError::InterfaceMissing { interface: interface.to_owned(), index });
     }
     let _lock = pin.lock(FlockArg::LockShared)?;
     let links = pin.links_dir();
-    for hook in HOOKS {
+    for hook in role.hooks() {
         let mut program = pinned_program(pin, hook)?;
         match kind {
-            AttachKind::Tcx => attach_link(pin, &mut program, hook, host_interface, host_index)?,
+            AttachKind::Tcx => attach_link(pin, &mut program, hook, interface, index)?,
             AttachKind::Clsact => {
-                let mark = pin.clsact_mark(host_index);
+                let mark = pin.clsact_mark(index, role);
                 fs::create_dir_all(&mark).map_err(|error| pin.failed("create", &links, error))?;
-                attach_filter(&mut program, hook, host_interface)?;
+                attach_filter(&mut program, hook, interface)?;
             }
         }
     }
     match kind {
-        AttachKind::Tcx => remove_filters(pin, host_index),
-        AttachKind::Clsact => remove_links(pin, host_index),
+        AttachKind::Tcx => remove_filters(pin, role, index),
+        AttachKind::Clsact => remove_links(pin, role, index),
     }
 }
 
-/// Removes our programs from an endpoint's interface, or what is left of them once the interface is gone; fine when nothing is there.
+/// Removes our programs from an endpoint's interface: [`detach`] with [`Role::Endpoint`].
+///
+/// # Errors
+/// As [`detach`].
+pub fn detach_endpoint(pin: &PinDir, host_index: u32) -> Result<(), LoaderError> {
+    detach(pin, Role::Endpoint, host_index)
+}
+
+/// Removes the programs of a role from an interface, or what is left of them once the interface is gone; fine when nothing is there.
 ///
 /// A link ends with its last reference: the kernel may run the program for a moment after this returns. The clsact qdisc stays,
 /// others may have filters on it.
 ///
 /// # Errors
 /// [`LoaderError::Detach`], [`LoaderError::Pin`].
-pub fn detach_endpoint(pin: &PinDir, host_index: u32) -> Result<(), LoaderError> {
+pub fn detach(pin: &PinDir, role: Role, index: u32) -> Result<(), LoaderError> {
     let _lock = pin.lock(FlockArg::LockShared)?;
-    remove_links(pin, host_index)?;
-    remove_filters(pin, host_index)
+    remove_links(pin, role, index)?;
+    remove_filters(pin, role, index)
 }
 
-/// Whether both programs are attached to an interface of the calling thread's network namespace.
+/// Whether both programs are attached to an endpoint's interface: [`is_attached`] with [`Role::Endpoint`].
+///
+/// # Errors
+/// As [`is_attached`].
+pub fn endpoint_attached(pin: &PinDir, host_interface: &str, host_index: u32) -> Result<bool, LoaderError> {
+    is_attached(pin, Role::Endpoint, host_interface, host_index)
+}
+
+/// Whether both programs of a role are attached to an interface of the calling thread's network namespace.
 ///
 /// # Errors
 /// [`LoaderError::Query`] where the kernel does not answer.
-pub fn endpoint_attached(pin: &PinDir, host_interface: &str, host_index: u32) -> Result<bool, LoaderError> {
-    if if_nametoindex(host_interface).ok() != Some(host_index) {
+pub fn is_attached(pin: &PinDir, role: Role, interface: &str, index: u32) -> Result<bool, LoaderError> {
+    if if_nametoindex(interface).ok() != Some(index) {
         return Ok(false);
     }
     let _lock = pin.lock(FlockArg::LockShared)?;
-    if pin.clsact_mark(host_index).exists() {
-        return Ok(has_filter(host_index, Hook::FromPod)? && has_filter(host_index, Hook::ToPod)?);
+    let [ingress, egress] = role.hooks();
+    if pin.clsact_mark(index, role).exists() {
+        return Ok(has_filter(index, ingress)? && has_filter(index, egress)?);
     }
-    for hook in HOOKS {
-        let link = match PinnedLink::from_pin(pin.link(host_index, hook)) {
+    for hook in role.hooks() {
+        let link = match PinnedLink::from_pin(pin.link(index, hook)) {
             Ok(link) => link,
             Err(error) if link_error(&error) == Some(ENOENT) => return Ok(false),
-            Err(error) => return Err(query(host_interface, error)),
+            Err(error) => return Err(query(interface, error)),
         };
-        if interface_of(link.into()).map_err(|error| query(host_interface, error))? != Some(host_index) {
+        if interface_of(link.into()).map_err(|error| query(interface, error))? != Some(index) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// The indices of the interfaces that have programs pinned, attached to them or left over.
+/// The indices of the interfaces that have programs of a role pinned, attached to them or left over.
 ///
 /// # Errors
 /// [`LoaderError::Pin`] where the directory cannot be read.
-pub fn pinned_links(pin: &PinDir) -> Result<BTreeSet<u32>, LoaderError> {
-    Ok(pin.pinned()?.into_iter().map(|(index, _)| index).collect())
+pub fn pinned_links(pin: &PinDir, role: Role) -> Result<BTreeSet<u32>, LoaderError> {
+    Ok(pin.pinned()?.into_iter().filter(|(_, pinned)| pinned.role() == role).map(|(index, _)| index).collect())
 }
 
 fn pinned_program(pin: &PinDir, hook: Hook) -> Result<SchedClassifier, LoaderError> {
@@ -204,8 +229,8 @@ fn interface_of(link: FdLink) -> io::Result<Option<u32>> {
 
 pub(crate) fn has_filter(index: u32, hook: Hook) -> Result<bool, LoaderError> {
     let parent = match hook {
-        Hook::FromPod => filter::INGRESS,
-        Hook::ToPod => filter::EGRESS,
+        Hook::FromPod | Hook::FromNet | Hook::FromOverlay => filter::INGRESS,
+        Hook::ToPod | Hook::ToNet | Hook::ToOverlay => filter::EGRESS,
     };
     match filter::list(index, parent) {
         Ok(filters) => Ok(filters.iter().any(|filter| filter.priority == PRIORITY && filter.handle == u32::from(HANDLE))),
@@ -221,8 +246,8 @@ const RETRY: Duration = Duration::from_millis(10);
 /// Attaches by a pinned TCX link, or replaces the program of the one that is pinned.
 fn attach_link(pin: &PinDir, program: &mut SchedClassifier, hook: Hook, interface: &str, index: u32) -> Result<(), LoaderError> {
     let failed =
-        |source: Cause| LoaderError::Attach { program: program_name(hook), interface: interface.to_owned(), kind: AttachKind::Tcx, source };
-    let refused = |error: ProgramError| refuse(error, || format!("to attach {} to {interface}", program_name(hook)), failed);
+        |source: Cause| LoaderError::Attach { program: hook.program(), interface: interface.to_owned(), kind: AttachKind::Tcx, source };
+    let refused = |error: ProgramError| refuse(error, || format!("to attach {} to {interface}", hook.program()), failed);
     let since = Instant::now();
     let path = pin.link(index, hook);
     if path.exists() {
@@ -272,8 +297,8 @@ pub(crate) fn attach_filter(program: &mut SchedClassifier, hook: Hook, interface
     add_filter(program, hook, interface).map_err(|error| {
         refuse(
             error,
-            || format!("to attach {} to {interface}", program_name(hook)),
-            |source| LoaderError::Attach { program: program_name(hook), interface: interface.to_owned(), kind: AttachKind::Clsact, source },
+            || format!("to attach {} to {interface}", hook.program()),
+            |source| LoaderError::Attach { program: hook.program(), interface: interface.to_owned(), kind: AttachKind::Clsact, source },
         )
     })
 }
@@ -299,22 +324,22 @@ pub(crate) fn add_filter(program: &mut SchedClassifier, hook: Hook, interface: &
     Ok(())
 }
 
-fn remove_links(pin: &PinDir, index: u32) -> Result<(), LoaderError> {
-    for hook in HOOKS {
+fn remove_links(pin: &PinDir, role: Role, index: u32) -> Result<(), LoaderError> {
+    for hook in role.hooks() {
         pin.remove(&pin.link(index, hook))?;
     }
     Ok(())
 }
 
 /// Removes our filters, then the mark of them, so that a run that is killed in between is done again.
-fn remove_filters(pin: &PinDir, index: u32) -> Result<(), LoaderError> {
-    let mark = pin.clsact_mark(index);
+fn remove_filters(pin: &PinDir, role: Role, index: u32) -> Result<(), LoaderError> {
+    let mark = pin.clsact_mark(index, role);
     if !mark.exists() {
         return Ok(());
     }
     if let Some(interface) = interface_name(index) {
-        for hook in HOOKS {
-            let failed = |source: Cause| LoaderError::Detach { program: program_name(hook), index, source };
+        for hook in role.hooks() {
+            let failed = |source: Cause| LoaderError::Detach { program: hook.program(), index, source };
             let detached = SchedClassifierLink::attached(&interface, attach_type(hook), PRIORITY, HANDLE, None)
                 .map_err(|error| ProgramError::from(TcError::IoError(error)))
                 .and_then(Link::detach);

@@ -1,7 +1,8 @@
 use nix::time::{ClockId, clock_getres, clock_gettime};
 use palisade_datapath_core::{
-    abi::{Connection, ConnectionKey, V4, V6, map},
-    packet::connection::{expired, jiffies_at},
+    abi::{Connection, ConnectionKey, Outside, OutsideKey, V4, V6, map},
+    outside,
+    packet::connection::{Lifetimes, expired, jiffies_at},
 };
 
 use crate::{LoaderError, PinDir, Table, table::Cell};
@@ -44,38 +45,60 @@ pub(crate) fn hertz(tick: u64) -> u32 {
     u32::try_from((1_000_000_000 + tick / 2) / tick).unwrap_or(u32::MAX)
 }
 
-/// The connection tables of both families.
+/// The tables of flows, of both families.
 #[derive(Debug)]
 pub(crate) struct Connections {
     v4: Table<ConnectionKey<V4>, Connection>,
     v6: Table<ConnectionKey<V6>, Connection>,
+    outside_v4: Table<OutsideKey<V4>, Outside>,
+    outside_v6: Table<OutsideKey<V6>, Outside>,
 }
 
 impl Connections {
     pub(crate) fn open(pin: &PinDir) -> Result<Self, LoaderError> {
-        Ok(Self { v4: Table::open(pin, map::CONNECTIONS_V4)?, v6: Table::open(pin, map::CONNECTIONS_V6)? })
+        Ok(Self {
+            v4: Table::open(pin, map::CONNECTIONS_V4)?,
+            v6: Table::open(pin, map::CONNECTIONS_V6)?,
+            outside_v4: Table::open(pin, map::OUTSIDE_V4)?,
+            outside_v6: Table::open(pin, map::OUTSIDE_V6)?,
+        })
     }
 
-    /// Removes what has expired in both families; returns how many.
-    pub(crate) fn sweep(&mut self) -> Result<usize, LoaderError> {
-        let clock = Clock::now();
-        Ok(sweep(&mut self.v4, clock)? + sweep(&mut self.v6, clock)?)
+    /// Removes what has expired.
+    pub(crate) fn sweep(&mut self, lifetimes: &Lifetimes) -> Result<Vec<Swept>, LoaderError> {
+        let Clock { hertz, jiffies } = Clock::now();
+        Ok(vec![
+            sweep(&mut self.v4, |key, row| expired(key.protocol, row, jiffies, hertz, lifetimes))?,
+            sweep(&mut self.v6, |key, row| expired(key.protocol, row, jiffies, hertz, lifetimes))?,
+            sweep(&mut self.outside_v4, |key, row| outside::expired(key.protocol, row, jiffies, hertz, lifetimes))?,
+            sweep(&mut self.outside_v6, |key, row| outside::expired(key.protocol, row, jiffies, hertz, lifetimes))?,
+        ])
     }
 }
 
-fn sweep<A>(table: &mut Table<ConnectionKey<A>, Connection>, clock: Clock) -> Result<usize, LoaderError>
-where
-    ConnectionKey<A>: Cell + Ord,
-{
-    let mut removed = 0;
-    for (key, entry) in table.rows()? {
-        let gone = |entry: &Connection| expired(key.protocol, entry, clock.jiffies, clock.hertz);
+/// What a sweep found in a table of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Swept {
+    /// The table.
+    pub map: &'static str,
+    /// How many rows had expired, and were removed.
+    pub removed: usize,
+    /// How many are left.
+    pub left: usize,
+    /// How many it has room for.
+    pub room: u32,
+}
+
+fn sweep<K: Cell + Ord, V: Cell>(table: &mut Table<K, V>, gone: impl Fn(&K, &V) -> bool) -> Result<Swept, LoaderError> {
+    let rows = table.rows()?;
+    let (all, mut removed) = (rows.len(), 0);
+    for (key, row) in rows {
         // Asked again: the flow may have been opened anew since the table was read.
-        if gone(&entry) && table.get(&key)?.is_some_and(|entry| gone(&entry)) && table.remove(&key)? {
+        if gone(&key, &row) && table.get(&key)?.is_some_and(|row| gone(&key, &row)) && table.remove(&key)? {
             removed += 1;
         }
     }
-    Ok(removed)
+    Ok(Swept { map: table.name(), removed, left: all - removed, room: table.max_entries() })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError};
 use palisade_datapath_core::abi::{
-    Backend, CHUNK, ChunkKey, Endpoint, LocalPod, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry, ServiceKey, V4, V6, map,
+    Backend, CHUNK, ChunkKey, Endpoint, LocalPod, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry, ServiceKey, Tunnel, V4, V6, map,
 };
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The maps that grow: those whose rows only the agent writes.
-pub(crate) const GROWING: [&str; 13] = [
+pub(crate) const GROWING: [&str; 17] = [
     map::POLICY,
     map::PORTS,
     map::ADDRESS_V4,
@@ -29,6 +29,10 @@ pub(crate) const GROWING: [&str; 13] = [
     map::SERVICES_V6,
     map::CHUNKS,
     map::BACKENDS,
+    map::TUNNELS_V4,
+    map::TUNNELS_V6,
+    map::NODES_V4,
+    map::NODES_V6,
 ];
 
 /// Copies the rows of a pinned map into the one that waits to take its place. Nobody else may write to either. Returns how many there were.
@@ -47,6 +51,10 @@ pub(crate) fn copy(pin: &PinDir, name: &'static str) -> Result<usize, LoaderErro
         map::SERVICES_V6 => hash::<ServiceKey<V6>, ServiceEntry>,
         map::CHUNKS => hash::<ChunkKey, [u32; CHUNK]>,
         map::BACKENDS => hash::<u32, Backend>,
+        map::TUNNELS_V4 => trie::<V4, Tunnel>,
+        map::TUNNELS_V6 => trie::<V6, Tunnel>,
+        map::NODES_V4 => hash::<V4, u32>,
+        map::NODES_V6 => hash::<V6, u32>,
         other => return Err(LoaderError::Object { what: format!("its map {other} does not grow") }),
     };
     let (from, to) = (open(&pin.map(name))?, open(&pin.next_map(name))?);

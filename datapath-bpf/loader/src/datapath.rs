@@ -1,4 +1,7 @@
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use aya::{
     Ebpf,
@@ -6,22 +9,24 @@ use aya::{
     programs::Program,
 };
 use nix::fcntl::FlockArg;
-use palisade_datapath_core::abi::{
-    Backend, CHUNK, ChunkKey, Counter, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, cell, map,
+use palisade_datapath_core::{
+    abi::{Backend, CHUNK, ChunkKey, Counter, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, Tunnel, cell, map},
+    packet::connection::Lifetimes,
 };
 
 use crate::{
-    AddressTable, AttachKind, EventRing, InstallStep, LoaderError, PacketContext, PinDir, PortTable, PrefixTable, ServiceTable, Sizes,
-    Table, TestRun, attach,
-    connections::{self, Connections},
+    AddressTable, AttachKind, EventRing, InstallStep, LoaderError, Overlay, PacketContext, PinDir, PortTable, PrefixTable, ServiceTable,
+    Sizes, Table, TestRun, attach,
+    cgroup::{self, Cgroup, namespace_cookie},
+    connections::{self, Connections, Swept},
     error::{Cause, cannot_open, refuse},
     install::{Installation, await_programs, classifier, program_missing},
     layout::Larger,
     packet_run,
-    pin::program_name,
     probe::try_clsact,
     row::Row,
     sizes::roomy,
+    sockets,
 };
 
 /// How many rows a map has room for.
@@ -56,6 +61,7 @@ pub struct Grown {
 pub struct Datapath {
     pin: PinDir,
     sizes: Sizes,
+    lifetimes: Lifetimes,
     kind: AttachKind,
     programs: Ebpf,
     config: Array<MapData, u32>,
@@ -79,6 +85,10 @@ pub struct Datapath {
     pub chunks: Table<ChunkKey, [u32; CHUNK]>,
     /// The backends.
     pub backends: Table<u32, Backend>,
+    /// The pod ranges of the other nodes.
+    pub tunnels: PrefixTable<Tunnel>,
+    /// The numbers of the nodes, by their addresses.
+    pub nodes: AddressTable<u32>,
 }
 
 impl Datapath {
@@ -95,11 +105,19 @@ impl Datapath {
     /// [`LoaderError::Layout`], [`LoaderError::Load`]: endpoints keep the programs that they had. [`LoaderError::Pin`], [`LoaderError::Attach`]:
     /// some may have the new ones.
     pub fn open(pin: &PinDir, sizes: &Sizes) -> Result<Self, LoaderError> {
+        Self::open_timed(pin, sizes, &Lifetimes::DEFAULT)
+    }
+
+    /// As [`open`](Self::open), with how long flows may be silent. Entries that are there already are measured by it from now on.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_timed(pin: &PinDir, sizes: &Sizes, lifetimes: &Lifetimes) -> Result<Self, LoaderError> {
         pin.check()?;
         pin.prepare()?;
         let _lock = pin.lock(FlockArg::LockExclusive)?;
         let began = Instant::now();
-        let mut next = Installation::prepare(pin, sizes, &[], &mut |_| ())?;
+        let mut next = Installation::prepare(pin, sizes, lifetimes, &[], &mut |_| ())?;
         let kind = attach::supported_kind()?;
         if kind == AttachKind::Clsact && !try_clsact(classifier(&mut next.programs, Hook::FromPod)?)? {
             // Where the agent has no CAP_SYS_ADMIN, `palisade-agent install-cni` has tried it before.
@@ -127,8 +145,11 @@ impl Datapath {
             services: tables.services,
             chunks: tables.chunks,
             backends: tables.backends,
+            tunnels: tables.tunnels,
+            nodes: tables.nodes,
             pin: pin.clone(),
             sizes: sizes.clone(),
+            lifetimes: *lifetimes,
             kind,
             programs: next.programs,
         })
@@ -138,6 +159,9 @@ impl Datapath {
     /// half of the rows to spare, all at once and without a packet that is judged otherwise. Returns those that were replaced.
     ///
     /// No row may be written meanwhile; the caller is the only one who writes them.
+    ///
+    /// A program of sockets that cannot be replaced is taken away, and the growth goes on: pods do not need it. Whether that came to pass,
+    /// [`serves_sockets`](Self::serves_sockets) says.
     ///
     /// # Errors
     /// [`LoaderError::TooManyRows`] where a map would pass its limit; [`LoaderError::Grow`]: all is as before.
@@ -170,7 +194,7 @@ impl Datapath {
         let names = || wanted.iter().map(|(map, _)| *map).collect::<Vec<_>>().join(", ");
         let failed = |error: LoaderError| LoaderError::Grow { maps: names(), source: Box::new(error) };
         let torn = |error: LoaderError| LoaderError::Torn { maps: names(), source: Box::new(error) };
-        let mut next = match Installation::prepare(&self.pin, &self.sizes, &wanted, watch) {
+        let mut next = match Installation::prepare(&self.pin, &self.sizes, &self.lifetimes, &wanted, watch) {
             Ok(next) => next,
             Err(error) => {
                 // What cannot be removed now is removed by the next one.
@@ -193,6 +217,8 @@ impl Datapath {
         self.services = tables.services;
         self.chunks = tables.chunks;
         self.backends = tables.backends;
+        self.tunnels = tables.tunnels;
+        self.nodes = tables.nodes;
         self.programs = next.programs;
         Ok(tell(&next.larger, began))
     }
@@ -246,12 +272,42 @@ impl Datapath {
         self.set_cell(cell::SERVICE_NUMBER, highest)
     }
 
-    /// Whether new flows that are allowed make events too.
+    /// The overlay; `None` while there is none.
     ///
     /// # Errors
     /// [`LoaderError::Table`].
-    pub fn observes_allowed(&self) -> Result<bool, LoaderError> {
-        Ok(self.cell(cell::OBSERVE_ALLOWED)? != 0)
+    pub fn overlay(&self) -> Result<Option<Overlay>, LoaderError> {
+        let port = u16::try_from(self.cell(cell::OVERLAY_PORT)?).unwrap_or(0);
+        Ok(Overlay::new(port, self.cell(cell::OVERLAY_NETWORK)?))
+    }
+
+    /// Says what the overlay is: from here on pods cannot send to its port, and flows that do already are judged again. `None` where there
+    /// is none, or none any more: then nothing passes the device.
+    ///
+    /// # Errors
+    /// [`LoaderError::Table`].
+    pub fn set_overlay(&mut self, overlay: Option<Overlay>) -> Result<(), LoaderError> {
+        if let Some(overlay) = overlay {
+            self.set_cell(cell::OVERLAY_NETWORK, overlay.network())?;
+        }
+        self.set_cell(cell::OVERLAY_PORT, overlay.map_or(0, |overlay| overlay.port().into()))?;
+        self.bump_epoch().map(drop)
+    }
+
+    /// The device by which pods' packets enter the overlay past the stack.
+    ///
+    /// # Errors
+    /// [`LoaderError::Table`].
+    pub fn overlay_device(&self) -> Result<Option<u32>, LoaderError> {
+        Ok(Some(self.cell(cell::OVERLAY_DEVICE)?).filter(|index| *index != 0))
+    }
+
+    /// Names that device, once it is up with its programs. `None`, before it goes: packets go through the stack.
+    ///
+    /// # Errors
+    /// [`LoaderError::Table`].
+    pub fn set_overlay_device(&mut self, index: Option<u32>) -> Result<(), LoaderError> {
+        self.set_cell(cell::OVERLAY_DEVICE, index.unwrap_or(0))
     }
 
     /// Makes new flows that are allowed report events too, or no more.
@@ -291,6 +347,8 @@ impl Datapath {
         now.extend(self.services.room());
         now.push((self.chunks.name(), self.chunks.max_entries()));
         now.push((self.backends.name(), self.backends.max_entries()));
+        now.extend(self.tunnels.room());
+        now.extend(self.nodes.room());
         let limit = |map, rows| self.sizes.limit(map).map_or(rows, |limit| limit.max(rows));
         now.into_iter().map(|(map, rows)| Room { map, rows, limit: limit(map, rows) }).collect()
     }
@@ -303,14 +361,65 @@ impl Datapath {
         EventRing::open(&self.pin)
     }
 
-    /// Removes the entries of flows whose time-out has passed. Returns how many.
+    /// Removes the entries of flows whose time-out has passed, those of flows from outside too. Says of each table how many, and how full it
+    /// is now.
     ///
-    /// Only for the sake of memory: the programs judge an expired entry as none.
+    /// For the sake of memory: the programs take an expired entry for none. (An idle connection from outside ends for them with its row.)
     ///
     /// # Errors
     /// [`LoaderError::Table`].
-    pub fn sweep_connections(&mut self) -> Result<usize, LoaderError> {
-        self.connections.sweep()
+    pub fn sweep_connections(&mut self) -> Result<Vec<Swept>, LoaderError> {
+        self.connections.sweep(&self.lifetimes)
+    }
+
+    /// Gives the sockets of the calling thread's network namespace that are in a cgroup services, by programs that stay there without this
+    /// process. What is attached already gets the programs of this build in place.
+    ///
+    /// # Errors
+    /// [`LoaderError::NoNamespaceCookie`], [`LoaderError::Load`], [`LoaderError::AttachToCgroup`]: none are served.
+    pub fn serve_sockets(&mut self, cgroup: &Cgroup) -> Result<(), LoaderError> {
+        let served = self.try_serve_sockets(cgroup);
+        if served.is_err() {
+            // A socket that is led to a backend and sees it there would be worse off than without.
+            self.release_sockets()?;
+        }
+        served
+    }
+
+    fn try_serve_sockets(&mut self, cgroup: &Cgroup) -> Result<(), LoaderError> {
+        let cookie = namespace_cookie()?;
+        cgroup::load(&mut self.programs)?;
+        self.set_cell(cell::NETNS_HIGH, (cookie >> 32) as u32)?;
+        self.set_cell(cell::NETNS_LOW, cookie as u32)?;
+        cgroup::attach(&self.pin, &mut self.programs, cgroup)
+    }
+
+    /// Whether all programs of sockets are attached: one that could not be replaced was taken away, and those of a cgroup that was
+    /// removed are gone with it.
+    ///
+    /// # Errors
+    /// [`LoaderError::Pin`].
+    pub fn serves_sockets(&self) -> Result<bool, LoaderError> {
+        cgroup::is_whole(&self.pin)
+    }
+
+    /// Takes the programs of sockets away; fine when there are none.
+    ///
+    /// # Errors
+    /// [`LoaderError::Table`], [`LoaderError::Pin`].
+    pub fn release_sockets(&mut self) -> Result<(), LoaderError> {
+        cgroup::detach(&self.pin)?;
+        self.set_cell(cell::NETNS_LOW, 0)?;
+        self.set_cell(cell::NETNS_HIGH, 0)
+    }
+
+    /// Ends the sockets of the calling thread's network namespace that are connected for datagrams to one of these backends, by their
+    /// numbers, through a service: their processes get an error and connect anew. Returns how many there were.
+    ///
+    /// # Errors
+    /// [`LoaderError::Sockets`], [`LoaderError::Table`].
+    pub fn end_datagrams(&self, backends: &BTreeSet<u32>) -> Result<usize, LoaderError> {
+        sockets::end_datagrams(&Table::open(&self.pin, map::SOCKETS)?, backends)
     }
 
     /// Runs a program over a packet, without sending it anywhere. Maps are read and written as by real packets.
@@ -318,7 +427,7 @@ impl Datapath {
     /// # Errors
     /// [`LoaderError::TestRun`]: a packet shorter than an Ethernet header, an interface that does not exist in this thread's network namespace.
     pub fn test_run(&self, hook: Hook, packet: &[u8], context: &PacketContext) -> Result<TestRun, LoaderError> {
-        let Some(Program::SchedClassifier(program)) = self.programs.program(program_name(hook)) else {
+        let Some(Program::SchedClassifier(program)) = self.programs.program(hook.program()) else {
             return Err(program_missing(hook));
         };
         packet_run::run(program, hook, packet, context)
@@ -344,6 +453,8 @@ struct Tables {
     services: ServiceTable,
     chunks: Table<ChunkKey, [u32; CHUNK]>,
     backends: Table<u32, Backend>,
+    tunnels: PrefixTable<Tunnel>,
+    nodes: AddressTable<u32>,
 }
 
 impl Tables {
@@ -358,6 +469,8 @@ impl Tables {
             services: ServiceTable::open(pin)?,
             chunks: Table::open(pin, map::CHUNKS)?,
             backends: Table::open(pin, map::BACKENDS)?,
+            tunnels: PrefixTable::open(pin, map::TUNNELS_V4, map::TUNNELS_V6)?,
+            nodes: AddressTable::open(pin, map::NODES_V4, map::NODES_V6)?,
         })
     }
 }

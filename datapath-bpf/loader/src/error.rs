@@ -109,6 +109,42 @@ pub enum LoaderError {
         #[source]
         source: Cause,
     },
+    /// A directory is no cgroup to which programs can be attached.
+    #[error("{path} is not in a file system of cgroups, version 2: mount one with `mount -t cgroup2 none {path}`, or mount the node's /sys/fs/cgroup into the container, and name it (--cgroup)", path = path.display())]
+    NotCgroup {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: Cause,
+    },
+    /// The kernel does not tell the number of a network namespace, without which sockets of the node and of pods look alike.
+    #[error("the kernel does not tell the cookie of a network namespace (Linux 5.14 and later), by which the node's sockets are known")]
+    NoNamespaceCookie {
+        /// What the system said.
+        #[source]
+        source: Cause,
+    },
+    /// A program could not be attached to a cgroup.
+    #[error("cannot attach {program} to the cgroup {path}; it takes CAP_NET_ADMIN, and no other program there that wants to be alone", path = path.display())]
+    AttachToCgroup {
+        /// Name of the program.
+        program: &'static str,
+        /// The cgroup's directory.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: Cause,
+    },
+    /// Sockets could not be listed, or one of them not be ended.
+    #[error("cannot {action} (needs the kernel's module udp_diag and, to end one, CONFIG_INET_DIAG_DESTROY)")]
+    Sockets {
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: Cause,
+    },
     /// A program could not be detached.
     #[error("cannot detach {program} from interface {index}")]
     Detach {

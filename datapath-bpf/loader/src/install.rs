@@ -13,17 +13,20 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
-use palisade_datapath_core::abi::Hook;
+use palisade_datapath_core::{abi::Hook, packet::connection::Lifetimes};
 
 use crate::{
-    LoaderError, PinDir, Sizes,
+    LoaderError, PinDir, Sizes, cgroup,
     copy::copy,
     error::refuse,
     layout::{self, Larger, Layout},
     object::OBJECT,
-    pin::{HOOKS, Pinned, program_name},
+    pin::{Pinned, hooks},
     takeover,
 };
+
+/// The constant of the programs that says how long flows may be silent.
+const LIFETIMES: &str = "LIFETIMES";
 
 /// A step of replacing maps and programs that has just been made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +37,7 @@ pub enum InstallStep {
     Copied(&'static str),
     /// The programs are loaded over the larger maps.
     Loaded,
-    /// Every endpoint has the new program of a hook.
+    /// Every interface has the new program of a hook.
     Attached(Hook),
     /// A larger map has its name.
     MapNamed(&'static str),
@@ -55,20 +58,32 @@ pub(crate) struct Installation {
 
 impl Installation {
     /// Makes the maps that are missing, those that are too small anew, and loads the programs over all of them. The caller holds the lock alone.
-    pub(crate) fn prepare(pin: &PinDir, sizes: &Sizes, wanted: &[(&'static str, u32)], watch: Watch<'_>) -> Result<Self, LoaderError> {
+    pub(crate) fn prepare(
+        pin: &PinDir,
+        sizes: &Sizes,
+        lifetimes: &Lifetimes,
+        wanted: &[(&'static str, u32)],
+        watch: Watch<'_>,
+    ) -> Result<Self, LoaderError> {
         pin.remove_leftovers()?;
         let mut layouts = layout::declared(OBJECT, sizes)?;
         let larger = layout::reconcile(pin, sizes, wanted, &mut layouts)?;
-        let mut programs = load(pin, &layouts, &larger)?;
+        let mut programs = load(pin, &layouts, &larger, lifetimes)?;
         watch(InstallStep::Made);
         let mut copied = Vec::with_capacity(larger.len());
         for larger in larger {
             copied.push((larger, copy(pin, larger.map)?));
             watch(InstallStep::Copied(larger.map));
         }
-        for hook in HOOKS {
+        for hook in hooks() {
             let program = classifier(&mut programs, hook)?;
-            program.load().map_err(|error| load_refused(error, &format!("the program {}", program_name(hook))))?;
+            program.load().map_err(|error| load_refused(error, &format!("the program {}", hook.program())))?;
+        }
+        if cgroup::is_attached(pin)?
+            && let Err(error) = cgroup::load(&mut programs)
+        {
+            // Pods do not need them. Those that are attached are taken away when the time comes.
+            tracing::warn!(error = &error as &dyn std::error::Error, "the programs of sockets are not loaded");
         }
         watch(InstallStep::Loaded);
         Ok(Self { programs, larger: copied, replaced: Vec::new() })
@@ -76,13 +91,14 @@ impl Installation {
 
     /// Gives every attached endpoint the programs. Returns how many were.
     pub(crate) fn attach(&mut self, pin: &PinDir, watch: Watch<'_>) -> Result<usize, LoaderError> {
-        for hook in HOOKS {
+        for hook in hooks() {
             let mut replaced = Vec::new();
             let answer = takeover::replace_all(pin, hook, classifier(&mut self.programs, hook)?, &mut replaced);
             self.replaced.extend(replaced.into_iter().map(|(index, pinned)| (hook, index, pinned)));
             answer?;
             watch(InstallStep::Attached(hook));
         }
+        cgroup::replace_all(pin, &mut self.programs)?;
         // An old program that still runs would find new rows in a map that is the same, and none in one that was replaced.
         await_programs();
         Ok(self.replaced.len())
@@ -93,6 +109,7 @@ impl Installation {
         for (hook, index, pinned) in self.replaced {
             takeover::replace(pin, hook, classifier(before, hook)?, index, pinned)?;
         }
+        cgroup::replace_all(pin, before)?;
         pin.remove_leftovers()
     }
 
@@ -103,7 +120,7 @@ impl Installation {
             fs::rename(pin.next_map(map), &path).map_err(|error| pin.failed("rename the larger map to", &path, error))?;
             watch(InstallStep::MapNamed(map));
         }
-        for hook in HOOKS {
+        for hook in hooks() {
             pin_program(pin, hook, classifier(&mut self.programs, hook)?)?;
             watch(InstallStep::ProgramNamed(hook));
         }
@@ -126,8 +143,12 @@ pub(crate) fn await_programs() {
 }
 
 /// Makes the maps that are not pinned yet, pins them, and relocates the programs to all of them.
-fn load(pin: &PinDir, layouts: &BTreeMap<String, Layout>, larger: &[Larger]) -> Result<Ebpf, LoaderError> {
+fn load(pin: &PinDir, layouts: &BTreeMap<String, Layout>, larger: &[Larger], lifetimes: &Lifetimes) -> Result<Ebpf, LoaderError> {
     let mut loader = EbpfLoader::new();
+    let lifetimes = lifetimes.to_array();
+    loader.override_global(LIFETIMES, &lifetimes, true);
+    let says_error = u32::from(cgroup::says_error());
+    loader.override_global(cgroup::SAYS_ERROR, &says_error, true);
     for (name, layout) in layouts {
         let path = if larger.iter().any(|larger| larger.map == name) { pin.next_map(name) } else { pin.map(name) };
         // aya maps the ring by the size that the object declares, so it is told that of a pinned one too.
@@ -150,9 +171,9 @@ pub(crate) fn load_refused(error: impl std::error::Error + Send + Sync + 'static
 }
 
 pub(crate) fn program_missing(hook: Hook) -> LoaderError {
-    LoaderError::Object { what: format!("it has no classifier {}", program_name(hook)) }
+    LoaderError::Object { what: format!("it has no classifier {}", hook.program()) }
 }
 
 pub(crate) fn classifier(programs: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, LoaderError> {
-    programs.program_mut(program_name(hook)).and_then(|program| program.try_into().ok()).ok_or_else(|| program_missing(hook))
+    programs.program_mut(hook.program()).and_then(|program| program.try_into().ok()).ok_or_else(|| program_missing(hook))
 }

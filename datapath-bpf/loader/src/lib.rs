@@ -8,9 +8,10 @@
 //!
 //! ```text
 //! <base>/v1/maps/<MAP>                 the tables
-//! <base>/v1/programs/{from_pod,to_pod}  the programs that are attached to new endpoints
-//! <base>/v1/links/<ifindex>-<program>   the TCX link of an endpoint
+//! <base>/v1/programs/<program>          the programs that are attached to new interfaces
+//! <base>/v1/links/<ifindex>-<program>   the TCX link of an interface
 //! <base>/v1/links/<ifindex>-clsact      an empty directory: the endpoint has clsact filters instead of links
+//! <base>/v1/sockets/<program>           the link of a program at the sockets of a cgroup
 //! ```
 //!
 //! This crate knows nothing of policies, pods or Kubernetes.
@@ -20,6 +21,8 @@ mod error;
 mod filter;
 mod pin;
 
+#[cfg(feature = "load")]
+mod cgroup;
 #[cfg(feature = "load")]
 mod connections;
 #[cfg(feature = "load")]
@@ -35,6 +38,8 @@ mod layout;
 #[cfg(feature = "load")]
 mod object;
 #[cfg(feature = "load")]
+mod overlay;
+#[cfg(feature = "load")]
 mod packet_run;
 #[cfg(feature = "load")]
 mod probe;
@@ -45,24 +50,36 @@ mod service;
 #[cfg(feature = "load")]
 mod sizes;
 #[cfg(feature = "load")]
+mod sockets;
+#[cfg(feature = "load")]
 mod table;
 #[cfg(feature = "load")]
 mod takeover;
+#[cfg(feature = "load")]
+mod timeout;
 
-pub use attach::{AttachKind, attach_endpoint, attach_endpoint_with, detach_endpoint, endpoint_attached, pinned_links, supported_kind};
+pub use attach::{
+    AttachKind, attach, attach_endpoint, attach_with, detach, detach_endpoint, endpoint_attached, is_attached, pinned_links, supported_kind,
+};
 pub use error::LoaderError;
-pub use pin::PinDir;
+pub use pin::{PinDir, Role};
 
 #[cfg(feature = "load")]
 pub use crate::{
+    cgroup::Cgroup,
+    connections::Swept,
     datapath::{Datapath, Grown, Room},
     events::EventRing,
     install::InstallStep,
     layout::Layout,
     object::{object, redirect_object},
+    overlay::Overlay,
     packet_run::{PacketContext, TestRun},
     probe::{probe_attach_kind, probe_attach_kind_of},
     service::{FrontendKey, ServiceTable},
     sizes::{Limits, SizeError, Sizes},
     table::{AddressTable, PortTable, PrefixTable, Table},
+    timeout::{TimeoutError, set_timeout},
 };
+#[cfg(feature = "load")]
+pub use palisade_datapath_core::packet::connection::Lifetimes;

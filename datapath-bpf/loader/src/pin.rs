@@ -9,18 +9,53 @@ use palisade_datapath_core::abi::{ABI_VERSION, Hook};
 
 use crate::{LoaderError, error::refuse};
 
-/// The name of a hook's program, in the object and in the pin directory.
-pub(crate) const fn program_name(hook: Hook) -> &'static str {
-    match hook {
-        Hook::FromPod => "from_pod",
-        Hook::ToPod => "to_pod",
+/// What an interface is to the datapath, which says what programs it has: one at its ingress and one at its egress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// The host's end of a pod's link.
+    Endpoint,
+    /// An interface by which the node is reached. It has Ethernet headers: of another one, the programs find nothing to translate.
+    Uplink,
+    /// The overlay's device.
+    Overlay,
+}
+
+impl Role {
+    /// The roles whose programs this build has.
+    pub const ALL: [Self; 3] = [Self::Endpoint, Self::Uplink, Self::Overlay];
+
+    /// Its programs: at the ingress and at the egress.
+    pub const fn hooks(self) -> [Hook; 2] {
+        match self {
+            Self::Endpoint => [Hook::FromPod, Hook::ToPod],
+            Self::Uplink => [Hook::FromNet, Hook::ToNet],
+            Self::Overlay => [Hook::FromOverlay, Hook::ToOverlay],
+        }
+    }
+
+    /// The role that has a program.
+    pub(crate) const fn of(hook: Hook) -> Self {
+        match hook {
+            Hook::FromPod | Hook::ToPod => Self::Endpoint,
+            Hook::FromNet | Hook::ToNet => Self::Uplink,
+            Hook::FromOverlay | Hook::ToOverlay => Self::Overlay,
+        }
+    }
+
+    /// The end of the name of the mark that says: this interface has clsact filters of ours.
+    const fn mark(self) -> &'static str {
+        match self {
+            Self::Endpoint => "clsact",
+            Self::Uplink => "clsact-uplink",
+            Self::Overlay => "clsact-overlay",
+        }
     }
 }
 
-/// Both hooks of an endpoint.
-pub(crate) const HOOKS: [Hook; 2] = [Hook::FromPod, Hook::ToPod];
-
-const CLSACT: &str = "clsact";
+/// The programs of this build.
+pub(crate) fn hooks() -> impl Iterator<Item = Hook> {
+    Role::ALL.into_iter().flat_map(Role::hooks)
+}
 
 /// The directory in a BPF file system that holds what outlives a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,17 +95,17 @@ impl PinDir {
     }
 
     pub(crate) fn program(&self, hook: Hook) -> PathBuf {
-        self.programs_dir().join(program_name(hook))
+        self.programs_dir().join(hook.program())
     }
 
     pub(crate) fn link(&self, index: u32, hook: Hook) -> PathBuf {
-        self.links_dir().join(format!("{index}-{}", program_name(hook)))
+        self.links_dir().join(format!("{index}-{}", hook.program()))
     }
 
     /// The empty directory that says: this interface has clsact filters of ours. Filters cannot be pinned, and
     /// asking every interface of a node for its filters would grow with the node.
-    pub(crate) fn clsact_mark(&self, index: u32) -> PathBuf {
-        self.links_dir().join(format!("{index}-{CLSACT}"))
+    pub(crate) fn clsact_mark(&self, index: u32, role: Role) -> PathBuf {
+        self.links_dir().join(format!("{index}-{}", role.mark()))
     }
 
     /// Takes the lock of the directory; waits while another process holds it.
@@ -132,16 +167,25 @@ pub(crate) enum Pinned {
     /// A TCX link.
     Link(Hook),
     /// The mark of clsact filters.
-    Clsact,
+    Clsact(Role),
+}
+
+impl Pinned {
+    /// What its interface is.
+    pub(crate) const fn role(self) -> Role {
+        match self {
+            Self::Link(hook) => Role::of(hook),
+            Self::Clsact(role) => role,
+        }
+    }
 }
 
 fn parse(name: &str) -> Option<(u32, Pinned)> {
     let (index, rest) = name.split_once('-')?;
-    let pinned = HOOKS
-        .into_iter()
-        .find(|hook| program_name(*hook) == rest)
+    let pinned = hooks()
+        .find(|hook| hook.program() == rest)
         .map(Pinned::Link)
-        .or_else(|| (rest == CLSACT).then_some(Pinned::Clsact))?;
+        .or_else(|| Role::ALL.into_iter().find(|role| role.mark() == rest).map(Pinned::Clsact))?;
     Some((index.parse().ok()?, pinned))
 }
 
@@ -159,16 +203,19 @@ mod tests {
     #[test]
     fn names_of_links_are_read_back() {
         let pin = PinDir::new("/b");
-        for hook in HOOKS {
+        for hook in hooks() {
             let path = pin.link(7, hook);
             assert_eq!(parse(path.file_name().unwrap().to_str().unwrap()), Some((7, Pinned::Link(hook))));
         }
-        assert_eq!(parse(pin.clsact_mark(7).file_name().unwrap().to_str().unwrap()), Some((7, Pinned::Clsact)));
+        for role in Role::ALL {
+            let path = pin.clsact_mark(7, role);
+            assert_eq!(parse(path.file_name().unwrap().to_str().unwrap()), Some((7, Pinned::Clsact(role))));
+        }
     }
 
     #[test]
     fn foreign_names_among_the_links_are_ignored() {
-        for name in ["7", "x-from_pod", "7-other", "-from_pod", "7-from_pod-next"] {
+        for name in ["7", "x-from_pod", "7-other", "-from_pod", "7-from_pod-next", "7-clsact-other"] {
             assert_eq!(parse(name), None, "{name}");
         }
     }

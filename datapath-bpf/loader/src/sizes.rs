@@ -4,7 +4,7 @@ use palisade_datapath_core::abi::map;
 ///
 /// The maps that the agent writes start small and are replaced by larger ones when a change needs more, up to their limit
 /// ([`Datapath::grow`](crate::Datapath::grow)). Connections, fragments and the event ring keep the size that they were made with: they are
-/// written by the programs (as who stays with which backend), and make room for what is new by forgetting what is old.
+/// written by the programs (as are flows from outside and who stays with which backend), and make room for what is new by forgetting what is old.
 ///
 /// A hash map takes 16 bytes for each row that it has room for and about 100 for each that it holds; a trie only about 130 for
 /// each that it holds. The connection and fragment tables take theirs at once: about 100 bytes a flow and family.
@@ -26,10 +26,16 @@ pub struct Sizes {
     pub backends: u32,
     /// Parts of the tables of backends, of 64 slots each: one for each port of a service with up to four backends, 16 slots for each further one.
     pub chunks: u32,
+    /// Addresses of nodes and pod ranges of other nodes, each family.
+    pub nodes: u32,
     /// Clients that stay with a backend, of both families together; the longest unused one makes room.
     pub affinity: u32,
+    /// Whom sockets of the node talk to through services, of both families together; the longest unused one makes room.
+    pub sockets: u32,
     /// Flows, each family; the longest unused one makes room.
     pub connections: u32,
+    /// Legs of flows from outside the cluster, two for each flow, each family; the longest unused one makes room.
+    pub outside: u32,
     /// Datagrams in fragments, each family; the longest unused one makes room.
     pub fragments: u32,
     /// Bytes of the event ring; rounded up to a power of two of pages.
@@ -57,6 +63,8 @@ pub struct Limits {
     pub backends: u32,
     /// Parts of the tables of backends.
     pub chunks: u32,
+    /// Addresses of nodes and pod ranges of other nodes, each family.
+    pub nodes: u32,
 }
 
 impl Limits {
@@ -78,6 +86,8 @@ impl Limits {
         backends: 1 << 18,
         // Full: about 40 MiB.
         chunks: 1 << 17,
+        // The largest cluster that Kubernetes supports has 5 000 nodes. Full: about 4 MiB a family.
+        nodes: 1 << 14,
     };
 }
 
@@ -97,8 +107,12 @@ impl Default for Sizes {
             services: 1 << 12,
             backends: 1 << 13,
             chunks: 1 << 12,
+            nodes: 1 << 10,
             affinity: 16_384,
+            // A connection has one row, a socket that sends datagrams two for each service: about 4 MiB.
+            sockets: 32_768,
             connections: 131_072,
+            outside: 65_536,
             fragments: 4_096,
             events_bytes: 1 << 20,
             limits: Limits::DEFAULT,
@@ -114,12 +128,12 @@ pub enum SizeError {
     Malformed(String),
     /// There is no size of this name.
     #[error(
-        "there is no size {0:?}: policy, ports, addresses, prefixes, endpoints, services, backends, chunks, affinity, connections, fragments and events-bytes are"
+        "there is no size {0:?}: policy, ports, addresses, prefixes, endpoints, services, backends, chunks, nodes, affinity, sockets, connections, outside, fragments and events-bytes are"
     )]
     Unknown(String),
     /// There is no limit of this name.
     #[error(
-        "there is no limit {0:?}: policy, ports, addresses, prefixes, endpoints, services, backends and chunks grow; other maps keep their size"
+        "there is no limit {0:?}: policy, ports, addresses, prefixes, endpoints, services, backends, chunks and nodes grow; other maps keep their size"
     )]
     NoLimit(String),
     /// The first size is above the limit.
@@ -143,8 +157,10 @@ impl Sizes {
         let (name, rows) = parse(written)?;
         match name {
             "connections" => self.connections = rows,
+            "outside" => self.outside = rows,
             "fragments" => self.fragments = rows,
             "affinity" => self.affinity = rows,
+            "sockets" => self.sockets = rows,
             "events-bytes" => self.events_bytes = rows,
             name => {
                 let (name, first, limit) = self.growing(name).ok_or_else(|| SizeError::Unknown(name.to_owned()))?;
@@ -181,6 +197,7 @@ impl Sizes {
             "services" => ("services", &mut self.services, &mut limits.services),
             "backends" => ("backends", &mut self.backends, &mut limits.backends),
             "chunks" => ("chunks", &mut self.chunks, &mut limits.chunks),
+            "nodes" => ("nodes", &mut self.nodes, &mut limits.nodes),
             _ => return None,
         })
     }
@@ -196,8 +213,11 @@ impl Sizes {
             map::SERVICES_V4 | map::SERVICES_V6 => self.services,
             map::BACKENDS => self.backends,
             map::CHUNKS => self.chunks,
+            map::TUNNELS_V4 | map::TUNNELS_V6 | map::NODES_V4 | map::NODES_V6 => self.nodes,
             map::AFFINITY => self.affinity,
+            map::SOCKETS => self.sockets,
             map::CONNECTIONS_V4 | map::CONNECTIONS_V6 => self.connections,
+            map::OUTSIDE_V4 | map::OUTSIDE_V6 => self.outside,
             map::FRAGMENTS_V4 | map::FRAGMENTS_V6 => self.fragments,
             map::EVENTS => self.events_bytes,
             _ => return None,
@@ -215,6 +235,7 @@ impl Sizes {
             map::SERVICES_V4 | map::SERVICES_V6 => self.limits.services,
             map::BACKENDS => self.limits.backends,
             map::CHUNKS => self.limits.chunks,
+            map::TUNNELS_V4 | map::TUNNELS_V6 | map::NODES_V4 | map::NODES_V6 => self.limits.nodes,
             _ => return None,
         };
         self.of(name).map(|first| limit.max(first))

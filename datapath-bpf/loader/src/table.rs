@@ -5,7 +5,7 @@ use std::{
 };
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use nix::libc::{E2BIG, ENOENT, ENOSPC};
 use palisade_datapath_core::abi::{PortEntry, PortKey, V4, V6};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -245,14 +245,20 @@ impl<K: Cell + Ord, V: Cell> Trie<K, V> {
     }
 }
 
-/// Two tables of prefixes, one per family. Host bits of a prefix do not count.
-#[derive(Debug)]
-pub struct PrefixTable {
-    v4: Trie<V4, u32>,
-    v6: Trie<V6, u32>,
+/// A prefix as a map has it. By itself: where it is made in one with reading the rows, rustc 1.95 makes 0.0.0.0/0 of IPv4's for some types of rows.
+#[inline(never)]
+fn prefix(address: IpAddr, length: u32) -> Option<IpNet> {
+    IpNet::new(address, u8::try_from(length).ok()?).ok()
 }
 
-impl PrefixTable {
+/// Two tables of prefixes, one per family. Host bits of a prefix do not count.
+#[derive(Debug)]
+pub struct PrefixTable<V: Cell = u32> {
+    v4: Trie<V4, V>,
+    v6: Trie<V6, V>,
+}
+
+impl<V: Cell> PrefixTable<V> {
     pub(crate) fn open(pin: &PinDir, v4: &'static str, v6: &'static str) -> Result<Self, LoaderError> {
         Ok(Self { v4: Trie::open(pin, v4)?, v6: Trie::open(pin, v6)? })
     }
@@ -267,7 +273,7 @@ impl PrefixTable {
     ///
     /// # Errors
     /// [`LoaderError::Table`].
-    pub fn get(&self, prefix: &IpNet) -> Result<Option<u32>, LoaderError> {
+    pub fn get(&self, prefix: &IpNet) -> Result<Option<V>, LoaderError> {
         Ok(self.rows()?.get(&prefix.trunc()).copied())
     }
 
@@ -275,7 +281,7 @@ impl PrefixTable {
     ///
     /// # Errors
     /// [`LoaderError::Table`].
-    pub fn lookup(&self, address: &IpAddr) -> Result<Option<u32>, LoaderError> {
+    pub fn lookup(&self, address: &IpAddr) -> Result<Option<V>, LoaderError> {
         match address {
             IpAddr::V4(address) => self.v4.lookup(32, address.octets()),
             IpAddr::V6(address) => self.v6.lookup(128, address.octets()),
@@ -286,10 +292,10 @@ impl PrefixTable {
     ///
     /// # Errors
     /// [`LoaderError::TableFull`], [`LoaderError::Table`].
-    pub fn insert(&mut self, prefix: &IpNet, identity: &u32) -> Result<(), LoaderError> {
+    pub fn insert(&mut self, prefix: &IpNet, value: &V) -> Result<(), LoaderError> {
         match prefix.trunc() {
-            IpNet::V4(prefix) => self.v4.insert(prefix.prefix_len().into(), prefix.addr().octets(), identity),
-            IpNet::V6(prefix) => self.v6.insert(prefix.prefix_len().into(), prefix.addr().octets(), identity),
+            IpNet::V4(prefix) => self.v4.insert(prefix.prefix_len().into(), prefix.addr().octets(), value),
+            IpNet::V6(prefix) => self.v6.insert(prefix.prefix_len().into(), prefix.addr().octets(), value),
         }
     }
 
@@ -308,13 +314,9 @@ impl PrefixTable {
     ///
     /// # Errors
     /// [`LoaderError::Table`].
-    pub fn rows(&self) -> Result<BTreeMap<IpNet, u32>, LoaderError> {
-        let v4 = self.v4.rows()?.into_iter().filter_map(|((address, length), identity)| {
-            Some((IpNet::from(Ipv4Net::new(address.into(), u8::try_from(length).ok()?).ok()?), identity))
-        });
-        let v6 = self.v6.rows()?.into_iter().filter_map(|((address, length), identity)| {
-            Some((IpNet::from(Ipv6Net::new(address.into(), u8::try_from(length).ok()?).ok()?), identity))
-        });
+    pub fn rows(&self) -> Result<BTreeMap<IpNet, V>, LoaderError> {
+        let v4 = self.v4.rows()?.into_iter().filter_map(|((address, length), value)| Some((prefix(IpAddr::from(address), length)?, value)));
+        let v6 = self.v6.rows()?.into_iter().filter_map(|((address, length), value)| Some((prefix(IpAddr::from(address), length)?, value)));
         Ok(v4.chain(v6).collect())
     }
 }

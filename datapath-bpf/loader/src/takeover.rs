@@ -10,9 +10,9 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use palisade_datapath_core::abi::{ABI_VERSION, Hook};
 
 use crate::{
-    LoaderError, PinDir,
+    LoaderError, PinDir, Role,
     attach::{attach_filter, has_filter, interface_name, replace_link},
-    pin::{Pinned, program_name},
+    pin::Pinned,
 };
 
 /// A pin with this ending waits to be renamed to its own name. bpffs allows no dot in a name.
@@ -30,7 +30,7 @@ impl PinDir {
 
     /// Where a program waits to take the place of the one that is pinned.
     pub(crate) fn next_program(&self, hook: Hook) -> PathBuf {
-        self.programs_dir().join(format!("{}{NEXT}", program_name(hook)))
+        self.programs_dir().join(format!("{}{NEXT}", hook.program()))
     }
 
     /// Checks that the directory lies on a BPF file system and that no newer version has pinned state beside it.
@@ -72,7 +72,7 @@ impl PinDir {
     }
 }
 
-/// Gives every endpoint that has programs the new ones, in place, and removes the pins of interfaces that are gone. Which were given them
+/// Gives every interface that has a program the new one, in place, and removes the pins of interfaces that are gone. Which were given them
 /// stands in `replaced`, also after an error.
 pub(crate) fn replace_all(
     pin: &PinDir,
@@ -83,9 +83,10 @@ pub(crate) fn replace_all(
     for (index, pinned) in pin.pinned()? {
         let alive = match pinned {
             Pinned::Link(of) if of != hook => continue,
+            Pinned::Clsact(role) if role != Role::of(hook) => continue,
             // Only where our filter is: the index may be another interface's by now.
-            Pinned::Clsact if interface_name(index).is_some() && !has_filter(index, hook)? => {
-                tracing::warn!(index, program = program_name(hook), "the interface is marked as ours but has no filter of ours");
+            Pinned::Clsact(_) if interface_name(index).is_some() && !has_filter(index, hook)? => {
+                tracing::warn!(index, program = hook.program(), "the interface is marked as ours but has no filter of ours");
                 continue;
             }
             _ => replace(pin, hook, program, index, pinned)?,
@@ -93,7 +94,10 @@ pub(crate) fn replace_all(
         if alive {
             replaced.push((index, pinned));
         } else {
-            let path = if pinned == Pinned::Clsact { pin.clsact_mark(index) } else { pin.link(index, hook) };
+            let path = match pinned {
+                Pinned::Clsact(role) => pin.clsact_mark(index, role),
+                Pinned::Link(hook) => pin.link(index, hook),
+            };
             tracing::info!(pin = %path.display(), "its interface is gone");
             pin.remove(&path)?;
         }
@@ -101,11 +105,11 @@ pub(crate) fn replace_all(
     Ok(())
 }
 
-/// Gives one endpoint a program in place of the one that it has; false where its interface is gone.
+/// Gives one interface a program in place of the one that it has; false where its interface is gone.
 pub(crate) fn replace(pin: &PinDir, hook: Hook, program: &mut SchedClassifier, index: u32, pinned: Pinned) -> Result<bool, LoaderError> {
     match (pinned, interface_name(index)) {
         (Pinned::Link(_), _) => replace_link(pin, program, hook, index),
-        (Pinned::Clsact, Some(interface)) => attach_filter(program, hook, &interface).map(|()| true),
-        (Pinned::Clsact, None) => Ok(false),
+        (Pinned::Clsact(_), Some(interface)) => attach_filter(program, hook, &interface).map(|()| true),
+        (Pinned::Clsact(_), None) => Ok(false),
     }
 }

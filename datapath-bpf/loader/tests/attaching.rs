@@ -7,7 +7,7 @@ use std::{fs, process::Command};
 use aya::programs::TcAttachType;
 use palisade_datapath_core::abi::Outcome;
 use palisade_loader::{
-    AttachKind, Datapath, LoaderError, PinDir, attach_endpoint, attach_endpoint_with, detach_endpoint, endpoint_attached, pinned_links,
+    AttachKind, Datapath, LoaderError, PinDir, Role, attach_endpoint, attach_with, detach_endpoint, endpoint_attached, pinned_links,
     probe_attach_kind, probe_attach_kind_of, supported_kind,
 };
 use stage::{Pod, allow, alone, has_tcx, kinds, names, open, run, soon, tcx_programs};
@@ -41,7 +41,7 @@ fn an_attached_pod_is_closed_until_its_row_is_written_and_open_after_detaching()
             let mut datapath = open(base);
             assert!(pod.reaches_host(), "before: the stage itself works");
 
-            attach_endpoint_with(&pin, kind, &pod.host, pod.index).unwrap();
+            attach_with(&pin, kind, Role::Endpoint, &pod.host, pod.index).unwrap();
             assert!(endpoint_attached(&pin, &pod.host, pod.index).unwrap(), "{kind}");
             assert!(pod.is_cut_off(), "closed without a row, by {kind}");
             assert!(packets(&datapath, Outcome::EndpointMissing) > 0);
@@ -70,11 +70,11 @@ fn attaching_twice_leaves_one_program_at_each_hook() {
             let pod = Pod::new(1);
             drop(open(base));
             for _ in 0..3 {
-                attach_endpoint_with(&pin, kind, &pod.host, pod.index).unwrap();
+                attach_with(&pin, kind, Role::Endpoint, &pod.host, pod.index).unwrap();
                 drop(open(base));
             }
             assert_eq!(attached(&pod.host), 2, "{kind}");
-            assert_eq!(pinned_links(&pin).unwrap().into_iter().collect::<Vec<_>>(), [pod.index]);
+            assert_eq!(pinned_links(&pin, Role::Endpoint).unwrap().into_iter().collect::<Vec<_>>(), [pod.index]);
         });
     }
 }
@@ -89,8 +89,8 @@ fn changing_the_kind_leaves_only_the_new_one() {
             let pin = PinDir::new(base);
             let pod = Pod::new(1);
             drop(open(base));
-            attach_endpoint_with(&pin, before, &pod.host, pod.index).unwrap();
-            attach_endpoint_with(&pin, after, &pod.host, pod.index).unwrap();
+            attach_with(&pin, before, Role::Endpoint, &pod.host, pod.index).unwrap();
+            attach_with(&pin, after, Role::Endpoint, &pod.host, pod.index).unwrap();
             assert!(endpoint_attached(&pin, &pod.host, pod.index).unwrap());
             soon("the former kind is gone", || attached(&pod.host) == 2);
             let links = tcx_programs(&pod.host, TcAttachType::Ingress);
@@ -107,7 +107,7 @@ fn detaching_leaves_the_filters_and_the_qdisc_of_others() {
         drop(open(base));
         run(&format!("tc qdisc add dev {} clsact", pod.host));
         pass_everything(&pod.host, 7);
-        attach_endpoint_with(&pin, AttachKind::Clsact, &pod.host, pod.index).unwrap();
+        attach_with(&pin, AttachKind::Clsact, Role::Endpoint, &pod.host, pod.index).unwrap();
         assert!(endpoint_attached(&pin, &pod.host, pod.index).unwrap());
         detach_endpoint(&pin, pod.index).unwrap();
         let filters = run(&format!("tc filter show dev {} ingress", pod.host));
@@ -124,7 +124,7 @@ fn our_programs_run_before_those_of_others() {
         run(&format!("tc qdisc add dev {} clsact", pod.host));
         // It would let every packet pass, had it the first word.
         pass_everything(&pod.host, 2);
-        attach_endpoint_with(&pin, AttachKind::Clsact, &pod.host, pod.index).unwrap();
+        attach_with(&pin, AttachKind::Clsact, Role::Endpoint, &pod.host, pod.index).unwrap();
         assert!(pod.is_cut_off());
         assert!(packets(&datapath, Outcome::EndpointMissing) > 0);
     });
@@ -146,7 +146,7 @@ fn an_endpoint_that_lost_one_program_is_not_attached() {
             let pin = PinDir::new(base);
             let pod = Pod::new(1);
             drop(open(base));
-            attach_endpoint_with(&pin, kind, &pod.host, pod.index).unwrap();
+            attach_with(&pin, kind, Role::Endpoint, &pod.host, pod.index).unwrap();
             match kind {
                 AttachKind::Tcx => fs::remove_file(pin.links_dir().join(format!("{}-to_pod", pod.index))).unwrap(),
                 AttachKind::Clsact => drop(run(&format!("tc filter delete dev {} egress", pod.host))),
@@ -166,13 +166,13 @@ fn detaching_is_fine_when_nothing_is_there() {
         drop(open(base));
         detach_endpoint(&pin, 4711).expect("without a link");
         let pod = Pod::new(1);
-        attach_endpoint_with(&pin, AttachKind::Clsact, &pod.host, pod.index).unwrap();
+        attach_with(&pin, AttachKind::Clsact, Role::Endpoint, &pod.host, pod.index).unwrap();
         run(&format!("tc qdisc delete dev {} clsact", pod.host));
         detach_endpoint(&pin, pod.index).expect("without the qdisc");
         attach_endpoint(&pin, &pod.host, pod.index).unwrap();
         run(&format!("ip link delete {}", pod.host));
         detach_endpoint(&pin, pod.index).expect("without the interface");
-        assert!(pinned_links(&pin).unwrap().is_empty());
+        assert!(pinned_links(&pin, Role::Endpoint).unwrap().is_empty());
     });
 }
 

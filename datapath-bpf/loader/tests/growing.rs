@@ -22,14 +22,15 @@ use aya::{
 };
 use ipnet::{IpNet, Ipv4Net};
 use palisade_datapath_core::abi::{
-    Backend, CHUNK, ChunkKey, Direction, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry, map,
+    Backend, CHUNK, ChunkKey, Direction, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry,
+    Tunnel, map,
 };
-use palisade_loader::{AttachKind, Datapath, Grown, InstallStep, Limits, LoaderError, PacketContext, PinDir, Sizes, attach_endpoint_with};
-use stage::{Pod, allow, alone, kind, kinds, names, open, open_with, run, sizes};
+use palisade_loader::{AttachKind, Datapath, Grown, InstallStep, Limits, LoaderError, PacketContext, PinDir, Role, Sizes, attach_with};
+use stage::{Pod, allow, alone, kind, kinds, names, open, open_with, programs, run, sizes};
 
 const PASS: i32 = -1;
 const SHOT: i32 = 2;
-const GROWING: [&str; 13] = [
+const GROWING: [&str; 17] = [
     map::POLICY,
     map::PORTS,
     map::ADDRESS_V4,
@@ -43,6 +44,10 @@ const GROWING: [&str; 13] = [
     map::SERVICES_V6,
     map::CHUNKS,
     map::BACKENDS,
+    map::TUNNELS_V4,
+    map::TUNNELS_V6,
+    map::NODES_V4,
+    map::NODES_V6,
 ];
 
 /// All maps, each for one row more than it has room for.
@@ -69,9 +74,11 @@ fn fill(datapath: &mut Datapath, of: u16) {
         datapath.ports.insert(&(PortKey::new(9, 6, 2 * number), 15), &PortEntry { reason: wide, ..PortEntry::default() }).unwrap();
         for address in [v4, v6] {
             datapath.addresses.insert(&address, &wide).unwrap();
+            datapath.nodes.insert(&address, &wide).unwrap();
         }
         for address in [high, low] {
             datapath.prefixes.insert(&prefix(address), &wide).unwrap();
+            datapath.tunnels.insert(&prefix(address), &Tunnel { node: wide, ..Tunnel::default() }).unwrap();
         }
         if number < of.min(12) {
             datapath.endpoints.insert(&(5000 + wide), &Endpoint { ifindex: 5000 + wide, subject: wide, ..Endpoint::default() }).unwrap();
@@ -99,6 +106,8 @@ fn rows(datapath: &Datapath) -> Vec<String> {
     text.extend(datapath.services.rows().unwrap().iter().map(|row| format!("service {row:?}")));
     text.extend(datapath.chunks.rows().unwrap().iter().map(|row| format!("chunk {row:?}")));
     text.extend(datapath.backends.rows().unwrap().iter().map(|row| format!("backend {row:?}")));
+    text.extend(datapath.tunnels.rows().unwrap().iter().map(|row| format!("tunnel {row:?}")));
+    text.extend(datapath.nodes.rows().unwrap().iter().map(|row| format!("node {row:?}")));
     text
 }
 
@@ -140,13 +149,14 @@ fn attached_program(pin: &PinDir, pod: &Pod, kind: AttachKind, name: &str) -> u3
 fn assert_whole(pin: &PinDir, pods: &[(&Pod, AttachKind)]) {
     let pinned: BTreeSet<(String, u32)> = maps(pin).into_iter().collect();
     let names_of_maps = pinned.iter().map(|(name, _)| name.clone()).collect();
-    assert_eq!(names(&pin.programs_dir()), ["from_pod", "to_pod"]);
+    assert_eq!(names(&pin.programs_dir()), programs());
+    for name in programs() {
+        let read = maps_of(pinned_program(pin, &name), &names_of_maps);
+        assert!(!read.is_empty(), "{name}");
+        assert!(read.is_subset(&pinned), "{name} reads maps that are not pinned: {read:?}, {:?}", maps(pin));
+    }
     for name in ["from_pod", "to_pod"] {
         let program = pinned_program(pin, name);
-        let read = maps_of(program, &names_of_maps);
-        // `to_pod` asks for no service.
-        assert!(read.len() >= GROWING.len() - 4, "{name} reads {read:?}");
-        assert!(read.is_subset(&pinned), "{name} reads maps that are not pinned: {read:?}, {:?}", maps(pin));
         for (pod, kind) in pods {
             assert_eq!(attached_program(pin, pod, *kind, name), program, "{name} of {} by {kind}", pod.host);
         }
@@ -170,7 +180,7 @@ fn two_pods(pin: &PinDir, datapath: &mut Datapath) -> [(Pod, AttachKind); 2] {
         number += 1;
         let pod = Pod::new(number);
         datapath.endpoints.insert(&pod.index, &pod.endpoint(1)).unwrap();
-        attach_endpoint_with(pin, kind, &pod.host, pod.index).unwrap();
+        attach_with(pin, kind, Role::Endpoint, &pod.host, pod.index).unwrap();
         (pod, kind)
     })
 }
@@ -255,7 +265,7 @@ fn a_growth_that_is_killed_after_any_step_loses_no_packet_and_is_mended_by_the_n
     // What steps there are is learnt from a growth that is not killed.
     let mut steps = Vec::new();
     alone(|base| drop(open(base).grow_watched(&NEEDS, &mut |step| steps.push(step)).unwrap()));
-    assert_eq!(steps.len(), 2 + 2 * NEEDS.len() + 4, "{steps:?}");
+    assert_eq!(steps.len(), 2 + 2 * NEEDS.len() + 2 * programs().len(), "{steps:?}");
     for killed_after in steps {
         alone(|base| {
             let pin = PinDir::new(base);
@@ -263,7 +273,7 @@ fn a_growth_that_is_killed_after_any_step_loses_no_packet_and_is_mended_by_the_n
             fill(&mut datapath, 12);
             let pods = two_pods(&pin, &mut datapath);
             let closed = Pod::new(3);
-            attach_endpoint_with(&pin, kind(), &closed.host, closed.index).unwrap();
+            attach_with(&pin, kind(), Role::Endpoint, &closed.host, closed.index).unwrap();
             let (before, directory) = (rows(&datapath), names(&pin.maps_dir()));
             let killed = catch_unwind(AssertUnwindSafe(|| {
                 datapath.grow_watched(&NEEDS, &mut |step| {
@@ -279,7 +289,7 @@ fn a_growth_that_is_killed_after_any_step_loses_no_packet_and_is_mended_by_the_n
             }
             // What the plugin attaches now is as good.
             let late = Pod::new(4);
-            attach_endpoint_with(&pin, kind(), &late.host, late.index).unwrap();
+            attach_with(&pin, kind(), Role::Endpoint, &late.host, late.index).unwrap();
 
             let mut next = open(base);
             assert_eq!(rows(&next), before, "{killed_after:?}");
@@ -391,7 +401,7 @@ fn no_packet_is_lost_or_judged_otherwise_while_maps_grow_and_connections_stay() 
             }
             let denies = PolicyEntry { verdict: palisade_datapath_core::abi::RowVerdict::Deny as u8, ..PolicyEntry::default() };
             datapath.policy.insert(&PolicyKey::new(2, Direction::Egress, palisade_datapath_core::abi::IDENTITY_ANY), &denies).unwrap();
-            attach_endpoint_with(&pin, kind, &pod.host, pod.index).unwrap();
+            attach_with(&pin, kind, Role::Endpoint, &pod.host, pod.index).unwrap();
             assert!(pod.reaches_host(), "{kind}");
 
             let (stop, trips, echo) = ping_pong(&pod);
@@ -509,7 +519,7 @@ fn an_endpoint_that_is_attached_while_maps_grow_has_the_programs_of_the_new_ones
                 let mut attached = 0;
                 while !ended.load(Ordering::SeqCst) {
                     for (pod, kind) in pods.iter().zip(both()) {
-                        attach_endpoint_with(&pin, kind, &pod.host, pod.index).unwrap();
+                        attach_with(&pin, kind, Role::Endpoint, &pod.host, pod.index).unwrap();
                     }
                     attached += 1;
                 }

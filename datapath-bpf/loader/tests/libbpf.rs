@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, ObjectBuilder, ProgramType};
 use palisade_datapath_core::abi::{
     Affinity, AffinityKey, Backend, CHUNK, ChunkKey, Connection, ConnectionKey, Counter, Direction, Endpoint, FragmentKey, FragmentPorts,
-    LocalPod, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict, ServiceEntry, ServiceKey, V4, V6, cell, map,
+    LocalPod, Outside, OutsideKey, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict, ServiceEntry, ServiceKey, SocketEntry,
+    SocketKey, Tunnel, V4, V6, cell, map,
 };
 use palisade_loader::{PinDir, object};
-use stage::{alone, open, sizes};
+use stage::{alone, open, programs, sizes};
 use zerocopy::IntoBytes;
 
 /// Type, bytes of a key, bytes of a value, as the shared types say.
@@ -30,9 +31,16 @@ fn expected() -> BTreeMap<&'static str, (MapType, usize, usize)> {
         (map::SERVICES_V6, (MapType::Hash, size_of::<ServiceKey<V6>>(), size_of::<ServiceEntry>())),
         (map::CHUNKS, (MapType::Hash, size_of::<ChunkKey>(), size_of::<[u32; CHUNK]>())),
         (map::BACKENDS, (MapType::Hash, size_of::<u32>(), size_of::<Backend>())),
+        (map::TUNNELS_V4, (MapType::LpmTrie, length + size_of::<V4>(), size_of::<Tunnel>())),
+        (map::TUNNELS_V6, (MapType::LpmTrie, length + size_of::<V6>(), size_of::<Tunnel>())),
+        (map::NODES_V4, (MapType::Hash, size_of::<V4>(), size_of::<u32>())),
+        (map::NODES_V6, (MapType::Hash, size_of::<V6>(), size_of::<u32>())),
         (map::AFFINITY, (MapType::LruHash, size_of::<AffinityKey>(), size_of::<Affinity>())),
+        (map::SOCKETS, (MapType::LruHash, size_of::<SocketKey>(), size_of::<SocketEntry>())),
         (map::CONNECTIONS_V4, (MapType::LruHash, size_of::<ConnectionKey<V4>>(), size_of::<Connection>())),
         (map::CONNECTIONS_V6, (MapType::LruHash, size_of::<ConnectionKey<V6>>(), size_of::<Connection>())),
+        (map::OUTSIDE_V4, (MapType::LruHash, size_of::<OutsideKey<V4>>(), size_of::<Outside>())),
+        (map::OUTSIDE_V6, (MapType::LruHash, size_of::<OutsideKey<V6>>(), size_of::<Outside>())),
         (map::FRAGMENTS_V4, (MapType::LruHash, size_of::<FragmentKey<V4>>(), size_of::<FragmentPorts>())),
         (map::FRAGMENTS_V6, (MapType::LruHash, size_of::<FragmentKey<V6>>(), size_of::<FragmentPorts>())),
         (map::CONFIG, (MapType::Array, size_of::<u32>(), size_of::<u32>())),
@@ -56,10 +64,14 @@ fn libbpf_opens_the_object_and_sees_the_maps_and_programs() {
     for (name, layout) in expected() {
         assert_eq!(found.get(name), Some(&layout), "{name}");
     }
-    let mut programs: Vec<(String, ProgramType)> =
+    let mut found: Vec<(String, ProgramType)> =
         opened.progs().map(|program| (program.name().to_string_lossy().into_owned(), program.prog_type())).collect();
-    programs.sort_by(|a, b| a.0.cmp(&b.0));
-    assert_eq!(programs, [("from_pod".to_owned(), ProgramType::SchedCls), ("to_pod".to_owned(), ProgramType::SchedCls)]);
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    let at_sockets = ["connect4", "connect6", "getpeername4", "getpeername6", "recvmsg4", "recvmsg6", "sendmsg4", "sendmsg6"];
+    let mut expected: Vec<(String, ProgramType)> = at_sockets.map(|name| (name.to_owned(), ProgramType::CgroupSockAddr)).into();
+    expected.extend(programs().into_iter().map(|name| (name, ProgramType::SchedCls)));
+    expected.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(found, expected);
 }
 
 #[test]
@@ -67,7 +79,7 @@ fn libbpf_loads_the_object() {
     alone(|_| {
         let loaded = ObjectBuilder::default().open_memory(object()).unwrap().load().unwrap();
         let names: Vec<String> = loaded.progs().map(|program| program.name().to_string_lossy().into_owned()).collect();
-        assert!(names.contains(&"from_pod".to_owned()) && names.contains(&"to_pod".to_owned()), "{names:?}");
+        assert!(programs().iter().all(|program| names.iter().any(|name| name == program)), "{names:?}");
     });
 }
 

@@ -10,10 +10,10 @@ use aya::{
 };
 use palisade_datapath_core::abi::{ABI_VERSION, Hook, LocalPod, map};
 use palisade_loader::{
-    AttachKind, Datapath, LoaderError, PinDir, Sizes, attach_endpoint_with, detach_endpoint, endpoint_attached, pinned_links,
+    AttachKind, Datapath, LoaderError, PinDir, Role, Sizes, attach_with, detach_endpoint, endpoint_attached, pinned_links,
 };
 use palisade_test_support::for_every_user;
-use stage::{Pod, allow, alone, chain, has_tcx, kind, kinds, names, open, open_with, run, sizes, tcx_programs};
+use stage::{Pod, allow, alone, chain, has_tcx, kind, kinds, names, open, open_with, programs, run, sizes, tcx_programs};
 
 fn program(path: &Path) -> u32 {
     SchedClassifier::from_pin(path).unwrap().info().unwrap().id()
@@ -41,12 +41,12 @@ fn takeover_keeps_rows_and_links_and_replaces_programs() {
         let row = LocalPod { ifindex: pod.index, pod_mac: [1; 6], host_mac: [2; 6], since: 0 };
         first.local.insert(&"10.9.1.2".parse().unwrap(), &row).unwrap();
         let epoch = first.bump_epoch().unwrap();
-        attach_endpoint_with(&pin, AttachKind::Tcx, &pod.host, pod.index).unwrap();
+        attach_with(&pin, AttachKind::Tcx, Role::Endpoint, &pod.host, pod.index).unwrap();
         let paths: Vec<_> = ["from_pod", "to_pod"]
             .map(|name| (pin.programs_dir().join(name), pin.links_dir().join(format!("{}-{name}", pod.index))))
             .into_iter()
             .collect();
-        let programs: Vec<u32> = paths.iter().map(|(path, _)| program(path)).collect();
+        let before: Vec<u32> = paths.iter().map(|(path, _)| program(path)).collect();
         let links: Vec<(u32, u32)> = paths.iter().map(|(_, path)| link(path)).collect();
         let endpoints = map_id(&pin, map::ENDPOINTS);
         drop(first);
@@ -59,11 +59,11 @@ fn takeover_keeps_rows_and_links_and_replaces_programs() {
             let (id, runs) = link(link_path);
             assert_eq!(id, links[number].0, "the link is the same");
             assert_ne!(runs, links[number].1, "it has another program");
-            assert_ne!(program(program_path), programs[number]);
+            assert_ne!(program(program_path), before[number]);
             assert_eq!(program(program_path), runs, "new endpoints get the program that the old ones have");
         }
-        assert_eq!(names(&pin.programs_dir()), ["from_pod", "to_pod"]);
-        assert_eq!(pinned_links(&pin).unwrap().into_iter().collect::<Vec<_>>(), [pod.index]);
+        assert_eq!(names(&pin.programs_dir()), programs());
+        assert_eq!(pinned_links(&pin, Role::Endpoint).unwrap().into_iter().collect::<Vec<_>>(), [pod.index]);
     });
 }
 
@@ -76,7 +76,7 @@ fn no_packet_is_lost_while_programs_are_replaced() {
             let mut datapath = open(base);
             allow(&mut datapath, 1);
             datapath.endpoints.insert(&pod.index, &pod.endpoint(1)).unwrap();
-            attach_endpoint_with(&pin, kind, &pod.host, pod.index).unwrap();
+            attach_with(&pin, kind, Role::Endpoint, &pod.host, pod.index).unwrap();
             drop(datapath);
             assert!(pod.reaches_host(), "{kind}");
 
@@ -187,7 +187,7 @@ fn a_run_that_was_killed_half_way_is_finished_by_the_next() {
 
         let second = open(base);
         assert_eq!(second.endpoints.get(&7).unwrap().map(|row| row.subject), Some(3));
-        assert_eq!(names(&pin.programs_dir()), ["from_pod", "to_pod"]);
+        assert_eq!(names(&pin.programs_dir()), programs());
         assert!(pin.maps_dir().join(map::PORTS).exists() && pin.maps_dir().join(map::EVENTS).exists());
     });
 }
@@ -198,12 +198,12 @@ fn maps_without_programs_are_taken_over() {
         let pin = PinDir::new(base);
         drop(open(base));
         let endpoints = map_id(&pin, map::ENDPOINTS);
-        for name in ["from_pod", "to_pod"] {
+        for name in programs() {
             fs::remove_file(pin.programs_dir().join(name)).unwrap();
         }
         drop(open(base));
         assert_eq!(map_id(&pin, map::ENDPOINTS), endpoints);
-        assert_eq!(names(&pin.programs_dir()), ["from_pod", "to_pod"]);
+        assert_eq!(names(&pin.programs_dir()), programs());
     });
 }
 
@@ -266,8 +266,8 @@ fn three_capabilities_are_enough_to_take_over_and_to_attach() {
         drop(Datapath::open(&pin, &sizes()).unwrap_or_else(|error| panic!("{}", chain(&error))));
         let index = nix::net::if_::if_nametoindex("mine").unwrap();
         for kind in kinds().into_iter().rev() {
-            attach_endpoint_with(&pin, kind, "mine", index).unwrap_or_else(|error| panic!("{}", chain(&error)));
-            attach_endpoint_with(&pin, kind, "mine", index).unwrap_or_else(|error| panic!("again: {}", chain(&error)));
+            attach_with(&pin, kind, Role::Endpoint, "mine", index).unwrap_or_else(|error| panic!("{}", chain(&error)));
+            attach_with(&pin, kind, Role::Endpoint, "mine", index).unwrap_or_else(|error| panic!("again: {}", chain(&error)));
             assert!(endpoint_attached(&pin, "mine", index).unwrap_or_else(|error| panic!("{}", chain(&error))));
         }
         drop(Datapath::open(&pin, &sizes()).unwrap_or_else(|error| panic!("{}", chain(&error))));
@@ -296,9 +296,9 @@ fn links_of_interfaces_that_are_gone_are_swept_when_the_datapath_opens() {
         let pods = [(kind(), Pod::new(1)), (AttachKind::Clsact, Pod::new(2))];
         drop(open(base));
         for (kind, pod) in &pods {
-            attach_endpoint_with(&pin, *kind, &pod.host, pod.index).unwrap();
+            attach_with(&pin, *kind, Role::Endpoint, &pod.host, pod.index).unwrap();
         }
-        assert_eq!(pinned_links(&pin).unwrap().len(), 2);
+        assert_eq!(pinned_links(&pin, Role::Endpoint).unwrap().len(), 2);
         for (_, pod) in &pods {
             run(&format!("ip link delete {}", pod.host));
         }
@@ -314,11 +314,11 @@ fn a_link_of_an_interface_that_is_gone_does_not_hinder_the_next_one_of_its_index
             let pin = PinDir::new(base);
             drop(open(base));
             run("ip link add first index 77 type veth peer name peer");
-            attach_endpoint_with(&pin, kind, "first", 77).unwrap();
+            attach_with(&pin, kind, Role::Endpoint, "first", 77).unwrap();
             run("ip link delete first");
             run("ip link add second index 77 type veth peer name peer");
             assert!(!endpoint_attached(&pin, "second", 77).unwrap(), "{kind}");
-            attach_endpoint_with(&pin, kind, "second", 77).unwrap();
+            attach_with(&pin, kind, Role::Endpoint, "second", 77).unwrap();
             assert!(endpoint_attached(&pin, "second", 77).unwrap(), "{kind}");
             detach_endpoint(&pin, 77).unwrap();
         });
@@ -331,7 +331,7 @@ fn an_interface_without_our_filter_is_left_alone_though_it_has_the_index_of_a_fo
         let pin = PinDir::new(base);
         drop(open(base));
         run("ip link add first index 77 type veth peer name peer");
-        attach_endpoint_with(&pin, AttachKind::Clsact, "first", 77).unwrap();
+        attach_with(&pin, AttachKind::Clsact, Role::Endpoint, "first", 77).unwrap();
         run("ip link delete first");
         run("ip link add uplink index 77 type veth peer name peer");
         drop(open(base));

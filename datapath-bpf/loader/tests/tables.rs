@@ -2,15 +2,15 @@
 
 mod stage;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::{
-    Connection, ConnectionKey, Direction, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict, V4,
-    map,
+    Connection, ConnectionKey, Direction, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict,
+    Tunnel, V4, cell, map,
 };
-use palisade_loader::{LoaderError, PacketContext, PinDir};
+use palisade_loader::{LoaderError, PacketContext, PinDir, Swept};
 use stage::{alone, open};
 use zerocopy::IntoBytes;
 
@@ -81,6 +81,21 @@ fn prefixes_are_kept_by_length_and_looked_up_by_the_longest() {
 }
 
 #[test]
+fn a_row_of_a_prefix_that_is_written_again_is_still_one_row() {
+    alone(|base| {
+        let mut datapath = open(base);
+        let ranges = ["10.2.0.0/24", "10.3.0.0/24", "fd02::/64", "fd03::/64"].map(|range| range.parse().unwrap());
+        for way in [0, 1] {
+            let rows: BTreeMap<IpNet, Tunnel> = ranges.iter().map(|range| (*range, Tunnel { node: way, ..Tunnel::default() })).collect();
+            for (range, tunnel) in &rows {
+                datapath.tunnels.insert(range, tunnel).unwrap();
+            }
+            assert_eq!(datapath.tunnels.rows().unwrap(), rows);
+        }
+    });
+}
+
+#[test]
 fn ports_are_looked_up_by_the_longest_prefix_in_their_table_and_protocol() {
     alone(|base| {
         let mut datapath = open(base);
@@ -133,6 +148,12 @@ fn a_full_table_is_named_with_its_size_and_keeps_its_rows() {
     });
 }
 
+/// The cell, as the programs read it.
+fn observes_allowed(base: &Path) -> u32 {
+    let config = MapData::from_pin(PinDir::new(base).maps_dir().join(map::CONFIG)).unwrap();
+    Array::<_, u32>::try_from(Map::from_map_data(config).unwrap()).unwrap().get(&cell::OBSERVE_ALLOWED, 0).unwrap()
+}
+
 #[test]
 fn the_epoch_moves_and_cells_keep_apart() {
     alone(|base| {
@@ -141,9 +162,9 @@ fn the_epoch_moves_and_cells_keep_apart() {
         datapath.observe_allowed(true).unwrap();
         assert_eq!(datapath.bump_epoch().unwrap(), start + 1);
         assert_eq!(datapath.epoch().unwrap(), start + 1);
-        assert!(datapath.observes_allowed().unwrap());
+        assert_eq!(observes_allowed(base), 1);
         datapath.observe_allowed(false).unwrap();
-        assert!(!datapath.observes_allowed().unwrap());
+        assert_eq!(observes_allowed(base), 0);
         assert_eq!(datapath.epoch().unwrap(), start + 1);
     });
 }
@@ -226,7 +247,12 @@ fn the_sweep_removes_what_has_expired_and_nothing_else() {
         write(1, 6, 1);
         write(2, 17, 1);
         let kept = [write(3, 6, now), write(4, 17, now)];
-        assert_eq!(datapath.sweep_connections().unwrap(), 2);
+        let swept = datapath.sweep_connections().unwrap();
+        let of = |map| swept.iter().find(|swept| swept.map == map).copied();
+        assert_eq!(of(map::CONNECTIONS_V4), Some(Swept { map: map::CONNECTIONS_V4, removed: 2, left: 2, room: 256 }));
+        for map in [map::CONNECTIONS_V6, map::OUTSIDE_V4, map::OUTSIDE_V6] {
+            assert_eq!(of(map), Some(Swept { map, removed: 0, left: 0, room: 256 }));
+        }
         let mut left: Vec<[u8; 16]> = table.keys().map(Result::unwrap).collect();
         left.sort_unstable();
         assert_eq!(left, kept);

@@ -3,10 +3,10 @@
 use palisade_datapath_core::abi::{
     Connection, Endpoint, FragmentPorts, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6, cell, connection_flag as flag,
 };
-use palisade_datapath_core::packet::connection::{self, End, Lookup, Subjects, lifetime};
+use palisade_datapath_core::packet::connection::{self, End, FRAGMENT_LIFETIME, Lookup, Subjects};
 use palisade_datapath_core::packet::icmp::{self, Quoting};
 use palisade_datapath_core::packet::{Fragment, Packet, ipv4, ipv6};
-use palisade_datapath_core::verdict::{Judgement, Verdict, verdict};
+use palisade_datapath_core::verdict::{Judgement, Verdict, verdict, verdict_of_itself};
 
 use crate::event;
 use crate::frame::Frame;
@@ -48,6 +48,15 @@ pub fn policies_of<A: Family>(address: &A) -> Result<Policies, Outcome> {
 #[inline(never)]
 fn judge<A: Family>(packet: &Packet<A>, source: u32, destination: u32, opener: End, result: &mut Verdict) -> i32 {
     *result = verdict(&Kernel, &connection::flow(packet, Subjects { source, destination }, opener));
+    result.passes() as i32
+}
+
+/// Asks the policies of a pod that reaches itself through a service; whether the flow passes.
+#[inline(never)]
+fn judge_itself<A: Family>(packet: &Packet<A>, subject: u32, opener: End, result: &mut Verdict) -> i32 {
+    // The end that did not open the flow stands under the pod's own address, the other one under the frontend's.
+    let flow = connection::flow(packet, Subjects { source: SUBJECT_NONE, destination: SUBJECT_NONE }, opener);
+    *result = verdict_of_itself(&Kernel, subject, &flow.responder, flow.protocol, flow.port);
     result.passes() as i32
 }
 
@@ -105,7 +114,7 @@ fn first_of<A: Family>(packet: &mut Packet<A>) -> i32 {
 fn try_first_of<A: Family>(packet: &mut Packet<A>) -> Result<(), Outcome> {
     let Some(first) = A::fragment(&packet.fragment_key()) else { return Err(Outcome::FragmentUnknown) };
     let age = maps::jiffies().saturating_sub(first.seen);
-    if age > lifetime::FRAGMENTS * maps::config(cell::HERTZ) as u64 {
+    if age > FRAGMENT_LIFETIME * maps::config(cell::HERTZ) as u64 {
         return Err(Outcome::FragmentUnknown);
     }
     packet.source_port = first.source;
@@ -138,6 +147,8 @@ fn record_first<A: Family>(packet: &Packet<A>, via: &Via<A>) -> i32 {
         }
         key.destination = via.address;
         ports.destination = via.port;
+    } else if via.hairpin != 0 {
+        key.destination = via.address;
     }
     A::remember_fragment(&key, &ports);
     0
@@ -166,7 +177,7 @@ pub fn touch<A: Family>(frame: &Frame, packet: &Packet<A>, entry: *mut Connectio
 pub struct Pod {
     /// Its policy numbers.
     pub policies: Policies,
-    /// The program that runs, which says what end of a packet the pod is.
+    /// The program that runs, which says what end of a packet the pod is: the source to `from_pod`, the destination to any other.
     pub hook: Hook,
     /// The epoch since which this end, and the other one, have been who they are.
     pub since: u32,
@@ -193,7 +204,7 @@ impl Pod {
                 return Err(Outcome::DestinationForeign);
             }
             Hook::FromPod => (self.policies, policies_of(&packet.destination)?),
-            Hook::ToPod => (policies_of(&packet.source)?, self.policies),
+            _ => (policies_of(&packet.source)?, self.policies),
         })
     }
 }
@@ -205,7 +216,7 @@ impl Pod {
 pub fn admit<A: Family>(
     frame: &Frame,
     pod: Pod,
-    packet: &Packet<A>,
+    packet: &mut Packet<A>,
     how: i32,
     via: &mut Via<A>,
     result: &mut Judgement,
@@ -216,12 +227,14 @@ pub fn admit<A: Family>(
         }
         return refusal(how);
     }
-    let asked = if via.way == way::TO && via.hairpin != 0 {
-        // A pod always reaches itself.
-        service::remember_hairpin(packet, via, pod.since)
-    } else {
-        ask(packet, &pod, how, via, result)
-    };
+    let asked = ask(packet, &pod, how, via, result);
+    if via.hairpin != 0 {
+        // Events name both ends as what they are.
+        match via.way {
+            way::TO => packet.source = packet.destination,
+            _ => packet.destination = packet.source,
+        }
+    }
     match asked {
         0 => {
             if via.chosen != 0 {
@@ -259,7 +272,7 @@ pub fn established<A: Family>(frame: &Frame, packet: &Packet<A>, since: u32, via
         (Lookup::Pass { from_opener }, Some(entry)) => {
             // SAFETY: as above.
             let known = unsafe { &*entry };
-            if from_opener && via.way != way::TO && known.flags & flag::HAIRPIN != 0 {
+            if from_opener && via.way != way::TO && is_hairpin(Some(known)) {
                 // What a pod sends to itself comes by its frontend alone; anybody else only claims to be that.
                 return OPEN;
             }
@@ -282,17 +295,34 @@ pub fn established<A: Family>(frame: &Frame, packet: &Packet<A>, since: u32, via
             ESTABLISHED
         }
         (Lookup::Refuse(outcome), _) => outcome as i32,
-        (Lookup::Again(End::Source), _) => AGAIN,
+        (Lookup::Again(End::Source), _) => {
+            if via.way != way::TO && is_hairpin(known) {
+                // As above.
+                OPEN
+            } else {
+                AGAIN
+            }
+        }
         (Lookup::Again(End::Destination), _) => {
             if via.way == way::TO {
                 OPEN
             } else {
+                if is_hairpin(known)
+                    && let Some(known) = known
+                {
+                    via.answering(known);
+                }
                 AGAIN_BACK
             }
         }
         (Lookup::Frontend, _) => FRONTEND,
         (Lookup::Open | Lookup::Pass { .. }, _) => OPEN,
     }
+}
+
+#[inline(always)]
+fn is_hairpin(entry: Option<&Connection>) -> bool {
+    matches!(entry, Some(entry) if entry.flags & flag::HAIRPIN != 0)
 }
 
 /// Asks the policies about a packet, of which [`established`] has said `how`, and writes the entry of its flow.
@@ -305,12 +335,21 @@ fn ask<A: Family>(packet: &Packet<A>, pod: &Pod, how: i32, via: &mut Via<A>, res
 fn try_ask<A: Family>(packet: &Packet<A>, pod: &Pod, how: i32, via: &mut Via<A>, result: &mut Judgement) -> Result<(), Outcome> {
     let opener = if how == AGAIN_BACK { End::Destination } else { End::Source };
     let again = (how == AGAIN || how == AGAIN_BACK) as u32;
-    let (source, destination) = pod.ends(packet)?;
-    if source.audit != source.subject || destination.audit != destination.subject {
-        judge(packet, source.audit, destination.audit, opener, &mut result.audit);
-    }
+    let passes = if via.hairpin != 0 {
+        let Policies { subject, audit } = pod.policies;
+        if audit != subject {
+            judge_itself(packet, audit, opener, &mut result.audit);
+        }
+        judge_itself(packet, subject, opener, &mut result.enforced)
+    } else {
+        let (source, destination) = pod.ends(packet)?;
+        if source.audit != source.subject || destination.audit != destination.subject {
+            judge(packet, source.audit, destination.audit, opener, &mut result.audit);
+        }
+        judge(packet, source.subject, destination.subject, opener, &mut result.enforced)
+    };
     let about = About { since: pod.since, again, opener };
-    if judge(packet, source.subject, destination.subject, opener, &mut result.enforced) != 0 {
+    if passes != 0 {
         record_allowed(packet, &about, via, &result.enforced);
         return Ok(());
     }
@@ -338,6 +377,15 @@ fn record_allowed<A: Family>(packet: &Packet<A>, about: &About, via: &mut Via<A>
     // SAFETY: as in `established`.
     let before = if about.again != 0 { A::connection(&key).map(|entry| unsafe { &*entry }) } else { None };
     let mut connection = connection::judged(before, packet.ending, source_is_high, about.opener, verdict, &now);
+    if via.hairpin != 0 {
+        connection.flags |= flag::HAIRPIN;
+    }
+    if matches!(about.opener, End::Source) {
+        connection.flags &= !flag::BY_STACK;
+        if via.stack != 0 {
+            connection.flags |= flag::BY_STACK;
+        }
+    }
     if via.way == way::TO {
         connection.frontend = via.address.wide();
         connection.frontend_port = via.port;
@@ -404,6 +452,10 @@ fn quotes_flow<A: Family + Quoting>(frame: &Frame, outer: &mut Packet<A>, quoted
         OPENED_BY_DESTINATION => Some(End::Destination),
         _ => return Outcome::IcmpUnrelated as i32,
     };
+    // Of a pod that reaches itself, nobody translates errors yet.
+    if via.hairpin != 0 {
+        return Outcome::IcmpUnrelated as i32;
+    }
     if let Some(opener) = opener {
         let mut result = Verdict::NOT_JUDGED;
         // The quoted packet went the other way.
@@ -412,7 +464,7 @@ fn quotes_flow<A: Family + Quoting>(frame: &Frame, outer: &mut Packet<A>, quoted
                 Ok(source) => judge(quoted, source.subject, pod.policies.subject, opener, &mut result),
                 Err(outcome) => return outcome as i32,
             },
-            Hook::ToPod => match policies_of(&quoted.destination) {
+            _ => match policies_of(&quoted.destination) {
                 Ok(destination) => judge(quoted, pod.policies.subject, destination.subject, opener, &mut result),
                 Err(outcome) => return outcome as i32,
             },
@@ -422,9 +474,6 @@ fn quotes_flow<A: Family + Quoting>(frame: &Frame, outer: &mut Packet<A>, quoted
         }
     }
     if via.way != way::NONE {
-        if via.hairpin != 0 {
-            return Outcome::IcmpUnrelated as i32;
-        }
         if service::rewrite_quote(frame, outer, quoted, via) == 0 {
             return Outcome::RewriteFailed as i32;
         }
@@ -457,7 +506,7 @@ pub fn quote_of_host<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, quot
 }
 
 #[inline(never)]
-fn read_quoted<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, quoted: &mut Packet<A>) -> i32 {
+pub fn read_quoted<A: Family + Quoting>(frame: &Frame, outer: &Packet<A>, quoted: &mut Packet<A>) -> i32 {
     number(icmp::quoted(frame, outer, quoted))
 }
 

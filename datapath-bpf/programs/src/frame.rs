@@ -2,11 +2,15 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC};
-use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
-    bpf_skb_store_bytes,
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
+    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
 };
+use aya_ebpf::helpers::generated::{
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
+    bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+};
+use palisade_datapath_core::abi::{Tunnel, V4, V6};
 use palisade_datapath_core::packet::{Bytes, crc32c};
 
 /// What a program tells the kernel to do with the frame.
@@ -22,6 +26,9 @@ pub mod action {
 
 /// Ethernet, IPv6 and TCP without options: what is read at fixed offsets.
 const HEADERS: u32 = 14 + 40 + 20;
+
+/// From `linux/if_packet.h`.
+const PACKET_HOST: u32 = 0;
 
 /// A frame and its context.
 pub struct Frame {
@@ -54,6 +61,42 @@ impl Frame {
     pub fn vlan(&self) -> bool {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.skb).vlan_present != 0 }
+    }
+
+    /// What the device takes the frame to carry: an ether type in host byte order.
+    #[inline(always)]
+    pub fn protocol(&self) -> u16 {
+        // SAFETY: as in `ifindex`.
+        u16::from_be(unsafe { (*self.skb).protocol } as u16)
+    }
+
+    /// Whether the frame came to the hardware address of its device: not to a group, and not to another host whose frames the device
+    /// hears too.
+    #[inline(always)]
+    pub fn is_for_host(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb).pkt_type == PACKET_HOST }
+    }
+
+    /// Bytes of payload in each packet that a device is to cut this one into; zero where it is to go as it is.
+    #[inline(always)]
+    pub fn segment_size(&self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb).gso_size }
+    }
+
+    /// Sets bits of the packet's mark.
+    #[inline(always)]
+    pub fn mark(&self, bits: u32) {
+        // SAFETY: as in `ifindex`. Volatile, so that the write is not made one with another: the kernel allows it alone.
+        unsafe { (&raw mut (*self.skb).mark).write_volatile((*self.skb).mark | bits) };
+    }
+
+    /// Clears bits of the packet's mark.
+    #[inline(always)]
+    pub fn unmark(&self, bits: u32) {
+        // SAFETY: as in `mark`.
+        unsafe { (&raw mut (*self.skb).mark).write_volatile((*self.skb).mark & !bits) };
     }
 
     /// Brings the headers into the part of the frame that programs see directly, where they are not.
@@ -98,6 +141,13 @@ impl Frame {
     pub fn store<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> bool {
         // SAFETY: the helper checks the range, and reads `N` bytes.
         unsafe { bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr().cast(), N as u32, 0) == 0 }
+    }
+
+    /// As [`store`](Self::store), where nothing else makes up for the change in a checksum that a device has made over the whole packet.
+    #[inline(always)]
+    pub fn store_summed<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> bool {
+        // SAFETY: as in `store`.
+        unsafe { bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr().cast(), N as u32, BPF_F_RECOMPUTE_CSUM as u64) == 0 }
     }
 
     /// Makes up for a change in the checksum of an IPv4 header; see `Family::checksum_change`.
@@ -152,6 +202,85 @@ impl Frame {
         // SAFETY: as above.
         unsafe { bpf_skb_change_tail(self.skb, length, 0) == 0 }
     }
+}
+
+/// What was around a packet that came out of a tunnel.
+pub struct Outer {
+    /// The VXLAN network identifier.
+    pub network: u32,
+    /// The sender's address.
+    pub source: Source,
+}
+
+/// An address of either family.
+pub enum Source {
+    /// IPv4.
+    V4(V4),
+    /// IPv6.
+    V6(V6),
+}
+
+/// Bytes of the key that every kernel knows: up to what 5.18 has added.
+const TUNNEL_KEY: usize = core::mem::offset_of!(bpf_tunnel_key, __bindgen_anon_3);
+/// Hops that an outer packet may take.
+const OUTER_TTL: u8 = 64;
+
+/// Tunnels: what the device has taken off a packet, or is to put around it.
+impl Frame {
+    /// What was around the packet; `None` where it came out of no tunnel.
+    #[inline(always)]
+    pub fn outer(&self) -> Option<Outer> {
+        // SAFETY: integers, and unions of integers, may be zero.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        // SAFETY: the helper writes so many bytes of the key, which is longer, or fails; all of it was written before.
+        let mut get = |flags: u32| unsafe { bpf_skb_get_tunnel_key(self.skb, &mut key, TUNNEL_KEY as u32, flags as u64) == 0 };
+        // The helper fails where the address is of the other family.
+        let version_4 = get(0);
+        if !version_4 && !get(BPF_F_TUNINFO_IPV6) {
+            return None;
+        }
+        // SAFETY: all of the union was written, and every pattern of bits is an integer.
+        let (v4, v6) = unsafe { (key.__bindgen_anon_1.remote_ipv4, key.__bindgen_anon_1.remote_ipv6) };
+        // IPv4 comes in host byte order, IPv6 as it stands in the packet.
+        let source = if version_4 { Source::V4(v4.to_be_bytes()) } else { Source::V6(bytes(v6)) };
+        Some(Outer { network: key.tunnel_id, source })
+    }
+
+    /// Says what the device is to put around the packet; whether it could.
+    #[inline(always)]
+    pub fn wrap(&self, network: u32, tunnel: &Tunnel) -> bool {
+        // SAFETY: as above.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        key.tunnel_id = network;
+        key.tunnel_ttl = OUTER_TTL;
+        // An outer packet that does not fit is an error of somebody's MTU: in fragments it would pass, slowly, and nobody would know why.
+        let mut flags = BPF_F_DONT_FRAGMENT;
+        if tunnel.version == 4 {
+            // The inner checksums cover all that matters; IPv6 has none of its own for its header, and must have one here.
+            flags |= BPF_F_ZERO_CSUM_TX;
+            let [a, b, c, d, ..] = tunnel.address;
+            key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes([a, b, c, d]);
+        } else {
+            flags |= BPF_F_TUNINFO_IPV6;
+            key.__bindgen_anon_1.remote_ipv6 = words(tunnel.address);
+        }
+        // SAFETY: the helper reads so many bytes of the key, all of which were written.
+        unsafe { bpf_skb_set_tunnel_key(self.skb, &mut key, TUNNEL_KEY as u32, flags as u64) == 0 }
+    }
+}
+
+/// The bytes of an address that the kernel shows as four words, as they stand in memory.
+#[inline(always)]
+const fn bytes(words: [u32; 4]) -> V6 {
+    // SAFETY: both are sixteen bytes of which every pattern is good.
+    unsafe { core::mem::transmute(words) }
+}
+
+/// The inverse of [`bytes`].
+#[inline(always)]
+pub const fn words(bytes: V6) -> [u32; 4] {
+    // SAFETY: as above; the value is moved, so that its alignment is no matter.
+    unsafe { core::mem::transmute(bytes) }
 }
 
 impl Bytes for Frame {

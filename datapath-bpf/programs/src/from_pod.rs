@@ -1,16 +1,17 @@
 //! Packets that a pod sends.
 
-use aya_ebpf::helpers::generated::bpf_redirect_peer;
 use palisade_datapath_core::abi::{Endpoint, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6};
 use palisade_datapath_core::packet::ethernet::{self, ether_type};
 use palisade_datapath_core::packet::icmp::Quoting;
-use palisade_datapath_core::packet::{Bytes, Packet, Segment, arp, ipv4, neighbour};
+use palisade_datapath_core::packet::{Bytes, Packet, Segment, arp, neighbour};
 use palisade_datapath_core::verdict::Judgement;
 
 use crate::event::{count, drop_frame, drop_packet};
 use crate::flow::{self, Pod};
+use crate::forward;
 use crate::frame::{Frame, action};
 use crate::maps::{self, Family, Scratch};
+use crate::overlay;
 use crate::refuse;
 use crate::service::{self, NO_SERVICE, TRANSLATED, Via, way};
 
@@ -60,17 +61,12 @@ fn v4(frame: &Frame, endpoint: &Endpoint) -> i32 {
     let Some(Scratch { packet, quoted, judgement, via }) = V4::scratch() else {
         return drop_frame(frame, HOOK, Outcome::PolicyMissing);
     };
-    let forward = flow::read_v4(frame, packet).and_then(|()| judge(frame, endpoint, packet, quoted, via, judgement)).and_then(|to| {
-        forward(frame, packet, to, || match frame.head::<TTL, 4>() {
-            Some(bytes) => frame.write::<TTL, 4>(&ipv4::lower_ttl(bytes)),
-            None => false,
-        })
-    });
-    match forward {
+    let judged = flow::read_v4(frame, packet).and_then(|()| judge(frame, endpoint, packet, quoted, via, judgement));
+    match judged.and_then(|to| forward(frame, packet, to, via)) {
         Ok(action) => action,
         Err(outcome) => {
             let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
-            if matches!(outcome, Outcome::ServiceRefused) { refuse::v4(frame, packet, endpoint) } else { dropped }
+            if matches!(outcome, Outcome::ServiceRefused) { refuse::v4(frame, packet, Some(endpoint)) } else { dropped }
         }
     }
 }
@@ -90,14 +86,12 @@ fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
             Err(outcome) => drop_packet(frame, HOOK, outcome, packet, judgement),
         };
     }
-    let forward = read
-        .and_then(|()| judge(frame, endpoint, packet, quoted, via, judgement))
-        .and_then(|to| forward(frame, packet, to, || frame.write::<HOP_LIMIT, 1>(&[packet.hop_limit - 1])));
-    match forward {
+    let judged = read.and_then(|()| judge(frame, endpoint, packet, quoted, via, judgement));
+    match judged.and_then(|to| forward(frame, packet, to, via)) {
         Ok(action) => action,
         Err(outcome) => {
             let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
-            if matches!(outcome, Outcome::ServiceRefused) { refuse::v6(frame, packet, endpoint) } else { dropped }
+            if matches!(outcome, Outcome::ServiceRefused) { refuse::v6(frame, packet, Some(endpoint)) } else { dropped }
         }
     }
 }
@@ -107,11 +101,6 @@ fn neighbour(frame: &Frame, packet: &Packet<V6>, endpoint: &Endpoint) -> i32 {
     let target = frame.at(packet.transport + neighbour::TARGET);
     flow::number(neighbour::check(packet, target, &endpoint.pod_mac, &endpoint.ipv6))
 }
-
-/// Offset in the frame of the TTL, the protocol and the checksum.
-const TTL: usize = ethernet::LENGTH + 8;
-/// Offset in the frame of the hop limit.
-const HOP_LIMIT: usize = ethernet::LENGTH + 7;
 
 /// Whether the packet may pass, and the pod of this node that it is for.
 #[inline(always)]
@@ -154,6 +143,10 @@ fn judge<A: Family + Quoting>(
                 outcome => return Err(Outcome::from_byte(outcome as u8).unwrap_or(Outcome::ServiceMissing)),
             }
         }
+        // Here, where the destination is that of the packet that leaves. An established flow was asked about it when it was judged.
+        if how < 0 && overlay::is_for(packet) {
+            return Err(Outcome::OverlayPort);
+        }
         flow::admit(frame, pod, packet, how, via, judgement)?;
         flow::remember_first(packet, via);
         if via.way == way::FROM && via.hairpin != 0 {
@@ -166,20 +159,13 @@ fn judge<A: Family + Quoting>(
     Ok(to)
 }
 
-/// Takes a packet for a pod of this node straight into the pod's namespace; leaves any other to the stack.
+/// Takes a packet past the stack, to a pod of this node or to another node; leaves any other to the stack.
 #[inline(always)]
-fn forward<A: Family>(frame: &Frame, packet: &Packet<A>, to: Option<LocalPod>, lower_hop_limit: impl Fn() -> bool) -> Result<i32, Outcome> {
-    let Some(LocalPod { ifindex, pod_mac, host_mac, .. }) = to else { return Ok(action::PASS) };
-    // The stack tells the sender that the packet has come to its end.
-    if packet.hop_limit <= 1 {
-        return Ok(action::PASS);
+fn forward<A: Family>(frame: &Frame, packet: &Packet<A>, to: Option<LocalPod>, via: &Via<A>) -> Result<i32, Outcome> {
+    match to {
+        _ if !forward::may_go_on(packet) => Ok(action::PASS),
+        Some(local) => forward::into_pod(frame, packet, &local),
+        None if via.stack != 0 => Ok(action::PASS),
+        None => forward::to_node(frame, packet),
     }
-    let mut addresses = [0; 12];
-    addresses[..6].copy_from_slice(&pod_mac);
-    addresses[6..].copy_from_slice(&host_mac);
-    if !frame.write::<0, 12>(&addresses) || !lower_hop_limit() {
-        return Err(Outcome::RewriteFailed);
-    }
-    // SAFETY: the helper takes numbers only.
-    Ok(unsafe { bpf_redirect_peer(ifindex, 0) } as i32)
 }

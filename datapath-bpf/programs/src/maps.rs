@@ -11,11 +11,12 @@ use aya_ebpf::helpers::generated::bpf_csum_diff;
 use aya_ebpf::macros::btf_map;
 use palisade_datapath_core::abi::{
     Address, Affinity, AffinityKey, BACKEND_NONE, Backend, CHUNK, ChunkKey, Connection, ConnectionKey, Counter, Endpoint, EventBudget,
-    EventKey, FragmentKey, FragmentPorts, IDENTITY_ANY, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry,
-    ServiceKey, V4, V6, cell,
+    EventKey, FragmentKey, FragmentPorts, IDENTITY_ANY, LocalPod, Outcome, Outside, OutsideKey, PolicyEntry, PolicyKey, PortEntry, PortKey,
+    ServiceEntry, ServiceKey, SocketEntry, SocketKey, Tunnel, V4, V6, cell,
 };
-use palisade_datapath_core::packet::Packet;
-use palisade_datapath_core::packet::connection::Now;
+use palisade_datapath_core::overlay::Owners;
+use palisade_datapath_core::packet::connection::{Lifetimes, Now};
+use palisade_datapath_core::packet::{Bytes, Packet, ethernet, ipv4};
 use palisade_datapath_core::verdict::{Judgement, Tables};
 
 use crate::frame::Frame;
@@ -64,6 +65,20 @@ static BACKENDS: HashMap<u32, Backend, 65_536, SHARED> = HashMap::new();
 #[btf_map]
 static AFFINITY: LruHashMap<AffinityKey, Affinity, 65_536> = LruHashMap::new();
 #[btf_map]
+static TUNNELS_V4: LpmTrie<V4, Tunnel, 16_384> = LpmTrie::new();
+#[btf_map]
+static TUNNELS_V6: LpmTrie<V6, Tunnel, 16_384> = LpmTrie::new();
+#[btf_map]
+static NODES_V4: HashMap<V4, u32, 16_384, SHARED> = HashMap::new();
+#[btf_map]
+static NODES_V6: HashMap<V6, u32, 16_384, SHARED> = HashMap::new();
+#[btf_map]
+pub static SOCKETS: LruHashMap<SocketKey, SocketEntry, 65_536> = LruHashMap::new();
+#[btf_map]
+static OUTSIDE_V4: LruHashMap<OutsideKey<V4>, Outside, 65_536> = LruHashMap::new();
+#[btf_map]
+static OUTSIDE_V6: LruHashMap<OutsideKey<V6>, Outside, 65_536> = LruHashMap::new();
+#[btf_map]
 static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
 #[btf_map]
 static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
@@ -85,10 +100,40 @@ pub fn config(index: u32) -> u32 {
     CONFIG.get(index).copied().unwrap_or(0)
 }
 
+/// Notes that a client outside the cluster has reached a frontend.
+#[inline(always)]
+pub fn reached_from_outside() {
+    if let Some(reached) = CONFIG.get_ptr_mut(cell::OUTSIDE) {
+        // SAFETY: the row of an array lasts, and whoever writes it meanwhile writes the same.
+        unsafe {
+            if *reached == 0 {
+                *reached = 1;
+            }
+        }
+    }
+}
+
 /// The clock and the epoch, for a packet whose ends have been who they are since that epoch.
 #[inline(always)]
 pub fn now(since: u32) -> Now {
-    Now { jiffies: jiffies(), hertz: config(cell::HERTZ), epoch: config(cell::EPOCH), since }
+    Now { jiffies: jiffies(), hertz: config(cell::HERTZ), epoch: config(cell::EPOCH), since, lifetimes: lifetimes() }
+}
+
+/// How long flows may be silent, as an array of [`Lifetimes`]. The loader writes what the node is told.
+#[unsafe(no_mangle)]
+static LIFETIMES: [u32; Lifetimes::COUNT] = Lifetimes::DEFAULT.to_array();
+
+/// How long flows may be silent.
+#[inline(always)]
+pub fn lifetimes() -> Lifetimes {
+    Lifetimes::from_array([lifetime::<0>(), lifetime::<1>(), lifetime::<2>(), lifetime::<3>(), lifetime::<4>(), lifetime::<5>()])
+}
+
+#[inline(always)]
+fn lifetime<const NUMBER: usize>() -> u32 {
+    const { assert!(NUMBER < Lifetimes::COUNT) };
+    // SAFETY: the number is within the array. Volatile, since the loader has written it.
+    unsafe { (&raw const LIFETIMES).cast::<u32>().add(NUMBER).read_volatile() }
 }
 
 /// The kernel's jiffies.
@@ -157,6 +202,11 @@ pub struct Scratch<A> {
     pub via: Via<A>,
 }
 
+/// Offset in the frame of the TTL, the protocol and the checksum of IPv4.
+const TTL: usize = ethernet::LENGTH + 8;
+/// Offset in the frame of the hop limit of IPv6.
+const HOP_LIMIT: u32 = ethernet::LENGTH as u32 + 7;
+
 /// The maps of one address family, and where its header has what.
 pub trait Family: Address + Default + 'static {
     /// Offset in the frame of the IP header.
@@ -179,8 +229,14 @@ pub trait Family: Address + Default + 'static {
     fn shorten(frame: &Frame, old: u32, new: u32) -> bool;
     /// Writes an address at an offset of the frame.
     fn store(frame: &Frame, offset: u32, address: &Self) -> bool;
+    /// Takes one off the TTL, or off a hop limit of so many.
+    fn lower_hop_limit(frame: &Frame, limit: u8) -> bool;
     /// Where a pod of this node is reached.
     fn local(&self) -> Option<LocalPod>;
+    /// The node whose pods' range holds the address.
+    fn tunnel(&self) -> Option<Tunnel>;
+    /// The number of the node that has the address; 0 where none has.
+    fn node(&self) -> u32;
     /// The identity of an address by its own row, else by its longest prefix.
     fn identity(&self) -> u32;
     /// The entry of a connection, to be read and written in place.
@@ -191,6 +247,10 @@ pub trait Family: Address + Default + 'static {
     fn fragment(key: &FragmentKey<Self>) -> Option<FragmentPorts>;
     /// Writes the record of a datagram's first fragment.
     fn remember_fragment(key: &FragmentKey<Self>, ports: &FragmentPorts);
+    /// The row of a leg of a flow from outside, to be read and written in place.
+    fn outside(key: &OutsideKey<Self>) -> Option<*mut Outside>;
+    /// Writes the row of a leg of a flow from outside.
+    fn remember_outside(key: &OutsideKey<Self>, row: &Outside);
     /// The address as an event shows it.
     fn wide(&self) -> [u8; 16];
     /// The address of an endpoint in this family, or all zero.
@@ -198,12 +258,23 @@ pub trait Family: Address + Default + 'static {
 }
 
 macro_rules! family {
-    ($address:ty, $bits:literal, $source:literal, $field:ident, $local:ident, $addresses:ident, $prefixes:ident, $connections:ident, $fragments:ident, $services:ident, $scratch:ident) => {
+    ($address:ty, $bits:literal, $source:literal, $field:ident, $local:ident, $addresses:ident, $prefixes:ident, $connections:ident, $fragments:ident, $services:ident, $tunnels:ident, $nodes:ident, $outside:ident, $scratch:ident) => {
         impl Family for $address {
             #[inline(always)]
             fn local(&self) -> Option<LocalPod> {
                 // SAFETY: a plain copy.
                 unsafe { $local.get(self) }.copied()
+            }
+
+            #[inline(always)]
+            fn tunnel(&self) -> Option<Tunnel> {
+                $tunnels.get(&Key::new($bits, *self)).copied()
+            }
+
+            #[inline(always)]
+            fn node(&self) -> u32 {
+                // SAFETY: a plain copy.
+                unsafe { $nodes.get(self) }.copied().unwrap_or(0)
             }
 
             #[inline(always)]
@@ -236,6 +307,17 @@ macro_rules! family {
             fn remember_fragment(key: &FragmentKey<Self>, ports: &FragmentPorts) {
                 // An error leaves the later fragments unknown: they are dropped.
                 let _ = $fragments.insert(key, ports, 0);
+            }
+
+            #[inline(always)]
+            fn outside(key: &OutsideKey<Self>) -> Option<*mut Outside> {
+                $outside.get_ptr_mut(key)
+            }
+
+            #[inline(always)]
+            fn remember_outside(key: &OutsideKey<Self>, row: &Outside) {
+                // An error leaves the leg unknown until the client's next packet.
+                let _ = $outside.insert(key, row, 0);
             }
 
             #[inline(always)]
@@ -294,6 +376,18 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn lower_hop_limit(frame: &Frame, limit: u8) -> bool {
+                if $bits == 32 {
+                    // The header's checksum makes up for it.
+                    return match frame.head::<TTL, 4>() {
+                        Some(bytes) => frame.write::<TTL, 4>(&ipv4::lower_ttl(bytes)),
+                        None => false,
+                    };
+                }
+                frame.store_summed(HOP_LIMIT, &[limit - 1])
+            }
+
+            #[inline(always)]
             fn shorten(frame: &Frame, old: u32, new: u32) -> bool {
                 let length = |end: u32| ((end - 14 - if $bits == 32 { 0 } else { 40 }) as u16).to_be_bytes();
                 let (old, new) = (length(old), length(new));
@@ -313,8 +407,38 @@ macro_rules! family {
     };
 }
 
-family!(V4, 32, 26, ipv4, LOCAL_V4, ADDRESS_V4, PREFIX_V4, CONNECTIONS_V4, FRAGMENTS_V4, SERVICES_V4, SCRATCH_V4);
-family!(V6, 128, 22, ipv6, LOCAL_V6, ADDRESS_V6, PREFIX_V6, CONNECTIONS_V6, FRAGMENTS_V6, SERVICES_V6, SCRATCH_V6);
+family!(
+    V4,
+    32,
+    26,
+    ipv4,
+    LOCAL_V4,
+    ADDRESS_V4,
+    PREFIX_V4,
+    CONNECTIONS_V4,
+    FRAGMENTS_V4,
+    SERVICES_V4,
+    TUNNELS_V4,
+    NODES_V4,
+    OUTSIDE_V4,
+    SCRATCH_V4
+);
+family!(
+    V6,
+    128,
+    22,
+    ipv6,
+    LOCAL_V6,
+    ADDRESS_V6,
+    PREFIX_V6,
+    CONNECTIONS_V6,
+    FRAGMENTS_V6,
+    SERVICES_V6,
+    TUNNELS_V6,
+    NODES_V6,
+    OUTSIDE_V6,
+    SCRATCH_V6
+);
 
 /// The tables of the verdict.
 pub struct Kernel;
@@ -334,5 +458,22 @@ impl<A: Family> Tables<A> for Kernel {
     #[inline(always)]
     fn port(&self, table: u32, protocol: u8, port: u16) -> Option<PortEntry> {
         PORTS.get(&Key::new(PortKey::FIXED_BITS + 16, PortKey::new(table, protocol, port))).copied()
+    }
+}
+
+impl<A: Family> Owners<A> for Kernel {
+    #[inline(always)]
+    fn node(&self, address: &A) -> u32 {
+        address.node()
+    }
+
+    #[inline(always)]
+    fn pods_of(&self, address: &A) -> u32 {
+        address.tunnel().map_or(0, |tunnel| tunnel.node)
+    }
+
+    #[inline(always)]
+    fn is_local(&self, address: &A) -> bool {
+        address.local().is_some()
     }
 }

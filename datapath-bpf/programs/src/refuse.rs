@@ -1,6 +1,6 @@
 //! Answers to packets for services that no backend stands behind: the sender is told at once that nobody listens.
 
-use aya_ebpf::helpers::generated::bpf_redirect_peer;
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_peer};
 use palisade_datapath_core::abi::{Address, Endpoint, V4, V6};
 use palisade_datapath_core::packet::{Bytes, Fragment, Packet, ethernet, icmp, ipv4, ipv6, protocol};
 
@@ -17,14 +17,14 @@ const HOPS: u8 = 64;
 const V4_HEAD: [u8; 2] = [3, 3];
 const V6_HEAD: [u8; 2] = [1, 4];
 
-/// Turns an IPv4 packet into an answer to its sender, and sends it.
+/// Turns an IPv4 packet into an answer to its sender, and sends it: to a pod, or out of the interface that it came in by.
 #[inline(never)]
-pub fn v4(frame: &Frame, packet: &Packet<V4>, endpoint: &Endpoint) -> i32 {
+pub fn v4(frame: &Frame, packet: &Packet<V4>, endpoint: Option<&Endpoint>) -> i32 {
     const ADDED: u32 = (ipv4::LENGTH + icmp::LENGTH) as u32;
     if packet.protocol == protocol::TCP {
         return reset(frame, packet, endpoint);
     }
-    let quoted = quoted(packet.transport, packet.end);
+    let Some((quoted, completed)) = quoted(frame, packet) else { return action::DROP };
     if !frame.cut(ethernet::LENGTH as u32 + quoted) || !frame.open_before_network(ADDED) {
         return action::DROP;
     }
@@ -33,7 +33,7 @@ pub fn v4(frame: &Frame, packet: &Packet<V4>, endpoint: &Endpoint) -> i32 {
     let mut header = [0x45, 0, length[0], length[1], 0, 0, 0, 0, HOPS, 1, 0, 0, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]];
     let checksum = fold(sum(&header)).to_be_bytes();
     (header[10], header[11]) = (checksum[0], checksum[1]);
-    let Some(below) = sum_of_quote(frame, ethernet::LENGTH as u32 + ADDED, quoted) else { return action::DROP };
+    let Some(below) = sum_of_quote(frame, packet, ADDED, quoted, completed) else { return action::DROP };
     let message = message(V4_HEAD, below);
     if !frame.store(ethernet::LENGTH as u32, &header) || !frame.store((ethernet::LENGTH + ipv4::LENGTH) as u32, &message) {
         return action::DROP;
@@ -41,14 +41,14 @@ pub fn v4(frame: &Frame, packet: &Packet<V4>, endpoint: &Endpoint) -> i32 {
     back(frame, endpoint)
 }
 
-/// Turns an IPv6 packet into an answer to its sender, and sends it.
+/// As [`v4`], of an IPv6 packet.
 #[inline(never)]
-pub fn v6(frame: &Frame, packet: &Packet<V6>, endpoint: &Endpoint) -> i32 {
+pub fn v6(frame: &Frame, packet: &Packet<V6>, endpoint: Option<&Endpoint>) -> i32 {
     const ADDED: u32 = (ipv6::LENGTH + icmp::LENGTH) as u32;
     if packet.protocol == protocol::TCP {
         return reset(frame, packet, endpoint);
     }
-    let quoted = quoted(packet.transport, packet.end);
+    let Some((quoted, completed)) = quoted(frame, packet) else { return action::DROP };
     if !frame.cut(ethernet::LENGTH as u32 + quoted) || !frame.open_before_network(ADDED) {
         return action::DROP;
     }
@@ -59,7 +59,7 @@ pub fn v6(frame: &Frame, packet: &Packet<V6>, endpoint: &Endpoint) -> i32 {
     (header[4], header[5], header[6], header[7]) = (length[0], length[1], V6::ICMP, HOPS);
     header[8..24].copy_from_slice(&packet.destination);
     header[24..40].copy_from_slice(&packet.source);
-    let Some(below) = sum_of_quote(frame, ethernet::LENGTH as u32 + ADDED, quoted) else { return action::DROP };
+    let Some(below) = sum_of_quote(frame, packet, ADDED, quoted, completed) else { return action::DROP };
     let mut addresses = [0; 32];
     addresses.copy_from_slice(&header[8..]);
     let message = message(V6_HEAD, below + sum(&addresses) + payload + V6::ICMP as u32);
@@ -80,7 +80,7 @@ const TCP: u32 = 20;
 /// Turns a TCP segment into a reset (RFC 9293, section 3.10.7.1), and sends it to its sender. An ICMP error would not do: it comes back
 /// while the sender is still inside connect(2), where Linux only takes note of it (`tcp_v4_err`), and tries again after a second.
 #[inline(always)]
-fn reset<A: Family>(frame: &Frame, packet: &Packet<A>, endpoint: &Endpoint) -> i32 {
+fn reset<A: Family>(frame: &Frame, packet: &Packet<A>, endpoint: Option<&Endpoint>) -> i32 {
     let Some(asked) = frame.at::<{ TCP as usize }>(packet.transport) else { return action::DROP };
     let flags = asked[13];
     if flags & RST != 0 || !matches!(packet.fragment(), Fragment::Whole) {
@@ -100,8 +100,11 @@ fn reset<A: Family>(frame: &Frame, packet: &Packet<A>, endpoint: &Endpoint) -> i
     }
     header[12] = 0x50;
     let pseudo = sum(&packet.source.wide()) + sum(&packet.destination.wide()) + protocol::TCP as u32 + TCP;
-    let checksum = fold(sum(&header) + pseudo).to_be_bytes();
-    (header[16], header[17]) = (checksum[0], checksum[1]);
+    let checksum = match is_incomplete(frame, packet.transport, TCP_CHECKSUM) {
+        true => !fold(pseudo),
+        false => fold(sum(&header) + pseudo),
+    };
+    [header[16], header[17]] = checksum.to_be_bytes();
     let written = frame.cut(packet.transport + TCP)
         && A::shorten(frame, packet.end, packet.transport + TCP)
         && A::store(frame, A::SOURCE, &packet.destination)
@@ -110,25 +113,53 @@ fn reset<A: Family>(frame: &Frame, packet: &Packet<A>, endpoint: &Endpoint) -> i
     if written { back(frame, endpoint) } else { action::DROP }
 }
 
-/// How much of a packet is quoted: a multiple of four bytes.
+/// The part of a UDP header up to its checksum, and all of it.
+const UDP: u32 = 8;
+const UDP_CHECKSUM: u32 = 6;
+const TCP_CHECKSUM: u32 = 16;
+
+/// Whether a device or the kernel is still to complete the checksum of the packet, at `offset` of its transport header, when it is sent: the
+/// kernel then lets it not be cut before its end. Where not, the packet is cut off there.
 #[inline(always)]
-fn quoted(transport: u32, end: u32) -> u32 {
-    let wanted = transport + TRANSPORT - ethernet::LENGTH as u32;
-    let there = end - ethernet::LENGTH as u32;
-    let quoted = if wanted < there { wanted } else { there };
-    (if quoted < QUOTED { quoted } else { QUOTED }) & !3
+fn is_incomplete(frame: &Frame, transport: u32, offset: u32) -> bool {
+    !frame.cut(transport + offset)
 }
 
-/// The sum of the quoted bytes, as words of 16 bits.
+/// How much of a packet is quoted, a multiple of four bytes, and whether its checksum will be completed on the way out. Cuts the packet off
+/// after that, but not before.
 #[inline(always)]
-fn sum_of_quote(frame: &Frame, offset: u32, length: u32) -> Option<u32> {
-    let mut total = 0;
+fn quoted<A: Family>(frame: &Frame, packet: &Packet<A>) -> Option<(u32, bool)> {
+    let wanted = packet.transport + TRANSPORT - ethernet::LENGTH as u32;
+    let there = packet.end - ethernet::LENGTH as u32;
+    let mut quoted = (if wanted < there { wanted } else { there }) & !3;
+    let headers = packet.transport + UDP - ethernet::LENGTH as u32;
+    if packet.protocol != protocol::UDP || headers > QUOTED {
+        quoted = if quoted < QUOTED { quoted } else { QUOTED };
+        return Some((quoted, false));
+    }
+    let header = frame.at::<{ UDP as usize }>(packet.transport)?;
+    if is_incomplete(frame, packet.transport, UDP_CHECKSUM) {
+        return Some((if quoted < QUOTED { quoted } else { QUOTED }, true));
+    }
+    (frame.cut(packet.transport + UDP) && frame.store(packet.transport, &header)).then_some((headers & !3, false))
+}
+
+/// The sum of the quoted bytes, as words of 16 bits, as they will be sent; `moved` is how far they stand behind where they were.
+#[inline(always)]
+fn sum_of_quote<A: Family>(frame: &Frame, packet: &Packet<A>, moved: u32, length: u32, completed: bool) -> Option<u32> {
+    // What is completed adds up with its checksum to the complement of what stands there before.
+    let (length, mut total) = if completed {
+        let [high, low] = frame.at::<2>(packet.transport + moved + UDP_CHECKSUM)?;
+        (packet.transport - ethernet::LENGTH as u32, !u16::from_be_bytes([high, low]) as u32)
+    } else {
+        (length, 0)
+    };
     let mut at = 0;
     while at < QUOTED {
         if at >= length {
             break;
         }
-        total += sum(&frame.at::<4>(offset + at)?);
+        total += sum(&frame.at::<4>(ethernet::LENGTH as u32 + moved + at)?);
         at += 4;
     }
     Some(total)
@@ -160,15 +191,25 @@ fn message([kind, code]: [u8; 2], below: u32) -> [u8; icmp::LENGTH] {
     [kind, code, checksum[0], checksum[1], 0, 0, 0, 0]
 }
 
-/// Sends the frame to where it came from.
+/// Sends the frame to where it came from: to the pod, or back out of the interface.
 #[inline(always)]
-fn back(frame: &Frame, endpoint: &Endpoint) -> i32 {
+fn back(frame: &Frame, endpoint: Option<&Endpoint>) -> i32 {
     let mut addresses = [0; 12];
-    addresses[..6].copy_from_slice(&endpoint.pod_mac);
-    addresses[6..].copy_from_slice(&endpoint.host_mac);
+    match endpoint {
+        Some(endpoint) => {
+            addresses[..6].copy_from_slice(&endpoint.pod_mac);
+            addresses[6..].copy_from_slice(&endpoint.host_mac);
+        }
+        None => {
+            let Some(came) = frame.at::<12>(0) else { return action::DROP };
+            addresses[..6].copy_from_slice(&came[6..]);
+            addresses[6..].copy_from_slice(&came[..6]);
+        }
+    }
     if !frame.store(0, &addresses) {
         return action::DROP;
     }
-    // SAFETY: the helper takes numbers only.
-    unsafe { bpf_redirect_peer(frame.ifindex(), 0) as i32 }
+    // SAFETY: the helpers take numbers only.
+    let action = unsafe { if endpoint.is_some() { bpf_redirect_peer(frame.ifindex(), 0) } else { bpf_redirect(frame.ifindex(), 0) } };
+    action as i32
 }

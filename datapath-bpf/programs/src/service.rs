@@ -32,6 +32,8 @@ pub struct Via<A> {
     pub way: u8,
     /// Not zero: client and backend are one pod, which as a backend sees its client under the frontend's address.
     pub hairpin: u8,
+    /// Not zero: the packet came through the node's stack, or answers what did.
+    pub stack: u8,
     /// Number of the backend, where it was chosen for this packet and is to be written down once policy lets the packet pass.
     pub chosen: u32,
     /// Number of the service's port, where its client is to stay with that backend; else zero.
@@ -39,9 +41,10 @@ pub struct Via<A> {
 }
 
 impl<A: Family> Via<A> {
-    /// The frontend of an entry whose flow the packet answers; none where it has none.
+    /// The frontend of an entry whose flow the packet answers; none where it has none. And whether it goes back through the stack.
     #[inline(always)]
     pub fn answering(&mut self, entry: &Connection) {
+        self.stack = entry.flags & flag::BY_STACK;
         if entry.frontend_port != [0; 2] {
             self.address = A::narrow(&entry.frontend);
             self.port = entry.frontend_port;
@@ -66,7 +69,7 @@ pub const TRANSLATED: i32 = -1;
 /// as it is. `known`: its flow has an entry that names a backend. [`NO_SERVICE`], [`TRANSLATED`] or the number of an outcome.
 #[inline(always)]
 pub fn translate<A: Family>(packet: &mut Packet<A>, via: &mut Via<A>, known: bool, since: u32) -> i32 {
-    if known && go_on(packet, via, since) == TRANSLATED { TRANSLATED } else { begin(packet, via, since) }
+    if known && go_on(packet, via, since) == TRANSLATED { TRANSLATED } else { begin(packet, via) }
 }
 
 /// To the backend that the flow of a packet has already.
@@ -80,10 +83,10 @@ fn go_on<A: Family>(packet: &mut Packet<A>, via: &mut Via<A>, since: u32) -> i32
 
 /// To a backend that is chosen for the flow.
 #[inline(never)]
-fn begin<A: Family>(packet: &mut Packet<A>, via: &mut Via<A>, since: u32) -> i32 {
-    match choose(packet, via, &maps::now(since)) {
-        Ok(Some(backend)) => go(packet, via, &backend),
-        Ok(None) => NO_SERVICE,
+fn begin<A: Family>(packet: &mut Packet<A>, via: &mut Via<A>) -> i32 {
+    let Some(service) = A::service(&frontend(packet)) else { return NO_SERVICE };
+    match choose(packet, via, &service, backend_flag::CHOSEN, maps::jiffies()) {
+        Ok(backend) => go(packet, via, &backend),
         Err(outcome) => outcome as i32,
     }
 }
@@ -131,11 +134,21 @@ fn known<A: Family>(packet: &Packet<A>, now: &Now) -> Option<Backend> {
     Some(backend)
 }
 
-/// Chooses the backend of a flow.
+/// The frontend that a packet goes to, if there is one.
 #[inline(always)]
-fn choose<A: Family>(packet: &Packet<A>, via: &mut Via<A>, now: &Now) -> Result<Option<Backend>, Outcome> {
-    let frontend = ServiceKey { address: packet.destination, port: packet.destination_port, protocol: packet.protocol, reserved: 0 };
-    let Some(service) = A::service(&frontend) else { return Ok(None) };
+pub fn frontend<A: Family>(packet: &Packet<A>) -> ServiceKey<A> {
+    ServiceKey { address: packet.destination, port: packet.destination_port, protocol: packet.protocol, reserved: 0 }
+}
+
+/// Chooses the backend of a flow. `chosen`: the flag of the backends that clients like this one may stay with.
+#[inline(always)]
+pub fn choose<A: Family>(
+    packet: &Packet<A>,
+    via: &mut Via<A>,
+    service: &ServiceEntry,
+    chosen: u8,
+    jiffies: u64,
+) -> Result<Backend, Outcome> {
     // A later fragment has the choice of its first.
     if matches!(packet.segment, Segment::Later) {
         return Err(Outcome::FragmentUnknown);
@@ -143,19 +156,26 @@ fn choose<A: Family>(packet: &Packet<A>, via: &mut Via<A>, now: &Now) -> Result<
     if service.table == TABLE_NONE {
         return Err(if service.flags & service_flag::DROP != 0 { Outcome::ServiceDropped } else { Outcome::ServiceRefused });
     }
-    let mut number = if service.affinity != 0 { stays_with(packet, &service, now) } else { BACKEND_NONE };
-    if number == BACKEND_NONE {
-        let (key, at) = service::place(service.table, service::slot(packet, service.bits));
-        number = maps::slot(&key, at);
-    }
-    let Some(backend) = maps::backend(number) else { return Err(Outcome::ServiceMissing) };
-    // The rows may be another service's by now: see `maps::SHARED`.
-    if backend.version != A::VERSION || backend.service != service.service {
+    let slot = service::slot(packet, service.bits);
+    let Some((number, backend)) = pick::<A>(service, chosen, packet.source.wide(), slot, jiffies) else {
         return Err(Outcome::ServiceMissing);
-    }
+    };
     via.chosen = number;
     via.stays = if service.affinity != 0 { service.service } else { 0 };
-    Ok(Some(backend))
+    Ok(backend)
+}
+
+/// The backend of a new flow to a service that has a table, with its number: that of its client, else that of its slot. None where the
+/// rows are not there, or are another service's by now: see `maps::SHARED`.
+#[inline(always)]
+pub fn pick<A: Family>(service: &ServiceEntry, chosen: u8, client: [u8; 16], slot: u32, jiffies: u64) -> Option<(u32, Backend)> {
+    let mut number = if service.affinity != 0 { stays_with(client, service, chosen, jiffies) } else { BACKEND_NONE };
+    if number == BACKEND_NONE {
+        let (key, at) = service::place(service.table, slot);
+        number = maps::slot(&key, at);
+    }
+    let backend = maps::backend(number)?;
+    (backend.version == A::VERSION && backend.service == service.service).then_some((number, backend))
 }
 
 /// Writes down the backend that was chosen for a packet, now that policy lets it pass: what is denied takes no room.
@@ -178,27 +198,15 @@ pub fn remember_choice<A: Family>(packet: &Packet<A>, via: &Via<A>, since: u32) 
 
 /// The backend that a client stays with, or [`BACKEND_NONE`].
 #[inline(always)]
-fn stays_with<A: Family>(packet: &Packet<A>, service: &ServiceEntry, now: &Now) -> u32 {
-    let Some(affinity) = maps::stays(&AffinityKey { client: packet.source.wide(), service: service.service }) else { return BACKEND_NONE };
-    if now.jiffies.saturating_sub(affinity.seen) > service.affinity as u64 * maps::config(cell::HERTZ) as u64 {
+fn stays_with(client: [u8; 16], service: &ServiceEntry, chosen: u8, jiffies: u64) -> u32 {
+    let Some(affinity) = maps::stays(&AffinityKey { client, service: service.service }) else { return BACKEND_NONE };
+    if jiffies.saturating_sub(affinity.seen) > service.affinity as u64 * maps::config(cell::HERTZ) as u64 {
         return BACKEND_NONE;
     }
     match maps::backend(affinity.backend) {
-        Some(backend) if backend.flags & backend_flag::CHOSEN != 0 => affinity.backend,
+        Some(backend) if backend.flags & chosen != 0 => affinity.backend,
         _ => BACKEND_NONE,
     }
-}
-
-/// Writes the entry of a flow by which a pod reaches itself.
-#[inline(never)]
-pub fn remember_hairpin<A: Family>(packet: &Packet<A>, via: &Via<A>, since: u32) -> i32 {
-    let now = maps::now(since);
-    let (key, source_is_high) = connection::key(packet);
-    let mut connection = connection::hairpin(packet.ending, source_is_high, &now);
-    connection.frontend = via.address.wide();
-    connection.frontend_port = via.port;
-    A::remember(&key, &connection);
-    0
 }
 
 /// Of an ICMP error that quotes what a frontend sent: the flow is that of its backend, which becomes the quote's source. Whether it
@@ -212,7 +220,7 @@ pub fn translate_quoted<A: Family>(quoted: &mut Packet<A>, via: &mut Via<A>, sin
     // The frontend answered who opened the flow to it.
     if entry.flags & flag::TO_FRONTEND == 0
         || matches!(connection::opener(entry, source_is_high), End::Source)
-        || connection::expired(quoted.protocol, entry, now.jiffies, now.hertz)
+        || connection::expired(quoted.protocol, entry, now.jiffies, now.hertz, &now.lifetimes)
     {
         return NO_SERVICE;
     }

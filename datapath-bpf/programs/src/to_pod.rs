@@ -1,4 +1,4 @@
-//! Packets that go to a pod through the node's stack. What `from_pod` redirects never comes here.
+//! Packets that go to a pod: through the node's stack, or past it from another node. What `from_pod` redirects never comes here.
 
 use palisade_datapath_core::abi::{Endpoint, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6, connection_flag as flag};
 use palisade_datapath_core::packet::connection::{self, End, Lookup};
@@ -9,6 +9,7 @@ use palisade_datapath_core::verdict::Judgement;
 
 use crate::event::{count, drop_frame, drop_packet};
 use crate::flow::{self, Pod};
+use crate::forward;
 use crate::frame::{Frame, action};
 use crate::maps::{self, Family, Scratch};
 use crate::service::{self, Via, way};
@@ -72,7 +73,8 @@ fn v4(frame: &Frame, endpoint: &Endpoint) -> i32 {
     let Some(Scratch { packet, quoted, judgement, via }) = V4::scratch() else {
         return drop_frame(frame, HOOK, Outcome::PolicyMissing);
     };
-    match flow::read_v4(frame, packet).and_then(|()| judge(frame, endpoint, packet, quoted, via, judgement)) {
+    via.stack = 1;
+    match flow::read_v4(frame, packet).and_then(|()| judge(frame, endpoint, frame.ifindex(), packet, quoted, via, judgement)) {
         Ok(()) => action::PASS,
         Err(outcome) => drop_packet(frame, HOOK, outcome, packet, judgement),
     }
@@ -83,8 +85,27 @@ fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
     let Some(Scratch { packet, quoted, judgement, via }) = V6::scratch() else {
         return drop_frame(frame, HOOK, Outcome::PolicyMissing);
     };
-    match flow::read_v6(frame, packet).and_then(|()| judge(frame, endpoint, packet, quoted, via, judgement)) {
+    via.stack = 1;
+    match flow::read_v6(frame, packet).and_then(|()| judge(frame, endpoint, frame.ifindex(), packet, quoted, via, judgement)) {
         Ok(()) => action::PASS,
+        Err(outcome) => drop_packet(frame, HOOK, outcome, packet, judgement),
+    }
+}
+
+/// Judges a packet that was read, and takes it past the stack into the pod. The stack tells the sender of one that is longer than `mtu`, as pods'
+/// interfaces are no wider.
+#[inline(never)]
+pub fn deliver<A: Family + Quoting>(frame: &Frame, local: &LocalPod, mtu: u16, scratch: &mut Scratch<A>) -> i32 {
+    let Scratch { packet, quoted, judgement, via } = scratch;
+    if !forward::may_go_on(packet) || !forward::fits(frame, packet, mtu) {
+        return action::PASS;
+    }
+    let judged = match maps::endpoint(local.ifindex) {
+        Some(endpoint) if endpoint.subject != SUBJECT_NONE => judge(frame, endpoint, local.ifindex, packet, quoted, via, judgement),
+        _ => Err(Outcome::EndpointMissing),
+    };
+    match judged.and_then(|()| forward::into_pod(frame, packet, local)) {
+        Ok(action) => action,
         Err(outcome) => drop_packet(frame, HOOK, outcome, packet, judgement),
     }
 }
@@ -93,6 +114,7 @@ fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
 fn judge<A: Family + Quoting>(
     frame: &Frame,
     endpoint: &Endpoint,
+    ifindex: u32,
     packet: &mut Packet<A>,
     quoted: &mut Packet<A>,
     via: &mut Via<A>,
@@ -114,7 +136,7 @@ fn judge<A: Family + Quoting>(
     let since = endpoint.since;
     if host {
         // The row may be another endpoint's by now, and so `since`.
-        if !maps::is_still(endpoint, frame.ifindex()) {
+        if !maps::is_still(endpoint, ifindex) {
             return Err(Outcome::EndpointMissing);
         }
         if matches!(packet.segment, Segment::Error) {
@@ -134,7 +156,7 @@ fn judge<A: Family + Quoting>(
     }
     let pod = Pod::of(endpoint, other, HOOK);
     // The pod may be gone by now, or its policy another: a subject of another row is no policy of this pod.
-    if !maps::is_still(endpoint, frame.ifindex()) {
+    if !maps::is_still(endpoint, ifindex) {
         return Err(Outcome::EndpointMissing);
     }
     if matches!(packet.segment, Segment::Error) {

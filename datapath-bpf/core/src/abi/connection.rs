@@ -71,8 +71,10 @@ pub mod connection_flag {
     pub const DENIED: u8 = 1 << 2;
     /// What the opener sends to a frontend: names the backend, and lets nothing pass.
     pub const TO_FRONTEND: u8 = 1 << 3;
-    /// The opener is the backend itself, and seen by it under the frontend's address. Nothing of it is judged.
+    /// The opener is the backend itself, and seen by it under the frontend's address. Only ClusterNetworkPolicies judge it.
     pub const HAIRPIN: u8 = 1 << 4;
+    /// The opener's packets come through the node's stack, which may have changed their addresses: answers go back through it.
+    pub const BY_STACK: u8 = 1 << 5;
 }
 
 /// What the fragments of one datagram have in common.

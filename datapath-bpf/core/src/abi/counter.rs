@@ -98,6 +98,7 @@ outcomes! {
     /// Rewriting the frame failed.
     RewriteFailed = 25 "rewrite-failed" false,
     /// To a pod: the destination is not the pod's address. From a pod: the node by the address of the pod's link, or by a loopback address.
+    /// From the overlay: neither this node nor a pod of it.
     DestinationForeign = 26 "destination-foreign" false,
     /// As `AllowedNew`, and policies in audit mode would have denied it.
     AllowedAudited = 27 "allowed-audited" true,
@@ -107,6 +108,12 @@ outcomes! {
     ServiceDropped = 29 "service-dropped" false,
     /// A service whose rows are not all there: an error of the agent, closed.
     ServiceMissing = 30 "service-missing" false,
+    /// From the overlay: the outer source is no other node, or the inner source is nobody of that node.
+    OverlayForged = 31 "overlay-forged" false,
+    /// From a pod: to the overlay's own port, at anything but a pod.
+    OverlayPort = 32 "overlay-port" false,
+    /// To the overlay: the destination belongs to no other node.
+    TunnelMissing = 33 "tunnel-missing" false,
 }
 
 impl Outcome {

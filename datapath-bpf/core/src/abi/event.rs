@@ -6,6 +6,56 @@ pub enum Hook {
     FromPod = 0,
     /// Host side of a pod's veth, packets that go to the pod.
     ToPod = 1,
+    /// An interface of the node itself, packets that come to the node.
+    FromNet = 2,
+    /// An interface of the node itself, packets that leave it.
+    ToNet = 3,
+    /// The overlay's device, packets that come from other nodes.
+    FromOverlay = 4,
+    /// The overlay's device, packets that go to other nodes.
+    ToOverlay = 5,
+}
+
+impl Hook {
+    /// Every hook, in the order of their numbers.
+    pub const ALL: [Self; 6] = [Self::FromPod, Self::ToPod, Self::FromNet, Self::ToNet, Self::FromOverlay, Self::ToOverlay];
+
+    /// The name of its program in the object and among the pins.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::FromPod => "from_pod",
+            Self::ToPod => "to_pod",
+            Self::FromNet => "from_net",
+            Self::ToNet => "to_net",
+            Self::FromOverlay => "from_overlay",
+            Self::ToOverlay => "to_overlay",
+        }
+    }
+
+    /// The name that events and the CLI show.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FromPod => "from-pod",
+            Self::ToPod => "to-pod",
+            Self::FromNet => "from-net",
+            Self::ToNet => "to-net",
+            Self::FromOverlay => "from-overlay",
+            Self::ToOverlay => "to-overlay",
+        }
+    }
+
+    /// The hook of a byte in an event.
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::FromPod),
+            1 => Some(Self::ToPod),
+            2 => Some(Self::FromNet),
+            3 => Some(Self::ToNet),
+            4 => Some(Self::FromOverlay),
+            5 => Some(Self::ToOverlay),
+            _ => None,
+        }
+    }
 }
 
 /// One verdict, as the ring buffer carries it.
@@ -23,7 +73,7 @@ pub struct DatapathEvent {
     pub source: [u8; 16],
     /// Destination address of the packet.
     pub destination: [u8; 16],
-    /// Index of the pod's host-side interface.
+    /// Index of the interface that the program ran at: of a pod, the host's end.
     pub ifindex: u32,
     /// Length of the packet in bytes.
     pub length: u32,

@@ -8,15 +8,21 @@ mod connection;
 mod counter;
 mod endpoint;
 mod event;
+mod outside;
 mod policy;
 mod service;
+mod socket;
+mod tunnel;
 
 pub use connection::{Connection, ConnectionKey, FragmentKey, FragmentPorts, connection_flag, connection_mark};
 pub use counter::{Counter, Outcome};
 pub use endpoint::{Endpoint, LocalPod};
 pub use event::{DatapathEvent, EventBudget, EventKey, Hook};
+pub use outside::{Outside, OutsideKey, outside_leg};
 pub use policy::{Direction, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict};
 pub use service::{Affinity, AffinityKey, Backend, ChunkKey, ServiceEntry, ServiceKey, backend_flag, service_flag};
+pub use socket::{SocketEntry, SocketKey, socket_end};
+pub use tunnel::{NODE_SELF, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Tunnel, tunnel_way};
 
 /// Version of every layout in this module; part of the name of the pin directory.
 pub const ABI_VERSION: u32 = 1;
@@ -33,6 +39,8 @@ pub trait Address: Copy + Eq + Ord {
     fn above(&self, other: &Self) -> bool;
     /// Whether the address is one of the node itself that nobody beyond it may use (127.0.0.0/8, ::1).
     fn is_loopback(&self) -> bool;
+    /// Whether the address can be that of one host, so that an answer may go there: neither a group's, nor a loopback one, nor none.
+    fn is_one_host(&self) -> bool;
     /// A number of 32 bits to which every bit of the address contributes.
     fn folded(&self) -> u32;
 }
@@ -58,6 +66,11 @@ impl Address for V4 {
     }
 
     #[inline(always)]
+    fn is_one_host(&self) -> bool {
+        !matches!(self[0], 0 | 127 | 224..)
+    }
+
+    #[inline(always)]
     fn folded(&self) -> u32 {
         u32::from_be_bytes(*self)
     }
@@ -76,6 +89,11 @@ impl Address for V6 {
     #[inline(always)]
     fn is_loopback(&self) -> bool {
         u128::from_be_bytes(*self) == 1
+    }
+
+    #[inline(always)]
+    fn is_one_host(&self) -> bool {
+        self[0] != 0xff && u128::from_be_bytes(*self) > 1
     }
 
     #[inline(always)]
@@ -105,6 +123,10 @@ pub const BACKEND_NONE: u32 = 0;
 pub const CHUNK_BITS: u8 = 6;
 /// Slots of a part of a table of backends.
 pub const CHUNK: usize = 1 << CHUNK_BITS;
+
+/// The bit of a packet's mark (`skb->mark`) that says: it leaves under this node's own address, whoever sent it, so that its answers
+/// come back through here. Set by `from_net`, read by our nftables table; other bits are left alone.
+pub const MARK_MASQUERADE: u32 = 1 << 22;
 
 /// The names of the maps, at most 15 characters each, as the kernel shows them.
 pub mod map {
@@ -144,6 +166,20 @@ pub mod map {
     pub const BACKENDS: &str = "BACKENDS";
     /// [`AffinityKey`](super::AffinityKey) to [`Affinity`](super::Affinity).
     pub const AFFINITY: &str = "AFFINITY";
+    /// [`OutsideKey`](super::OutsideKey) to [`Outside`](super::Outside), IPv4.
+    pub const OUTSIDE_V4: &str = "OUTSIDE_V4";
+    /// [`OutsideKey`](super::OutsideKey) to [`Outside`](super::Outside), IPv6.
+    pub const OUTSIDE_V6: &str = "OUTSIDE_V6";
+    /// IPv4 prefix of the pods of another node to [`Tunnel`](super::Tunnel).
+    pub const TUNNELS_V4: &str = "TUNNELS_V4";
+    /// IPv6 prefix of the pods of another node to [`Tunnel`](super::Tunnel).
+    pub const TUNNELS_V6: &str = "TUNNELS_V6";
+    /// IPv4 address of a node to the node's number (`u32`); this one's is [`NODE_SELF`](super::NODE_SELF).
+    pub const NODES_V4: &str = "NODES_V4";
+    /// IPv6 address of a node to the node's number (`u32`); this one's is [`NODE_SELF`](super::NODE_SELF).
+    pub const NODES_V6: &str = "NODES_V6";
+    /// [`SocketKey`](super::SocketKey) to [`SocketEntry`](super::SocketEntry).
+    pub const SOCKETS: &str = "SOCKETS";
     /// One `u32` per [`cell`](super::cell).
     pub const CONFIG: &str = "CONFIG";
     /// [`Outcome`](super::Outcome) to [`Counter`](super::Counter), per CPU.
@@ -171,6 +207,19 @@ pub mod cell {
     pub const HERTZ: u32 = 2;
     /// The highest number that was given to a service's port, a table of backends or a backend, or a higher one.
     pub const SERVICE_NUMBER: u32 = 3;
+    /// UDP port of the overlay in host byte order; zero while there is none.
+    pub const OVERLAY_PORT: u32 = 4;
+    /// VXLAN network identifier of the overlay.
+    pub const OVERLAY_NETWORK: u32 = 5;
+    /// The lower half of the cookie of the node's network namespace, whose sockets are served; both halves are zero while none are.
+    pub const NETNS_LOW: u32 = 6;
+    /// Its upper half.
+    pub const NETNS_HIGH: u32 = 7;
+    /// Not zero: a client outside the cluster has reached a frontend since the node booted, so that what leaves the node may be an
+    /// answer to one. Written by `from_net`.
+    pub const OUTSIDE: u32 = 8;
+    /// Index of the overlay's device, by which pods' packets go past the stack; zero while they do not.
+    pub const OVERLAY_DEVICE: u32 = 9;
     /// Number of cells.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 10;
 }

@@ -6,6 +6,34 @@ pub enum Direction {
     Ingress = 0,
     /// Away from the subject.
     Egress = 1,
+    /// Towards the subject, which opened the flow itself and reaches itself through a service.
+    SelfIngress = 2,
+    /// The other side of the same flow.
+    SelfEgress = 3,
+}
+
+impl Direction {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ingress, Self::Egress, Self::SelfIngress, Self::SelfEgress];
+
+    /// The direction that a byte of a map stands for; `None` for a byte that no compiler of this ABI writes.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|direction| *direction as u8 == byte)
+    }
+
+    /// Whether the subject is both ends of the flow.
+    #[inline(always)]
+    pub const fn is_self(self) -> bool {
+        matches!(self, Self::SelfIngress | Self::SelfEgress)
+    }
+
+    /// [`Ingress`](Self::Ingress) or [`Egress`](Self::Egress): in which of a policy's lists the rules stand.
+    pub const fn way(self) -> Self {
+        match self {
+            Self::Ingress | Self::SelfIngress => Self::Ingress,
+            Self::Egress | Self::SelfEgress => Self::Egress,
+        }
+    }
 }
 
 /// What a row of `POLICY` or `PORTS` says.
@@ -53,6 +81,11 @@ impl PolicyKey {
     #[inline(always)]
     pub const fn new(subject: u32, direction: Direction, peer: u32) -> Self {
         Self { subject, peer, direction: direction as u8, reserved: [0; 3] }
+    }
+
+    /// Whether the subject is asked about itself.
+    pub fn is_self(&self) -> bool {
+        Direction::from_byte(self.direction).is_some_and(Direction::is_self)
     }
 }
 

@@ -13,9 +13,9 @@ pub struct ServiceKey<A> {
     pub reserved: u8,
 }
 
-/// What stands behind a frontend, for clients of the cluster.
+/// What stands behind a frontend.
 ///
-/// Changing `table` is the one map write by which a change of a service's backends becomes effective.
+/// Changing `table` (and `outside_table` with it) is the one map write by which a change of a service's backends becomes effective.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
@@ -27,18 +27,26 @@ pub struct ServiceEntry {
     pub table: u32,
     /// Seconds for which a client stays with its backend; 0 where it need not.
     pub affinity: u32,
+    /// As `table`, for clients outside the cluster, where the frontend is open to them ([`OUTSIDE`](service_flag::OUTSIDE)).
+    pub outside_table: u32,
     /// The table has two to the power of `bits` slots, at least [`CHUNK_BITS`](super::CHUNK_BITS).
     pub bits: u8,
     /// Bits of [`service_flag`].
     pub flags: u8,
+    /// As `bits`, of `outside_table`.
+    pub outside_bits: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
 
 /// Bits of [`ServiceEntry::flags`].
 pub mod service_flag {
     /// There are backends, but not for who asks here: what finds no table is dropped without an answer.
     pub const DROP: u8 = 1 << 0;
+    /// Clients outside the cluster are served too: node ports, external addresses and host ports, not cluster IPs.
+    pub const OUTSIDE: u8 = 1 << 1;
+    /// As [`DROP`], for clients outside the cluster.
+    pub const OUTSIDE_DROP: u8 = 1 << 2;
 }
 
 /// A part of a table of backends: [`CHUNK`](super::CHUNK) slots, each the number of a backend.
@@ -76,6 +84,8 @@ pub mod backend_flag {
     pub const CHOSEN: u8 = 1 << 0;
     /// It answers, though new flows may go elsewhere. Flows of datagrams leave a backend that does not; connections never leave one.
     pub const SERVING: u8 = 1 << 1;
+    /// As [`CHOSEN`], of the table for clients outside the cluster.
+    pub const CHOSEN_OUTSIDE: u8 = 1 << 2;
 }
 
 /// Who stays with a backend.
@@ -104,7 +114,7 @@ pub struct Affinity {
 
 const _: () = assert!(size_of::<ServiceKey<super::V4>>() == 8);
 const _: () = assert!(size_of::<ServiceKey<super::V6>>() == 20);
-const _: () = assert!(size_of::<ServiceEntry>() == 16 && align_of::<ServiceEntry>() == 4);
+const _: () = assert!(size_of::<ServiceEntry>() == 20 && align_of::<ServiceEntry>() == 4);
 const _: () = assert!(size_of::<ChunkKey>() == 8);
 const _: () = assert!(size_of::<Backend>() == 24 && align_of::<Backend>() == 4);
 const _: () = assert!(size_of::<AffinityKey>() == 20);

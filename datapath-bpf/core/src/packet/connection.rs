@@ -6,22 +6,51 @@ use crate::abi::{
 };
 use crate::verdict::{Flow, Verdict};
 
-/// Seconds after which an entry no longer speaks for its flow.
-pub mod lifetime {
-    /// TCP and SCTP, once both ends were heard.
-    pub const ESTABLISHED: u64 = 6 * 60 * 60;
+/// Seconds for which a datagram's later fragments find its first: what IPv6 grants a datagram to be put together.
+pub const FRAGMENT_LIFETIME: u64 = 60;
+
+/// Seconds after which an entry no longer speaks for its flow, by what was seen of the flow. The loader writes them into the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// TCP and SCTP, once both ends were heard, until both have finished.
+    pub established: u32,
     /// TCP and SCTP, before the other end was heard.
-    pub const HALF_OPEN: u64 = 60;
+    pub half_open: u32,
     /// TCP and SCTP, after a reset or after both ends have finished.
-    pub const CLOSED: u64 = 10;
+    pub closed: u32,
     /// UDP, once both ends were heard.
-    pub const DATAGRAM_REPLIED: u64 = 180;
+    pub datagram_answered: u32,
     /// UDP, before the other end was heard.
-    pub const DATAGRAM: u64 = 30;
+    pub datagram: u32,
     /// ICMP echo.
-    pub const ECHO: u64 = 30;
-    /// The record that later fragments look up: what IPv6 grants a datagram to be put together.
-    pub const FRAGMENTS: u64 = 60;
+    pub echo: u32,
+}
+
+impl Lifetimes {
+    /// Those of a node that is told none.
+    pub const DEFAULT: Self = Self {
+        // Beyond two hours, when Linux begins to ask whether an idle peer is still there (RFC 5382 asks for as much of a NAT).
+        established: 6 * 60 * 60,
+        half_open: 60,
+        closed: 10,
+        // As Linux's connection tracking has them by default.
+        datagram_answered: 180,
+        datagram: 30,
+        echo: 30,
+    };
+    /// How many there are.
+    pub const COUNT: usize = 6;
+
+    /// As the programs hold them.
+    #[inline(always)]
+    pub const fn from_array([established, half_open, closed, datagram_answered, datagram, echo]: [u32; Self::COUNT]) -> Self {
+        Self { established, half_open, closed, datagram_answered, datagram, echo }
+    }
+
+    /// The inverse of [`from_array`](Self::from_array).
+    pub const fn to_array(self) -> [u32; Self::COUNT] {
+        [self.established, self.half_open, self.closed, self.datagram_answered, self.datagram, self.echo]
+    }
 }
 
 /// The kernel's clock and the policy epoch, as a packet finds them.
@@ -35,6 +64,8 @@ pub struct Now {
     pub epoch: u32,
     /// The epoch since which both ends of the packet have been who they are. An older entry is of another pod.
     pub since: u32,
+    /// How long flows may be silent.
+    pub lifetimes: Lifetimes,
 }
 
 /// The later one of two epochs.
@@ -97,41 +128,43 @@ pub fn source_is_high<A: Address>(packet: &Packet<A>) -> bool {
         || (packet.source == packet.destination && u16::from_be_bytes(packet.source_port) > u16::from_be_bytes(packet.destination_port))
 }
 
+/// Whether both ends of a connection have finished, or one has reset it.
+#[inline(always)]
+pub(crate) const fn closed(marks: u8) -> bool {
+    const FINISHED: u8 = mark::FIN_OPENER | mark::FIN_OTHER;
+    marks & mark::RESET != 0 || marks & FINISHED == FINISHED
+}
+
 /// Seconds that an entry lives after its last packet.
 #[inline(always)]
-pub const fn lifetime_of(protocol: u8, marks: u8) -> u64 {
+pub const fn lifetime_of(protocol: u8, marks: u8, lifetimes: &Lifetimes) -> u32 {
+    let answered = marks & mark::REPLIED != 0;
     match protocol {
-        protocol::TCP | protocol::SCTP => {
-            let finished = mark::FIN_OPENER | mark::FIN_OTHER;
-            if marks & mark::RESET != 0 || marks & finished == finished {
-                lifetime::CLOSED
-            } else if marks & mark::REPLIED != 0 {
-                lifetime::ESTABLISHED
-            } else {
-                lifetime::HALF_OPEN
-            }
-        }
-        protocol::UDP => {
-            if marks & mark::REPLIED != 0 {
-                lifetime::DATAGRAM_REPLIED
-            } else {
-                lifetime::DATAGRAM
-            }
-        }
-        _ => lifetime::ECHO,
+        protocol::TCP | protocol::SCTP if closed(marks) => lifetimes.closed,
+        protocol::TCP | protocol::SCTP if answered => lifetimes.established,
+        protocol::TCP | protocol::SCTP => lifetimes.half_open,
+        protocol::UDP if answered => lifetimes.datagram_answered,
+        protocol::UDP => lifetimes.datagram,
+        _ => lifetimes.echo,
     }
 }
 
 /// Whether an entry is too old to speak for its flow.
 #[inline(always)]
-pub const fn expired(protocol: u8, entry: &Connection, jiffies: u64, hertz: u32) -> bool {
+pub const fn expired(protocol: u8, entry: &Connection, jiffies: u64, hertz: u32, lifetimes: &Lifetimes) -> bool {
+    silent(protocol, entry.marks, entry.seen, jiffies, hertz, lifetimes)
+}
+
+/// Whether a flow with these marks has been silent for longer than it lives.
+#[inline(always)]
+pub const fn silent(protocol: u8, marks: u8, seen: u64, jiffies: u64, hertz: u32, lifetimes: &Lifetimes) -> bool {
     // Another CPU may have seen a later jiffy than this one.
-    jiffies.saturating_sub(entry.seen) > lifetime_of(protocol, entry.marks) * hertz as u64
+    jiffies.saturating_sub(seen) > lifetime_of(protocol, marks, lifetimes) as u64 * hertz as u64
 }
 
 /// Whether the protocol marks the packet that opens a flow, so that no other packet can be taken for one.
 #[inline(always)]
-const fn marks_opening(protocol: u8) -> bool {
+pub(crate) const fn marks_opening(protocol: u8) -> bool {
     matches!(protocol, protocol::TCP | protocol::SCTP)
 }
 
@@ -149,7 +182,7 @@ pub fn look_up(entry: Option<&Connection>, protocol: u8, segment: Segment, sourc
         && !before(entry.epoch, now.since)
     {
         let opener = opener(entry, source_is_high);
-        let old = expired(protocol, entry, now.jiffies, now.hertz);
+        let old = expired(protocol, entry, now.jiffies, now.hertz, &now.lifetimes);
         // Where openings are marked, even an old entry still knows who opened the flow.
         let speaks = !old || marks_opening(protocol);
         // A packet that claims to come from the frontend itself is nobody's reply.
@@ -158,8 +191,8 @@ pub fn look_up(entry: Option<&Connection>, protocol: u8, segment: Segment, sourc
         }
         if speaks && entry.flags & flag::TO_FRONTEND == 0 {
             let valid = !old && entry.epoch == now.epoch && entry.flags & flag::DENIED == 0;
-            // No policy is asked about what the node itself opened, nor of a pod that reaches itself.
-            return if valid || entry.flags & (flag::FROM_HOST | flag::HAIRPIN) != 0 {
+            // No policy is asked about what the node itself opened.
+            return if valid || entry.flags & flag::FROM_HOST != 0 {
                 Lookup::Pass { from_opener: matches!(opener, End::Source) }
             } else {
                 Lookup::Again(opener)
@@ -224,15 +257,15 @@ pub fn judged(
 ) -> Connection {
     let from_opener = matches!(opener, End::Source);
     let opened_by_high = if source_is_high == from_opener { flag::OPENED_BY_HIGH } else { 0 };
-    let (marks, from_host, frontend, frontend_port) = match before {
-        Some(before) => (before.marks, before.flags & flag::FROM_HOST, before.frontend, before.frontend_port),
+    let (marks, kept, frontend, frontend_port) = match before {
+        Some(before) => (before.marks, before.flags & (flag::FROM_HOST | flag::BY_STACK), before.frontend, before.frontend_port),
         None => (0, 0, [0; 16], [0; 2]),
     };
     Connection {
         seen: now.jiffies,
         epoch: now.epoch,
         marks: advance(marks, segment_ending, from_opener),
-        flags: from_host | opened_by_high,
+        flags: kept | opened_by_high,
         frontend_port,
         egress_reason: verdict.egress.reason,
         ingress_reason: verdict.ingress.reason,
@@ -261,14 +294,6 @@ pub const fn advance_to_frontend(marks: u8, segment_ending: u8) -> u8 {
         (false, true) => mark::FIN_OPENER,
         (false, false) => marks,
     }
-}
-
-/// The entry of a flow by which a pod reaches itself under a frontend's address.
-#[inline(always)]
-pub fn hairpin(segment_ending: u8, source_is_high: bool, now: &Now) -> Connection {
-    let mut connection = judged(None, segment_ending, source_is_high, End::Source, &Verdict::NOT_JUDGED, now);
-    connection.flags |= flag::HAIRPIN;
-    connection
 }
 
 /// The entry that a packet of the node's own processes makes, or `None`.

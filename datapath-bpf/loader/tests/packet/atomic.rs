@@ -128,18 +128,21 @@ fn no_packet_sees_a_mixture_of_the_old_policy_and_the_new_one() {
                 sched_setaffinity(Pid::from_raw(0), &every).unwrap();
                 let mut sender = Sender { program: SchedClassifier::from_pin(&path).unwrap(), world: b, family, port: 1024 };
                 let mut watched = 0_u64;
+                let mut opened = [0_u64; 2];
                 while !ended.load(Ordering::SeqCst) {
                     let change = begun.load(Ordering::SeqCst);
                     // Whom the change lets in, and then whom it shuts out.
                     let (entering, leaving) = if change % 2 == 1 { (C, A) } else { (A, C) };
                     let (entered, stayed) = (sender.passes(entering), sender.passes(leaving));
                     assert!(sender.passes(B), "change {change}: B is allowed by both");
+                    let open = if change % 2 == 1 { [stayed, entered] } else { [entered, stayed] };
+                    opened.iter_mut().zip(open).for_each(|(times, open)| *times += u64::from(open));
                     if begun.load(Ordering::SeqCst) == change {
                         assert!(!(entered && stayed), "change {change}: a peer of each policy at once");
                         watched += 1;
                     }
                 }
-                watched
+                (watched, opened)
             });
             for change in 1..=CHANGES {
                 begun.store(change, Ordering::SeqCst);
@@ -151,11 +154,12 @@ fn no_packet_sees_a_mixture_of_the_old_policy_and_the_new_one() {
             ended.store(true, Ordering::SeqCst);
             watcher.join()
         });
-        let watched = match watched {
+        let (watched, [a, c]) = match watched {
             Ok(watched) => watched,
             Err(panic) => std::panic::resume_unwind(panic),
         };
         println!("{CHANGES} changes, {watched} times watched");
         assert!(watched >= CHANGES / 10, "too little was seen: {watched}");
+        assert!(a > 0 && c > 0, "A was let in {a} times, C {c} times: one of the policies was never in force");
     });
 }

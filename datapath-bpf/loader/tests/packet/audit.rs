@@ -4,8 +4,9 @@ use palisade_datapath_core::abi::{DatapathEvent, Direction, Endpoint, IDENTITY_A
 use palisade_datapath_core::verdict::Decision;
 use palisade_test_support::packet::tcp_flag::{ACK, SYN};
 
+use crate::seen::decisions;
 use crate::stage;
-use crate::world::{Family, IDENTITY_A, Pod, REDIRECT, World, decisions, each_family};
+use crate::world::{Family, IDENTITY_A, Pod, REDIRECT, World, each_family};
 
 /// Number of what the audited policies would make of pod B.
 const AUDIT: u32 = 7;

@@ -12,7 +12,7 @@ const TIMES: u32 = 10;
 
 /// Sends packets of a pod without looking at each; how many of them passed.
 fn send_all(world: &mut World, pod: Pod, packets: impl Iterator<Item = Vec<u8>>) -> u32 {
-    let context = PacketContext { ifindex: pod.ifindex, ingress_ifindex: pod.ifindex, repeat: 1 };
+    let context = PacketContext { ifindex: pod.ifindex, ingress_ifindex: pod.ifindex, mark: 0, repeat: 1 };
     let passed = |packet: Vec<u8>| world.datapath.test_run(Hook::FromPod, &packet, &context).unwrap().action != crate::world::DROP;
     packets.map(passed).map(u32::from).sum()
 }
@@ -45,6 +45,41 @@ fn a_flood_of_new_flows_changes_no_policy_and_opens_nothing() {
         assert!(matches!(seen.outcome, Outcome::AllowedNew | Outcome::AllowedEstablished), "{seen:?}");
         world.a_sends(there.tcp(80, 40000, ACK)).redirected_to(world.b, Outcome::AllowedReply);
         world.a_sends(there.tcp(40000, 81, SYN)).dropped(Outcome::IngressDefaultDenied);
+    });
+}
+
+#[test]
+fn in_a_full_table_the_newest_flows_win_and_who_lost_is_judged_afresh() {
+    each_family(|world, family| {
+        world.isolate(world.b, Direction::Egress, 42);
+        let (there, back) = (world.a_to_b(family), world.b_to_a(family));
+        let flows = TIMES * sizes().connections;
+        assert_eq!(send_all(world, world.a, ports().map(|(from, to)| there.udp(from, to))), flows);
+        let newest: Vec<_> = ports().skip(flows as usize - 64).collect();
+        for (from, to) in newest {
+            world.b_sends(back.udp(to, from)).redirected_to(world.a, Outcome::AllowedReply);
+        }
+        // Of the oldest nobody knows any more that A opened them: B, who may open none, gets nothing through.
+        for (from, to) in ports().take(64) {
+            world.b_sends(back.udp(to, from)).dropped_silently(Outcome::EgressDefaultDenied);
+        }
+        let (from, to) = ports().next().unwrap();
+        world.a_sends(there.udp(from, to)).redirected_to(world.b, Outcome::AllowedNew);
+        world.b_sends(back.udp(to, from)).redirected_to(world.a, Outcome::AllowedReply);
+    });
+}
+
+#[test]
+fn a_flow_that_goes_on_keeps_its_entry_in_a_table_that_others_overflow() {
+    each_family(|world, family| {
+        world.isolate(world.b, Direction::Egress, 42);
+        let (there, back) = (world.a_to_b(family), world.b_to_a(family));
+        world.a_sends(there.tcp(40000, 80, SYN)).redirected_to(world.b, Outcome::AllowedNew);
+        let flood: Vec<_> = ports().map(|(from, to)| there.udp(from, to)).collect();
+        for some in flood.chunks(32) {
+            assert_eq!(send_all(world, world.a, some.iter().cloned()), some.len() as u32);
+            world.b_sends(back.tcp(80, 40000, ACK)).redirected_to(world.a, Outcome::AllowedReply);
+        }
     });
 }
 

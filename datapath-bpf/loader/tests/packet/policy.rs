@@ -4,7 +4,8 @@ use palisade_datapath_core::abi::{Direction, Hook, IDENTITY_ANY, Outcome, Policy
 use palisade_datapath_core::verdict::Decision;
 use palisade_test_support::packet::{Way, protocol, sctp_chunk, tcp_flag};
 
-use crate::world::{Family, IDENTITY_A, IDENTITY_B, IDENTITY_OUTSIDE, decisions, each_family, outside, wide};
+use crate::seen::decisions;
+use crate::world::{Family, IDENTITY_A, IDENTITY_B, IDENTITY_OUTSIDE, each_family, outside, wide};
 
 /// The first packet of a flow, for each protocol that policy can judge.
 fn openings(way: Way) -> [(&'static str, Vec<u8>); 4] {

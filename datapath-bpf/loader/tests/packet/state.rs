@@ -4,7 +4,8 @@ use palisade_datapath_core::abi::{Direction, IDENTITY_ANY, Outcome, RowVerdict, 
 use palisade_datapath_core::verdict::Decision;
 use palisade_test_support::packet::{sctp_chunk, tcp_flag::*};
 
-use crate::world::{Family, IDENTITY_A, World, decisions, each_family, outside};
+use crate::seen::decisions;
+use crate::world::{Family, IDENTITY_A, World, each_family, outside};
 
 /// Opens a TCP flow from A to B, both ends heard.
 fn connect(world: &mut World, family: Family) {
@@ -126,13 +127,94 @@ fn fin_of_both_ends_and_rst_close_a_flow() {
     });
 }
 
+/// What may end a flow before its ports are used again: a packet of A, or of B, each.
+const ENDS: [&[(bool, u8)]; 5] =
+    [&[(true, FIN | ACK)], &[(false, FIN | ACK)], &[(true, FIN | ACK), (false, FIN | ACK)], &[(true, RST)], &[(false, RST | ACK)]];
+
+fn end(world: &mut World, family: Family, packets: &[(bool, u8)]) {
+    for (of_a, flags) in packets {
+        match of_a {
+            true => world.a_sends(world.a_to_b(family).tcp(40000, 80, *flags)).redirected_to(world.b, Outcome::AllowedEstablished),
+            false => world.b_sends(world.b_to_a(family).tcp(80, 40000, *flags)).redirected_to(world.a, Outcome::AllowedReply),
+        }
+    }
+}
+
 #[test]
-fn a_new_opening_on_the_ports_of_a_closed_flow_starts_afresh() {
+fn a_new_opening_on_the_ports_of_a_closed_or_closing_flow_starts_afresh() {
     each_family(|world, family| {
-        connect(world, family);
-        world.b_sends(world.b_to_a(family).tcp(80, 40000, RST | ACK)).redirected_to(world.a, Outcome::AllowedReply);
-        world.a_sends(world.a_to_b(family).tcp(40000, 80, SYN)).redirected_to(world.b, Outcome::AllowedNew);
-        assert_eq!(marks(world, family), 0);
+        world.isolate(world.b, Direction::Egress, 42);
+        for packets in ENDS {
+            connect(world, family);
+            end(world, family, packets);
+            world.a_sends(world.a_to_b(family).tcp(40000, 80, SYN)).redirected_to(world.b, Outcome::AllowedNew);
+            assert_eq!(marks(world, family), 0, "after {packets:?}");
+            world.b_sends(world.b_to_a(family).tcp(80, 40000, SYN | ACK)).redirected_to(world.a, Outcome::AllowedReply);
+            world.let_pass(family, 3600);
+            world.b_sends(world.b_to_a(family).tcp(80, 40000, ACK)).redirected_to(world.a, Outcome::AllowedReply);
+        }
+    });
+}
+
+#[test]
+fn a_new_opening_on_the_ports_of_a_closed_or_closing_flow_is_judged_as_any_other() {
+    each_family(|world, family| {
+        for packets in ENDS {
+            world.open(world.b, Direction::Ingress);
+            connect(world, family);
+            end(world, family, packets);
+            let before = marks(world, family);
+            // Without a new epoch: what is left of the flow goes on.
+            world.isolate(world.b, Direction::Ingress, 43);
+            world.a_sends(world.a_to_b(family).tcp(40000, 80, SYN)).dropped_silently(Outcome::IngressDefaultDenied);
+            assert_eq!(marks(world, family), before, "after {packets:?}");
+            world.a_sends(world.a_to_b(family).tcp(40000, 80, ACK)).redirected_to(world.b, Outcome::AllowedEstablished);
+        }
+    });
+}
+
+#[test]
+fn the_ports_of_a_closed_or_closing_flow_may_be_used_by_the_other_end_which_opens_then() {
+    each_family(|world, family| {
+        for packets in ENDS {
+            world.open(world.a, Direction::Egress);
+            connect(world, family);
+            end(world, family, packets);
+            world.b_sends(world.b_to_a(family).tcp(80, 40000, SYN)).redirected_to(world.a, Outcome::AllowedNew);
+            // A's packets are answers now: its own egress is not asked about them.
+            world.isolate(world.a, Direction::Egress, 44);
+            world.a_sends(world.a_to_b(family).tcp(40000, 80, SYN | ACK)).redirected_to(world.b, Outcome::AllowedReply);
+            world.b_sends(world.b_to_a(family).tcp(80, 40000, ACK)).redirected_to(world.a, Outcome::AllowedEstablished);
+        }
+    });
+}
+
+#[test]
+fn a_simultaneous_open_is_one_flow_that_either_end_may_have_opened() {
+    each_family(|world, family| {
+        let (there, back) = (world.a_to_b(family), world.b_to_a(family));
+        world.a_sends(there.tcp(40000, 80, SYN)).redirected_to(world.b, Outcome::AllowedNew);
+        world.b_sends(back.tcp(80, 40000, SYN)).redirected_to(world.a, Outcome::AllowedNew);
+        world.a_sends(there.tcp(40000, 80, SYN | ACK)).redirected_to(world.b, Outcome::AllowedReply);
+        world.b_sends(back.tcp(80, 40000, SYN | ACK)).redirected_to(world.a, Outcome::AllowedEstablished);
+        assert_eq!(marks(world, family), mark::REPLIED);
+        world.let_pass(family, 3600);
+        world.b_sends(back.tcp(80, 40000, ACK)).redirected_to(world.a, Outcome::AllowedEstablished);
+        world.a_sends(there.tcp(40000, 80, ACK)).redirected_to(world.b, Outcome::AllowedReply);
+    });
+}
+
+#[test]
+fn a_simultaneous_open_by_an_end_that_may_not_open_leaves_the_flow_to_the_other() {
+    each_family(|world, family| {
+        world.isolate(world.b, Direction::Egress, 42);
+        let (there, back) = (world.a_to_b(family), world.b_to_a(family));
+        world.a_sends(there.tcp(40000, 80, SYN)).redirected_to(world.b, Outcome::AllowedNew);
+        world.b_sends(back.tcp(80, 40000, SYN)).dropped(Outcome::EgressDefaultDenied);
+        // A's SYN has reached B all the same, and B answers it.
+        world.b_sends(back.tcp(80, 40000, SYN | ACK)).redirected_to(world.a, Outcome::AllowedReply);
+        world.a_sends(there.tcp(40000, 80, ACK)).redirected_to(world.b, Outcome::AllowedEstablished);
+        assert_eq!(marks(world, family), mark::REPLIED);
     });
 }
 

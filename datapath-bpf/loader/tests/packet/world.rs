@@ -15,11 +15,13 @@ use palisade_datapath_core::abi::{
     Connection, DatapathEvent, Direction, Endpoint, Hook, IDENTITY_ANY, LocalPod, Outcome, PORTS_NONE, PolicyEntry, PolicyKey, PortEntry,
     PortKey, RowVerdict, SUBJECT_NONE, map,
 };
-use palisade_datapath_core::verdict::Decision;
-use palisade_loader::{Datapath, EventRing, PacketContext, Sizes};
-use palisade_test_support::packet::{Mac, Way, checksum};
+use palisade_loader::{Datapath, EventRing, Lifetimes, PacketContext, Sizes};
+pub use palisade_test_support::packet::wide;
+use palisade_test_support::packet::{Mac, Way};
 use palisade_test_support::requires_root;
 
+use crate::rows::{age, connection, empty, remove};
+use crate::seen::{Crossed, Seen};
 use crate::stage;
 
 pub const PASS: i32 = -1;
@@ -106,23 +108,17 @@ pub fn node(family: Family) -> IpAddr {
 
 /// The index of an interface that a packet from the network came in by.
 pub const UPLINK: u32 = 77;
+/// The hardware address of the router on the node's link.
+const ROUTER: Mac = [2, 0, 0, 0, 3, 1];
 
 pub struct World {
     pub datapath: Datapath,
     pub a: Pod,
     pub b: Pod,
+    /// Index and hardware address of an interface by which the node is reached.
+    uplink: (u32, Mac),
     events: EventRing,
-}
-
-/// What became of a packet.
-#[derive(Debug)]
-#[must_use = "say what should have become of the packet"]
-pub struct Seen {
-    sent: Vec<u8>,
-    pub action: i32,
-    pub packet: Vec<u8>,
-    pub outcome: Outcome,
-    pub event: Option<DatapathEvent>,
+    lifetimes: Lifetimes,
 }
 
 type Job = Box<dyn FnOnce(&mut World) + Send>;
@@ -164,12 +160,16 @@ fn live(queue: mpsc::Receiver<Job>) {
     cpus.set(sched_getcpu().unwrap()).unwrap();
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
     stage::run("ip link add palt0 type veth peer name palt1");
-    let sizes = Sizes { policy: 4096, ports: 16_384, addresses: 256, prefixes: 256, endpoints: 64, ..stage::sizes() };
-    let mut world = World::new(stage::open_with(Path::new(directory).join("palisade").as_path(), &sizes));
+    stage::run("ip link add palu0 type veth peer name palu1");
+    let mut world = World::new(stage::open_with(Path::new(directory).join("palisade").as_path(), &sizes()));
     for job in queue {
         world.reset();
         job(&mut world);
     }
+}
+
+fn sizes() -> Sizes {
+    Sizes { policy: 4096, ports: 16_384, addresses: 256, prefixes: 256, endpoints: 64, ..stage::sizes() }
 }
 
 impl World {
@@ -185,11 +185,14 @@ impl World {
         };
         let (a, b) = (pod("palt0", 1, 1), pod("palt1", 2, 2));
         let events = datapath.events().unwrap();
-        Self { datapath, a, b, events }
+        Self { datapath, a, b, uplink: (index("palu0"), stage::mac("palu0")), events, lifetimes: Lifetimes::DEFAULT }
     }
 
     /// Takes every row away and writes those of two pods that no policy isolates.
     fn reset(&mut self) {
+        if self.lifetimes != Lifetimes::DEFAULT {
+            self.upgrade(Lifetimes::DEFAULT);
+        }
         self.clear();
         let datapath = &mut self.datapath;
         for (pod, identity) in [(&self.a, IDENTITY_A), (&self.b, IDENTITY_B)] {
@@ -221,6 +224,7 @@ impl World {
     pub fn clear(&mut self) {
         let datapath = &mut self.datapath;
         datapath.observe_allowed(false).unwrap();
+        datapath.set_overlay_device(None).unwrap();
         for key in datapath.endpoints.rows().unwrap().keys() {
             datapath.endpoints.remove(key).unwrap();
         }
@@ -248,9 +252,18 @@ impl World {
         for key in datapath.backends.rows().unwrap().keys() {
             datapath.backends.remove(key).unwrap();
         }
+        for prefix in datapath.tunnels.rows().unwrap().keys() {
+            datapath.tunnels.remove(prefix).unwrap();
+        }
+        for address in datapath.nodes.rows().unwrap().keys() {
+            datapath.nodes.remove(address).unwrap();
+        }
+        datapath.set_overlay(None).unwrap();
         empty(self.map::<20, 16>(map::AFFINITY));
         self.forget_connections(V4);
         self.forget_connections(V6);
+        empty(self.map::<16, 32>(map::OUTSIDE_V4));
+        empty(self.map::<40, 32>(map::OUTSIDE_V6));
         empty(self.map::<16, 16>(map::FRAGMENTS_V4));
         empty(self.map::<40, 16>(map::FRAGMENTS_V6));
         empty(self.map::<44, 8>(map::EVENT_FLOWS));
@@ -296,10 +309,57 @@ impl World {
         std::iter::from_fn(|| self.events.next().unwrap()).collect()
     }
 
+    /// The way of a packet that comes to the node from the network.
+    pub fn arriving(&self, source: IpAddr, destination: IpAddr) -> Way {
+        Way::new(ROUTER, source, self.uplink.1, destination)
+    }
+
+    /// The way of a packet that leaves the node for the network.
+    pub fn leaving(&self, source: IpAddr, destination: IpAddr) -> Way {
+        Way::new(self.uplink.1, source, ROUTER, destination)
+    }
+
+    /// A packet that comes to the node.
+    pub fn arrives(&mut self, packet: Vec<u8>) -> Crossed {
+        self.cross(Hook::FromNet, self.uplink.0, packet)
+    }
+
+    /// A packet that comes to the node, and that the stack does not see.
+    pub fn comes(&mut self, packet: Vec<u8>) -> Seen {
+        let uplink = self.uplink.0;
+        self.run(Hook::FromNet, uplink, uplink, packet)
+    }
+
+    /// Index of the interface by which the node is reached.
+    pub fn uplink(&self) -> u32 {
+        self.uplink.0
+    }
+
+    /// A packet that leaves the node.
+    pub fn leaves(&mut self, packet: Vec<u8>) -> Crossed {
+        self.cross(Hook::ToNet, 0, packet)
+    }
+
+    /// Runs a program of the node's own interface; what it drops or refuses is counted, and nothing else.
+    fn cross(&mut self, hook: Hook, ingress_ifindex: u32, packet: Vec<u8>) -> Crossed {
+        let before = self.datapath.counters().unwrap();
+        let context = PacketContext { ifindex: self.uplink.0, ingress_ifindex, mark: 0, repeat: 1 };
+        let run = self.datapath.test_run(hook, &packet, &context).unwrap();
+        let after = self.datapath.counters().unwrap();
+        let moved = before.iter().zip(&after).filter(|(before, after)| before != after);
+        let moved: Vec<Outcome> = moved.map(|((outcome, _), _)| *outcome).collect();
+        assert!(moved.len() == usize::from(run.action != PASS), "action {} moved {moved:?}", run.action);
+        let outcome = moved.first().copied();
+        if let Some(event) = self.events.next().unwrap() {
+            assert_eq!((Outcome::from_byte(event.outcome), event.hook, event.ifindex), (outcome, hook as u8, self.uplink.0));
+        }
+        Crossed { sent: packet, action: run.action, packet: run.packet, mark: run.mark, outcome }
+    }
+
     /// Runs a program over a packet; exactly one counter must move, and an event must say the same as it.
     pub fn run(&mut self, hook: Hook, ifindex: u32, ingress_ifindex: u32, packet: Vec<u8>) -> Seen {
         let before = self.datapath.counters().unwrap();
-        let run = self.datapath.test_run(hook, &packet, &PacketContext { ifindex, ingress_ifindex, repeat: 1 }).unwrap();
+        let run = self.datapath.test_run(hook, &packet, &PacketContext { ifindex, ingress_ifindex, mark: 0, repeat: 1 }).unwrap();
         let after = self.datapath.counters().unwrap();
         let moved: Vec<(Outcome, u64, u64)> = before
             .iter()
@@ -315,7 +375,9 @@ impl World {
         let event = self.events.next().unwrap();
         assert_eq!(self.events.next().unwrap(), None, "one packet makes one event at most");
         if let Some(event) = event {
-            assert_eq!((event.outcome, event.hook), (outcome as u8, hook as u8), "the event of {outcome:?}");
+            // A pod's policy speaks for the pod, wherever it is asked.
+            let speaker = if hook == Hook::FromNet { Hook::ToPod } else { hook };
+            assert_eq!((event.outcome, event.hook), (outcome as u8, speaker as u8), "the event of {outcome:?}");
             assert_eq!((event.ifindex, event.length as usize), (ifindex, packet.len()));
             assert_ne!(event.time, 0);
         }
@@ -374,11 +436,46 @@ impl World {
         }
     }
 
+    /// Removes what has expired, as the agent does; how many rows.
+    pub fn sweep(&mut self) -> usize {
+        self.datapath.sweep_connections().unwrap().iter().map(|swept| swept.removed).sum()
+    }
+
+    /// Another agent takes over, whose programs let flows be silent for so long.
+    pub fn upgrade(&mut self, lifetimes: Lifetimes) {
+        self.datapath = Datapath::open_timed(&self.datapath.pin_dir().clone(), &sizes(), &lifetimes).unwrap();
+        self.lifetimes = lifetimes;
+    }
+
     /// Makes every record of a first fragment so many seconds older.
     pub fn let_fragments_pass(&mut self, family: Family, seconds: u64) {
         match family {
             V4 => age(self.map::<16, 16>(map::FRAGMENTS_V4), seconds * hertz()),
             V6 => age(self.map::<40, 16>(map::FRAGMENTS_V6), seconds * hertz()),
+        }
+    }
+
+    /// Makes every leg of a flow from outside so many seconds older.
+    pub fn let_outside_pass(&mut self, family: Family, seconds: u64) {
+        match family {
+            V4 => age(self.map::<16, 32>(map::OUTSIDE_V4), seconds * hertz()),
+            V6 => age(self.map::<40, 32>(map::OUTSIDE_V6), seconds * hertz()),
+        }
+    }
+
+    /// The legs that flows from outside have: how many.
+    pub fn outside_legs(&self, family: Family) -> usize {
+        match family {
+            V4 => self.map::<16, 32>(map::OUTSIDE_V4).keys().count(),
+            V6 => self.map::<40, 32>(map::OUTSIDE_V6).keys().count(),
+        }
+    }
+
+    /// Removes the rows of one leg ([`outside_leg`](palisade_datapath_core::abi::outside_leg)) of every flow, as evictions do.
+    pub fn forget_leg(&mut self, family: Family, leg: u8) {
+        match family {
+            V4 => remove(self.map::<16, 32>(map::OUTSIDE_V4), |key| key[13] == leg),
+            V6 => remove(self.map::<40, 32>(map::OUTSIDE_V6), |key| key[37] == leg),
         }
     }
 
@@ -396,99 +493,4 @@ impl World {
 fn hertz() -> u64 {
     let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap().tv_nsec() as u64;
     (1_000_000_000 + tick / 2) / tick
-}
-
-fn empty<const KEY: usize, const VALUE: usize>(mut map: HashMap<MapData, [u8; KEY], [u8; VALUE]>) {
-    let keys: Vec<_> = map.keys().map(Result::unwrap).collect();
-    for key in keys {
-        map.remove(&key).unwrap();
-    }
-}
-
-/// Every value begins with the jiffies at which it was seen last.
-fn age<const KEY: usize, const VALUE: usize>(mut map: HashMap<MapData, [u8; KEY], [u8; VALUE]>, jiffies: u64) {
-    let entries: Vec<_> = map.iter().map(Result::unwrap).collect();
-    assert!(!entries.is_empty(), "there is nothing to age");
-    for (key, mut value) in entries {
-        let seen = u64::from_ne_bytes(value[..8].try_into().unwrap());
-        value[..8].copy_from_slice(&(seen - jiffies).to_ne_bytes());
-        map.insert(key, value, 0).unwrap();
-    }
-}
-
-fn connection(bytes: [u8; 48]) -> Connection {
-    let word = |offset: usize| u32::from_ne_bytes(bytes[offset..][..4].try_into().unwrap());
-    Connection {
-        seen: u64::from_ne_bytes(bytes[..8].try_into().unwrap()),
-        epoch: word(8),
-        marks: bytes[12],
-        flags: bytes[13],
-        frontend_port: [bytes[14], bytes[15]],
-        egress_reason: word(16),
-        ingress_reason: word(20),
-        backend: word(24),
-        frontend: bytes[28..44].try_into().unwrap(),
-        reserved: [0; 4],
-    }
-}
-
-impl Seen {
-    /// It was dropped, and an event told of it.
-    #[track_caller]
-    pub fn dropped(self, outcome: Outcome) -> DatapathEvent {
-        self.dropped_silently(outcome);
-        self.event.unwrap_or_else(|| panic!("no event tells of {outcome:?}"))
-    }
-
-    /// It was dropped; the event may have been swallowed by the limit of its flow.
-    #[track_caller]
-    pub fn dropped_silently(&self, outcome: Outcome) {
-        assert_eq!(self.outcome, outcome);
-        assert_eq!(self.action, DROP);
-        assert_eq!(self.packet, self.sent, "a packet that is dropped is not changed");
-    }
-
-    /// It goes on through the stack, as it was.
-    #[track_caller]
-    pub fn passed(self, outcome: Outcome) {
-        assert_eq!((self.outcome, self.action), (outcome, PASS));
-        assert_eq!(self.packet, self.sent, "the stack gets the packet as it was");
-    }
-
-    /// It goes straight to a pod: both hardware addresses are rewritten and the hop limit is one lower, nothing else.
-    #[track_caller]
-    pub fn redirected_to(self, pod: Pod, outcome: Outcome) {
-        assert_eq!((self.outcome, self.action), (outcome, REDIRECT));
-        let mut expected = self.sent;
-        expected[..6].copy_from_slice(&pod.mac);
-        expected[6..12].copy_from_slice(&pod.host_mac);
-        if expected[12..14] == [8, 0] {
-            expected[22] -= 1;
-            expected[24..26].fill(0);
-            let header = 14 + usize::from(expected[14] & 0x0f) * 4;
-            let sum = checksum(&expected[14..header]).to_be_bytes();
-            expected[24..26].copy_from_slice(&sum);
-        } else {
-            expected[21] -= 1;
-        }
-        assert_eq!(self.packet, expected);
-    }
-}
-
-/// The decisions of an event, each with its reason.
-pub fn decisions(event: &DatapathEvent) -> [(Decision, u32); 2] {
-    let decision = |byte| Decision::from_byte(byte).unwrap();
-    [(decision(event.egress), event.egress_reason), (decision(event.ingress), event.ingress_reason)]
-}
-
-/// An address as an event shows it.
-pub fn wide(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => {
-            let mut wide = [0; 16];
-            wide[..4].copy_from_slice(&address.octets());
-            wide
-        }
-        IpAddr::V6(address) => address.octets(),
-    }
 }

@@ -5,8 +5,8 @@
 
 use std::{
     fs,
-    io::Write,
-    net::Ipv4Addr,
+    io::{ErrorKind, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::Path,
     process::Command,
@@ -20,10 +20,10 @@ use nix::{
     mount::{MsFlags, mount},
     net::if_::if_nametoindex,
     sched::{CloneFlags, unshare},
-    unistd::gettid,
+    unistd::{Pid, gettid},
 };
 use palisade_datapath_core::abi::{Direction, Endpoint, IDENTITY_ANY, PolicyEntry, PolicyKey, RowVerdict};
-use palisade_loader::{AttachKind, Datapath, Limits, PinDir, Sizes, supported_kind};
+use palisade_loader::{AttachKind, Datapath, Limits, PinDir, Role, Sizes, supported_kind};
 
 /// Small maps, so that many tests can run at once.
 pub fn sizes() -> Sizes {
@@ -36,8 +36,11 @@ pub fn sizes() -> Sizes {
         services: 64,
         backends: 64,
         chunks: 64,
+        nodes: 64,
         affinity: 64,
+        sockets: 64,
         connections: 256,
+        outside: 256,
         fragments: 64,
         events_bytes: 4096,
         limits: Limits::DEFAULT,
@@ -92,6 +95,13 @@ pub fn tcx_programs(interface: &str, hook: TcAttachType) -> usize {
     if kind() == AttachKind::Tcx { SchedClassifier::query_tcx(interface, hook).unwrap().1.len() } else { 0 }
 }
 
+/// The names of all programs, sorted.
+pub fn programs() -> Vec<String> {
+    let mut names: Vec<String> = Role::ALL.into_iter().flat_map(Role::hooks).map(|hook| hook.program().to_owned()).collect();
+    names.sort();
+    names
+}
+
 /// Opens the datapath with small maps.
 pub fn open(base: &Path) -> Datapath {
     open_with(base, &sizes())
@@ -137,9 +147,45 @@ const DOUBT: Duration = Duration::from_millis(300);
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// A network namespace of its own, with a thread that lives in it.
+pub struct Space {
+    jobs: mpsc::Sender<Job>,
+    /// The id of the thread, by which `ip` finds the namespace.
+    pub thread: Pid,
+}
+
+impl Space {
+    /// A namespace with nothing but `lo`, which is up.
+    pub fn new() -> Self {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (ready, thread) = mpsc::channel();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            ready.send(gettid()).unwrap();
+            for job in queue {
+                job();
+            }
+        });
+        let space = Self { jobs, thread: thread.recv().unwrap() };
+        space.inside(|| drop(run("ip link set lo up")));
+        space
+    }
+
+    /// Runs something in the namespace.
+    pub fn inside<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (answer, result) = mpsc::channel();
+        let job = move || drop(answer.send(catch_unwind(AssertUnwindSafe(job))));
+        self.jobs.send(Box::new(job)).unwrap();
+        match result.recv().unwrap() {
+            Ok(value) => value,
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+}
+
 /// A network namespace with one end of a veth pair whose other end is in the test's own.
 pub struct Pod {
-    jobs: mpsc::Sender<Job>,
+    space: Space,
     /// Name of the host's end.
     pub host: String,
     /// Index of the host's end.
@@ -151,24 +197,15 @@ pub struct Pod {
 impl Pod {
     /// A pod 10.9.N.2, its host at 10.9.N.1.
     pub fn new(number: u8) -> Self {
-        let (jobs, queue) = mpsc::channel::<Job>();
-        let (ready, thread) = mpsc::channel();
-        thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            ready.send(gettid()).unwrap();
-            for job in queue {
-                job();
-            }
-        });
-        let thread = thread.recv().unwrap();
+        let space = Space::new();
+        let thread = space.thread;
         let host = format!("host{number}");
         run(&format!("ip link add {host} type veth peer name eth0 netns {thread}"));
         run(&format!("ip address add 10.9.{number}.1/24 dev {host}"));
         run(&format!("ip link set {host} up"));
         let index = if_nametoindex(host.as_str()).unwrap();
-        let pod = Self { jobs, host, index, address: [10, 9, number, 2] };
+        let pod = Self { space, host, index, address: [10, 9, number, 2] };
         pod.inside(move || {
-            run("ip link set lo up");
             run(&format!("ip address add 10.9.{number}.2/24 dev eth0"));
             run("ip link set eth0 up");
         });
@@ -177,13 +214,7 @@ impl Pod {
 
     /// Runs something in the pod's namespace.
     pub fn inside<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
-        let (answer, result) = mpsc::channel();
-        let job = move || drop(answer.send(catch_unwind(AssertUnwindSafe(job))));
-        self.jobs.send(Box::new(job)).unwrap();
-        match result.recv().unwrap() {
-            Ok(value) => value,
-            Err(panic) => resume_unwind(panic),
-        }
+        self.space.inside(job)
     }
 
     /// Starts something in the pod's namespace, in a thread of its own, without waiting for it.
@@ -210,11 +241,11 @@ impl Pod {
 
     fn asks_host(&self, patience: Duration) -> bool {
         let [a, b, c, _] = self.address;
-        let server = std::net::UdpSocket::bind((Ipv4Addr::new(a, b, c, 1), 0)).unwrap();
+        let server = UdpSocket::bind((Ipv4Addr::new(a, b, c, 1), 0)).unwrap();
         server.set_read_timeout(Some(patience)).unwrap();
         let to = server.local_addr().unwrap();
         let client = self.inside(move || {
-            let client = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            let client = UdpSocket::bind("0.0.0.0:0").unwrap();
             client.set_read_timeout(Some(patience)).unwrap();
             client.send_to(b"ask", to).unwrap();
             client
@@ -224,6 +255,15 @@ impl Pod {
         server.send_to(b"answer", from).unwrap();
         client.recv(&mut buffer).is_ok()
     }
+}
+
+/// Whether a host says that nobody listens at a port of its: a link takes packets a while after both its ends are up.
+pub fn answers(host: IpAddr) -> bool {
+    let any: IpAddr = if host.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    socket.connect((host, 9)).unwrap();
+    socket.send(b"?").is_ok() && socket.recv(&mut [0; 8]).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// Lets a subject send to and receive from everywhere.

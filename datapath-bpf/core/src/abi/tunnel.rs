@@ -1,0 +1,43 @@
+/// The number, in `NODES_*`, of the node that the programs run on. It has no [`Tunnel`].
+pub const NODE_SELF: u32 = 1;
+
+/// The hardware address of the overlay's device, on every node the same: a node's next hop has it wherever it is, so that nobody has to be
+/// asked for it and no table to be kept.
+pub const OVERLAY_MAC: [u8; 6] = [0x02, b'p', b'a', b'l', b'0', b'1'];
+/// The hardware address that frames in the overlay come from. It is nobody's: a VXLAN device drops what comes from its own.
+pub const OVERLAY_SOURCE_MAC: [u8; 6] = [0x02, b'p', b'a', b'l', b'0', b'0'];
+
+/// The node that a range of pod addresses belongs to: by which way its pods are reached, what the overlay puts such packets in, and whom it
+/// believes that they are from.
+///
+/// Each range of each other node has one, also where packets to it do not go by the overlay: what comes from there while the way
+/// changes is believed, and these are the addresses that a pod may send to at the overlay's port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct Tunnel {
+    /// Number of the node, given by the agent of this node; neither zero nor [`NODE_SELF`].
+    pub node: u32,
+    /// The node's address that packets are sent to; IPv4 in the first four bytes, the rest zero.
+    pub address: [u8; 16],
+    /// [`tunnel_way::LINK`]: index of the interface whose link the address is on.
+    pub ifindex: u32,
+    /// Longest packet in bytes that gets there past the stack: the stack tells the sender of longer ones.
+    pub mtu: u16,
+    /// The IP version of the address: 4 or 6.
+    pub version: u8,
+    /// How pods' packets get there; see [`tunnel_way`].
+    pub way: u8,
+}
+
+/// How packets between pods of this node and those of another travel.
+pub mod tunnel_way {
+    /// As the stack routes them.
+    pub const STACK: u8 = 0;
+    /// Past the stack, through the overlay.
+    pub const OVERLAY: u8 = 1;
+    /// Past the stack, to an address on one of this node's links.
+    pub const LINK: u8 = 2;
+}
+
+const _: () = assert!(size_of::<Tunnel>() == 28 && align_of::<Tunnel>() == 4);

@@ -1,0 +1,105 @@
+//! Ways past the stack: straight into a pod of this node, and to the pods of another.
+//!
+//! What goes between pods of two nodes passes no stack at either end, in neither direction. Where it passed one in one direction alone,
+//! connection tracking would see half of each connection, and take the rest for invalid.
+
+use aya_ebpf::bindings::{bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1};
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
+use palisade_datapath_core::abi::{LocalPod, Outcome, cell, tunnel_way};
+use palisade_datapath_core::packet::{Bytes, Packet, ethernet, protocol};
+
+use crate::frame::{Frame, action, words};
+use crate::maps::{self, Family};
+
+/// From `linux/socket.h`.
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+/// What is no action: the packet could not be rewritten.
+const FAILED: i32 = i32::MIN;
+
+#[inline(always)]
+fn rewritten(action: i32) -> Result<i32, Outcome> {
+    if action == FAILED { Err(Outcome::RewriteFailed) } else { Ok(action) }
+}
+
+/// What forwards a packet: nothing on its last hop. The stack tells its sender.
+#[inline(always)]
+pub fn may_go_on<A>(packet: &Packet<A>) -> bool {
+    packet.hop_limit > 1
+}
+
+/// Takes a packet into the namespace of a pod of this node.
+#[inline(always)]
+pub fn into_pod<A: Family>(frame: &Frame, packet: &Packet<A>, local: &LocalPod) -> Result<i32, Outcome> {
+    rewritten(send_into_pod(frame, packet, local))
+}
+
+/// A function of its own: Linux 5.10 counts the stack of each call in steps of 32 bytes, and all calls together have 512.
+#[inline(never)]
+fn send_into_pod<A: Family>(frame: &Frame, packet: &Packet<A>, local: &LocalPod) -> i32 {
+    let mut addresses = [0; 12];
+    addresses[..6].copy_from_slice(&local.pod_mac);
+    addresses[6..].copy_from_slice(&local.host_mac);
+    if !frame.write::<0, 12>(&addresses) || !A::lower_hop_limit(frame, packet.hop_limit) {
+        return FAILED;
+    }
+    // SAFETY: the helper takes numbers only.
+    unsafe { bpf_redirect_peer(local.ifindex, 0) as i32 }
+}
+
+/// Sends a pod's packet to the node whose pods' range holds its destination; leaves any other to the stack.
+#[inline(always)]
+pub fn to_node<A: Family>(frame: &Frame, packet: &Packet<A>) -> Result<i32, Outcome> {
+    rewritten(send_to_node(frame, packet))
+}
+
+/// A function of its own, as [`send_into_pod`] is.
+#[inline(never)]
+fn send_to_node<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
+    let Some(tunnel) = packet.destination.tunnel() else { return action::PASS };
+    let device = match tunnel.way {
+        tunnel_way::OVERLAY => maps::config(cell::OVERLAY_DEVICE),
+        tunnel_way::LINK => tunnel.ifindex,
+        _ => 0,
+    };
+    if device == 0 || !fits(frame, packet, tunnel.mtu) {
+        return action::PASS;
+    }
+    if !A::lower_hop_limit(frame, packet.hop_limit) {
+        return FAILED;
+    }
+    if tunnel.way == tunnel_way::OVERLAY {
+        // SAFETY: the helper takes numbers only.
+        return unsafe { bpf_redirect(device, 0) } as i32;
+    }
+    let (nh_family, neighbour) = if tunnel.version == 4 {
+        let [a, b, c, d, ..] = tunnel.address;
+        (AF_INET, bpf_redir_neigh__bindgen_ty_1 { ipv4_nh: u32::from_ne_bytes([a, b, c, d]) })
+    } else {
+        (AF_INET6, bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: words(tunnel.address) })
+    };
+    let mut hop = bpf_redir_neigh { nh_family, __bindgen_anon_1: neighbour };
+    // SAFETY: the helper reads so many bytes of the next hop, all of which were written.
+    unsafe { bpf_redirect_neigh(device, &mut hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+}
+
+/// Whether a packet, or each that a device will cut a large one into, is no longer than this.
+#[inline(always)]
+pub fn fits<A: Family>(frame: &Frame, packet: &Packet<A>, mtu: u16) -> bool {
+    let link = ethernet::LENGTH as u32;
+    let segment = frame.segment_size();
+    if segment == 0 {
+        return frame.length() - link <= mtu as u32;
+    }
+    let header = match packet.protocol {
+        // The header's length in words of four bytes is in the upper half of this byte (RFC 9293, 3.1).
+        protocol::TCP => match frame.at::<1>(packet.transport + 12) {
+            Some([words]) => (words >> 4) as u32 * 4,
+            None => return false,
+        },
+        protocol::UDP => 8,
+        _ => return false,
+    };
+    packet.transport - link + header + segment <= mtu as u32
+}
