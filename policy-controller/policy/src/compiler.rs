@@ -59,6 +59,8 @@ pub(crate) struct Extent {
 struct Subject {
     rules: Arc<RuleSet>,
     named: Named,
+    /// The identities that its pods have: about which it is asked of itself.
+    own: BTreeSet<u32>,
 }
 
 /// What is different in a model.
@@ -213,7 +215,7 @@ impl Compiler {
                 *self.named_ports.entry(port.clone()).or_default() += 1;
                 names.insert(port.clone());
             }
-            self.subjects.insert(subject, Subject { rules, named });
+            self.subjects.insert(subject, Subject { rules, named, own: BTreeSet::new() });
         }
         for subject in dead {
             let Some(Subject { named, .. }) = self.subjects.remove(subject) else { continue };
@@ -341,6 +343,7 @@ impl Compiler {
         for &subject in dead {
             remove_rows(next, subject);
         }
+        let moved = self.own_identities(next);
         let touched = self.classes.take_touched();
         // A name that lost a number has no selector for it any more.
         let renumbered: BTreeSet<(Protocol, &str)> = altered
@@ -359,16 +362,37 @@ impl Compiler {
         };
         for (&number, subject) in &self.subjects {
             if !fresh.contains(&number) {
-                if !is_touched(subject) {
+                if !is_touched(subject) && !moved.contains(&number) {
                     continue;
                 }
                 remove_rows(next, number);
             }
-            for direction in [Direction::Ingress, Direction::Egress] {
-                let rows = SubjectRows::new(&self.universe, &self.classes, subject.rules.direction(direction), direction);
-                rows.write(number, numbers, &mut next.policy);
+            for direction in Direction::ALL {
+                let rules = subject.rules.direction(direction);
+                let rows = SubjectRows::new(&self.universe, &self.classes, &rules, direction);
+                rows.write(number, &subject.own, numbers, &mut next.policy);
             }
         }
+    }
+
+    /// Finds the identities that the pods of each subject have. Returns the subjects whose rows about themselves may be others.
+    fn own_identities(&mut self, next: &Compiled) -> BTreeSet<u32> {
+        let mut own: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        for (pod, &subject) in next.subjects.iter().chain(&next.audits) {
+            let identities = addresses(self.model.pods.get(pod)).iter().filter_map(|address| next.addresses.get(address));
+            own.entry(subject).or_default().extend(identities);
+        }
+        let mut moved = BTreeSet::new();
+        for (&number, subject) in &mut self.subjects {
+            let own = own.remove(&number).unwrap_or_default();
+            if subject.own != own {
+                subject.own = own;
+                if subject.rules.is_of_cluster() {
+                    moved.insert(number);
+                }
+            }
+        }
+        moved
     }
 
     /// Writes the port tables that rows refer to.

@@ -1,7 +1,7 @@
 //! The rules that one pod's policies ask about a flow, in their order, and what comes of each.
 
-use crate::model::{Action, Model, ObjectName, Pod, PolicyName, Tier};
-use crate::rules::{EffectivePort, EffectiveRule, Policies};
+use crate::model::{Action, Mode, Model, ObjectName, Pod, PolicyName, Tier};
+use crate::rules::{EffectivePort, EffectiveRule, Policies, RuleSet};
 use crate::universe::Universe;
 use palisade_datapath_core::abi::Direction;
 use palisade_identity::Selector;
@@ -20,6 +20,8 @@ pub struct Considered {
     pub name: Option<String>,
     /// What it does with a flow that matches.
     pub action: Action,
+    /// Whether its policy is in audit mode. Then nothing came of it, and `fate` is what would have, were all such policies enforced.
+    pub audit: bool,
     /// What came of it.
     pub fate: Fate,
 }
@@ -48,11 +50,25 @@ pub(crate) struct Seen {
     pub port: u16,
 }
 
-/// The rules of the enforced policies of a pod, in the order in which they are asked.
+/// The rules of the policies of a pod, in the order in which they are asked; those in audit mode where they would stand.
 pub(crate) fn consider(model: &Model, name: &ObjectName, pod: &Pod, seen: Seen) -> Vec<Considered> {
-    let set = Policies::new(model).rule_set(name, pod);
+    let policies = Policies::new(model);
+    let enforced = fates(model, &policies.rule_set(name, pod), seen);
+    let Some(all) = policies.audited_rule_set(name, pod) else { return enforced };
+    let is_audit = |policy: &PolicyName| model.policies.get(policy).is_some_and(|policy| policy.mode == Mode::Audit);
+    // The same in the same order, with others between.
+    let mut enforced = enforced.into_iter();
+    let merged = fates(model, &all, seen).into_iter().filter_map(|rule| match is_audit(&rule.policy) {
+        true => Some(Considered { audit: true, ..rule }),
+        false => enforced.next(),
+    });
+    merged.collect()
+}
+
+/// The rules of a set, and what comes of each.
+fn fates(model: &Model, set: &RuleSet, seen: Seen) -> Vec<Considered> {
     let rules = set.direction(seen.direction);
-    let universe = Universe::of([&set], model);
+    let universe = Universe::of([set], model);
     let signature: Vec<&Selector> =
         universe.signature_of(model, seen.peer).into_iter().filter_map(|index| universe.selector(index)).collect();
     let (mut decided, mut passed) = (false, None);
@@ -77,7 +93,7 @@ pub(crate) fn consider(model: &Model, name: &ObjectName, pod: &Pod, seen: Seen) 
     let fates: Vec<Fate> = rules.rules.iter().map(fate).collect();
     let considered = |(rule, fate): (&EffectiveRule, Fate)| {
         let EffectiveRule { tier, policy, rule, name, action, .. } = rule.clone();
-        Considered { tier, policy, rule, name, action, fate }
+        Considered { tier, policy, rule, name, action, audit: false, fate }
     };
     rules.rules.iter().zip(fates).map(considered).collect()
 }

@@ -2,6 +2,7 @@
 
 use crate::compile::Compiled;
 use crate::numbers::Used;
+use crate::rows::NOT_ISOLATED;
 use ipnet::IpNet;
 use palisade_datapath_core::abi::{Direction, IDENTITY_ANY, PolicyEntry, PolicyKey, PortEntry, PortKey, V4, V6};
 use palisade_datapath_core::verdict::Tables;
@@ -18,10 +19,17 @@ impl Compiled {
         }
     }
 
-    /// The row that answers for a subject and a peer: its own, else that of any peer.
+    /// The row that answers for a subject and a peer: its own, else that of any peer. Where policies say nothing of a subject itself, none
+    /// is there, and what none says answers.
     pub fn row(&self, subject: u32, direction: Direction, identity: u32) -> Option<PolicyEntry> {
         let exact = self.policy.get(&PolicyKey::new(subject, direction, identity));
-        exact.or_else(|| self.policy.get(&PolicyKey::new(subject, direction, IDENTITY_ANY))).copied()
+        let row = exact.or_else(|| self.policy.get(&PolicyKey::new(subject, direction, IDENTITY_ANY))).copied();
+        row.or_else(|| direction.is_self().then_some(NOT_ISOLATED))
+    }
+
+    /// As [`row`](Self::row), for a key.
+    pub(crate) fn row_of(&self, key: &PolicyKey) -> Option<PolicyEntry> {
+        self.row(key.subject, Direction::from_byte(key.direction)?, key.peer)
     }
 
     /// The numbers that these rows refer to.

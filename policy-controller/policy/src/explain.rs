@@ -5,7 +5,7 @@ use crate::consider::{Considered, Seen, consider};
 use crate::model::{Model, ObjectName};
 use crate::numbers::Numbers;
 use palisade_datapath_core::abi::{Address, Direction, SUBJECT_NONE, V4, V6};
-use palisade_datapath_core::verdict::{Decision, Flow, Side, Verdict, verdict};
+use palisade_datapath_core::verdict::{Decision, Side, side};
 use std::net::IpAddr;
 
 /// An end of a flow.
@@ -33,6 +33,9 @@ pub struct Question {
     pub port: u16,
     /// IPv6 rather than IPv4: picks the addresses of pods and nodes.
     pub ipv6: bool,
+    /// Whether the flow goes to a service behind which `to` stands. It makes a difference where a pod reaches itself: at its own address no
+    /// policy is asked, through a service those of the cluster are.
+    pub service: bool,
     /// Whether the rules that were considered are wanted: they cost a walk over the whole model.
     pub rules: bool,
 }
@@ -58,7 +61,7 @@ impl Answer {
 /// What becomes of a flow that no policy is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// It passes: a pod always reaches itself.
+    /// It passes: a pod always reaches itself at its own address.
     Itself,
     /// It passes: a node always reaches its own pods.
     OwnNode,
@@ -75,13 +78,15 @@ pub struct SideAnswer {
     pub unjudged: Option<Unjudged>,
     /// The rule or the policies that isolate; empty where no policy made the decision.
     pub reason: String,
+    /// Decision and reason as they would be, were the policies in audit mode enforced; `None` where none of these selects the pod.
+    pub audit: Option<(Decision, String)>,
     /// The rules that were considered, in the order in which they are asked; none where this side is not judged, or nobody asked.
     pub rules: Vec<Considered>,
 }
 
 impl SideAnswer {
     /// The answer where no policy speaks.
-    const NOT_JUDGED: Self = Self { decision: Decision::NotJudged, unjudged: None, reason: String::new(), rules: Vec::new() };
+    const NOT_JUDGED: Self = Self { decision: Decision::NotJudged, unjudged: None, reason: String::new(), audit: None, rules: Vec::new() };
 }
 
 /// Why the rows do not judge an end that is a pod.
@@ -141,26 +146,25 @@ pub fn evaluate(compiled: &Compiled, numbers: &Numbers, model: &Model, question:
     };
     let (from, from_unjudged) = judged(&question.from, opener);
     let (to, to_unjudged) = judged(&question.to, responder);
-    let answer = |side: Side, subject: Option<(&ObjectName, u32)>, unjudged, direction, peer| SideAnswer {
-        decision: side.decision,
-        unjudged,
-        reason: numbers.reason(side.reason).map(ToString::to_string).unwrap_or_default(),
-        rules: subject
-            .filter(|_| question.rules)
-            .and_then(|(name, _)| Some((name, model.pods.get(name)?)))
-            .map_or_else(Vec::new, |(name, pod)| {
-                consider(model, name, pod, Seen { direction, peer, protocol: question.protocol, port: question.port })
-            }),
-    };
+    let itself = opener == responder && question.service && to.is_some();
     // Each side for itself, so that a denial by the opener does not hide what the responder says.
-    let number = |subject: Option<(&ObjectName, u32)>| subject.map_or(SUBJECT_NONE, |(_, number)| number);
-    let egress = judge(compiled, opener, responder, question, number(from), SUBJECT_NONE).egress;
-    let ingress = judge(compiled, opener, responder, question, SUBJECT_NONE, number(to)).ingress;
-    Ok(Answer {
-        egress: answer(egress, from, from_unjudged, Direction::Egress, responder),
-        ingress: answer(ingress, to, to_unjudged, Direction::Ingress, opener),
-        settled: None,
-    })
+    let answer = |subject: Option<(&ObjectName, u32)>, unjudged, direction, peer| {
+        let said = |number| {
+            let side = side_of(compiled, direction, number, peer, question.protocol, question.port);
+            (side.decision, numbers.reason(side.reason).map(ToString::to_string).unwrap_or_default())
+        };
+        let (decision, reason) = said(subject.map_or(SUBJECT_NONE, |(_, number)| number));
+        let audit = subject.and_then(|(name, _)| compiled.audits.get(name)).map(|&number| said(number));
+        let seen = Seen { direction, peer, protocol: question.protocol, port: question.port };
+        let asked = subject.filter(|_| question.rules).and_then(|(name, _)| model.pods.get_key_value(name));
+        let rules = asked.map_or_else(Vec::new, |(name, pod)| consider(model, name, pod, seen));
+        SideAnswer { decision, unjudged, reason, audit, rules }
+    };
+    let (egress, ingress) = match itself {
+        true => (Direction::SelfEgress, Direction::SelfIngress),
+        false => (Direction::Egress, Direction::Ingress),
+    };
+    Ok(Answer { egress: answer(from, from_unjudged, egress, responder), ingress: answer(to, to_unjudged, ingress, opener), settled: None })
 }
 
 /// What the datapath does with a flow that it asks no policy about.
@@ -176,33 +180,18 @@ fn settled(
     if is_link(responder) {
         return if from.is_some() { Ok(Some(Settled::Link)) } else { Err(ExplainError::NotOnLink(responder)) };
     }
-    if opener == responder && (from.is_some() || to.is_some()) {
+    if opener == responder && !question.service && (from.is_some() || to.is_some()) {
         return Ok(Some(Settled::Itself));
     }
     let own_pod = to.is_some_and(|name| compiled.subjects.contains_key(name));
     Ok((own_pod && matches!(question.from, End::Node(_))).then_some(Settled::OwnNode))
 }
 
-fn judge(
-    compiled: &Compiled,
-    opener: IpAddr,
-    responder: IpAddr,
-    question: &Question,
-    egress_subject: u32,
-    ingress_subject: u32,
-) -> Verdict {
-    let (protocol, port) = (question.protocol, question.port);
-    match (opener, responder) {
-        (IpAddr::V4(opener), IpAddr::V4(responder)) => {
-            let (opener, responder): (V4, V4) = (opener.octets(), responder.octets());
-            verdict(compiled, &Flow { opener, responder, protocol, port, egress_subject, ingress_subject })
-        }
-        (IpAddr::V6(opener), IpAddr::V6(responder)) => {
-            let (opener, responder): (V6, V6) = (opener.octets(), responder.octets());
-            verdict(compiled, &Flow { opener, responder, protocol, port, egress_subject, ingress_subject })
-        }
-        // `resolve` gives addresses of the question's family only.
-        _ => Verdict { egress: Side::NOT_JUDGED, ingress: Side::NOT_JUDGED },
+/// What a subject's policy says of a peer.
+fn side_of(compiled: &Compiled, direction: Direction, subject: u32, peer: IpAddr, protocol: u8, port: u16) -> Side {
+    match peer {
+        IpAddr::V4(peer) => side(compiled, direction, subject, &peer.octets(), protocol, port),
+        IpAddr::V6(peer) => side(compiled, direction, subject, &peer.octets(), protocol, port),
     }
 }
 

@@ -104,7 +104,7 @@ pub fn model(random: &mut Random) -> Model {
         let addresses = vec![IpAddr::from([192, 168, 0, 1 + index]), IpAddr::from([0xfd00, 0xa, 0, 0, 0, 0, 0, 1 + u16::from(index)])];
         // The pods' addresses below lie in the first node's ranges; not every node tells its ranges.
         let pod_ranges = node_ranges(random, 1 + index);
-        model.nodes.insert(format!("node-{index}"), Node { labels: labels(random), addresses, pod_ranges });
+        model.nodes.insert(format!("node-{index}"), Node { labels: labels(random), addresses, pod_ranges, created: 0 });
     }
     model.api_servers = api_servers(random);
     for name in &IDENTITIES[..2] {

@@ -80,8 +80,22 @@ impl PolicyName {
     /// Under which name a model holds what isolates the pods of a version that is not in force, beside the last good version that is: a name that
     /// no object has, and that says to people what it is.
     pub fn refused_version(&self) -> Self {
+        self.stand_in("refused version")
+    }
+
+    /// The same of a version that has no room in the maps: while it is held back a later one may be refused, and both isolate.
+    pub fn held_version(&self) -> Self {
+        self.stand_in("version without room")
+    }
+
+    fn stand_in(&self, of: &str) -> Self {
         let ObjectName { namespace, name } = &self.object;
-        Self::new(self.kind, ObjectName::new(namespace.clone(), format!("{name} (refused version)")))
+        Self::new(self.kind, ObjectName::new(namespace.clone(), format!("{name} ({of})")))
+    }
+
+    /// Whether it is such a name. No object has a space in its name.
+    pub fn is_stand_in(&self) -> bool {
+        self.object.name.contains(' ')
     }
 }
 
@@ -141,14 +155,17 @@ pub struct NamedPort {
 pub struct Node {
     /// Its labels.
     pub labels: Labels,
-    /// Its addresses.
+    /// Its addresses; in a model, without those that a pod may have.
     pub addresses: Vec<IpAddr>,
-    /// Its pod ranges, at most one per family.
+    /// Its pod ranges, at most one per family; in a model, those that nobody else's claim goes before. What is in them is not the world.
     pub pod_ranges: Vec<IpNet>,
+    /// When its object was made, in seconds since the Unix epoch; 0 where nobody said. Of two nodes that claim the same, the older has it.
+    pub created: i64,
 }
 
 /// A policy of any kind, defaults applied.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Policy {
     /// When it is asked.
     pub tier: Tier,
@@ -176,7 +193,8 @@ pub enum Tier {
 }
 
 /// Whether a policy is enforced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// It decides.
     #[default]
@@ -186,7 +204,8 @@ pub enum Mode {
 }
 
 /// A set of pods.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PodSet {
     /// Which namespaces, by their labels; `None` is the policy's own.
     pub namespaces: Option<LabelSelector>,
@@ -197,7 +216,8 @@ pub struct PodSet {
 }
 
 /// One rule: what is done with a flow that matches a peer and a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Its name, where it has one.
     pub name: Option<String>,
@@ -245,7 +265,8 @@ pub enum Action {
 }
 
 /// The peers of a rule. `Of` an empty list matches nobody: it is never the same as `Any`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Peers {
     /// Every address, pods or not.
     Any,
@@ -254,7 +275,8 @@ pub enum Peers {
 }
 
 /// One peer of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Peer {
     /// Pods.
     Pods(PodSet),
@@ -275,7 +297,8 @@ pub enum Peer {
 }
 
 /// Something that needs no selector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Entity {
     /// The node that the subject runs on.
     Host,
@@ -288,7 +311,8 @@ pub enum Entity {
 }
 
 /// The ports of a rule. `Of` an empty list matches nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Ports {
     /// Every port of every protocol, ICMP included.
     Any,
@@ -297,7 +321,8 @@ pub enum Ports {
 }
 
 /// One port of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Port {
     /// Every port of a protocol.
     All(Protocol),

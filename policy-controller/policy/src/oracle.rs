@@ -3,7 +3,9 @@
 //! Linear in everything and never optimised. It shares no matching code with the compiler: labels, blocks and ports
 //! are compared here once more, written out from the API's documentation.
 
-use crate::model::{Action, Entity, Mode, Model, ObjectName, Peer, Peers, Pod, PodSet, Policy, PolicyName, Port, Ports, Rule, Tier};
+use crate::model::{
+    Action, Entity, Mode, Model, ObjectName, Peer, Peers, Pod, PodSet, Policy, PolicyKind, PolicyName, Port, Ports, Rule, Tier,
+};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::Direction;
 use palisade_identity::{LabelSelector, Labels, Operator, Protocol};
@@ -86,14 +88,42 @@ pub fn verdict(model: &Model, flow: &Flow) -> Verdict {
     }
 }
 
+/// What the enforced policies of `subject` say of a flow that it opens to itself through a service: `address` is the one of its own that
+/// stands behind the service, `port` the port there.
+///
+/// "NetworkPolicy never applies to a pod's traffic to itself; ClusterNetworkPolicy does." Both of the pod's ends are asked.
+pub fn itself(model: &Model, subject: &ObjectName, address: IpAddr, protocol: u8, port: u16) -> Verdict {
+    of_cluster(model, subject, address, protocol, port, |policy| policy.mode == Mode::Enforce)
+}
+
+/// What they would say if those in audit mode were enforced, too.
+pub fn audited_itself(model: &Model, subject: &ObjectName, address: IpAddr, protocol: u8, port: u16) -> Verdict {
+    of_cluster(model, subject, address, protocol, port, |_| true)
+}
+
+fn of_cluster(
+    model: &Model,
+    subject: &ObjectName,
+    address: IpAddr,
+    protocol: u8,
+    port: u16,
+    in_force: impl Fn(&Policy) -> bool,
+) -> Verdict {
+    let end = |direction| {
+        let applies = |name: &PolicyName, policy: &Policy| name.kind == PolicyKind::ClusterNetworkPolicy && in_force(policy);
+        judged(model, subject, direction, address, protocol, port, applies)
+    };
+    Verdict { egress: end(Direction::Egress), ingress: end(Direction::Ingress) }
+}
+
 /// What the enforced policies of `subject` say of a flow from or towards `peer`. `port` is that of the flow's destination.
 pub fn side(model: &Model, subject: &ObjectName, direction: Direction, peer: IpAddr, protocol: u8, port: u16) -> Side {
-    judged(model, subject, direction, peer, protocol, port, |policy| policy.mode == Mode::Enforce)
+    judged(model, subject, direction, peer, protocol, port, |_, policy| policy.mode == Mode::Enforce)
 }
 
 /// What they would say if those in audit mode were enforced, too.
 pub fn audited_side(model: &Model, subject: &ObjectName, direction: Direction, peer: IpAddr, protocol: u8, port: u16) -> Side {
-    judged(model, subject, direction, peer, protocol, port, |_| true)
+    judged(model, subject, direction, peer, protocol, port, |_, _| true)
 }
 
 fn judged(
@@ -103,14 +133,14 @@ fn judged(
     peer: IpAddr,
     protocol: u8,
     port: u16,
-    in_force: impl Fn(&Policy) -> bool,
+    applies: impl Fn(&PolicyName, &Policy) -> bool,
 ) -> Side {
     let Some(pod) = model.pods.get(subject) else { return Side::NotJudged };
     let meant: Vec<(&PolicyName, &Policy)> = model
         .policies
         .iter()
         .map(|(name, policy)| (name, &**policy))
-        .filter(|(name, policy)| in_force(policy) && in_pod_set(model, &policy.subject, &name.object.namespace, subject, pod))
+        .filter(|(name, policy)| applies(name, policy) && in_pod_set(model, &policy.subject, &name.object.namespace, subject, pod))
         .collect();
     let matching = |name: &PolicyName, policy: &Policy, action: Option<Action>| {
         let rules = rules_of(policy, direction).map(Vec::as_slice).unwrap_or_default();
@@ -160,10 +190,7 @@ fn judged(
 }
 
 fn rules_of(policy: &Policy, direction: Direction) -> Option<&Vec<Rule>> {
-    match direction {
-        Direction::Ingress => policy.ingress.as_ref(),
-        Direction::Egress => policy.egress.as_ref(),
-    }
+    if direction.way() == Direction::Ingress { policy.ingress.as_ref() } else { policy.egress.as_ref() }
 }
 
 /// The pods that have an address.
@@ -228,9 +255,9 @@ fn port_matches(model: &Model, rule: &Rule, direction: Direction, subject: &Pod,
         Ports::Any => return true,
         Ports::Of(ports) => ports,
     };
-    let destinations = match direction {
+    let destinations = match direction.way() {
         Direction::Ingress => vec![subject],
-        Direction::Egress => claimants(model, peer).into_iter().map(|(_, pod)| pod).collect(),
+        _ => claimants(model, peer).into_iter().map(|(_, pod)| pod).collect(),
     };
     for wanted in ports {
         let matched = match wanted {

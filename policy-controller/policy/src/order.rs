@@ -10,7 +10,7 @@
 //! A flow between two pods of the node has two sides, which change at two instants. Where a change alters what some
 //! endpoint may send and what another may receive, a denial could move from one side to the other and the flow
 //! slip through between. Then every endpoint first goes to rows that allow what the old and the new rows both
-//! allow, and only when all are there, on to the new ones.
+//! allow, and only when all are there, on to the new ones. (A pod that reaches itself through a service is both sides under one subject.)
 //!
 //! A program reads one after the other, too, and the writes go on meanwhile. Between those that it must not meet together it is waited
 //! for: what it began with stays until it has ended.
@@ -32,8 +32,8 @@ use palisade_datapath_core::abi::{Direction, IDENTITY_ANY, PolicyEntry, PolicyKe
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-/// What a list of subjects finds about one identity: ingress and egress row of each.
-type Effect = Vec<[Option<PolicyEntry>; 2]>;
+/// What a list of subjects finds about one identity: the rows of each, by direction.
+type Effect = Vec<[Option<PolicyEntry>; 4]>;
 
 /// The steps from `old` to `next`, with what is known of the change between them.
 pub(crate) fn steps(old: &Compiled, next: &Compiled, extent: Option<&Extent>, numbers: &mut Numbers) -> Vec<Step> {
@@ -261,11 +261,11 @@ impl<'a> Change<'a> {
 
     /// Makes `subject` find about identity `here` what `original` finds about `there` in `rows`.
     fn copy(&mut self, rows: &Compiled, original: u32, there: u32, subject: u32, here: u32) {
-        for direction in [Direction::Ingress, Direction::Egress] {
+        for direction in Direction::ALL {
             let Some(row) = rows.row(original, direction, there) else { continue };
             let key = PolicyKey::new(subject, direction, here);
-            let any = rows.policy.get(&PolicyKey::new(original, direction, IDENTITY_ANY));
-            if here == IDENTITY_ANY || (any == Some(&row) && !self.rows.contains_key(&key) && !self.old.policy.contains_key(&key)) {
+            let any = rows.row(original, direction, IDENTITY_ANY);
+            if here == IDENTITY_ANY || (any == Some(row) && !self.rows.contains_key(&key) && !self.old.policy.contains_key(&key)) {
                 continue;
             }
             self.rows.insert(key, row);
@@ -286,7 +286,7 @@ impl<'a> Change<'a> {
             flip.narrowed = Some(subject);
         }
         for ((from, to), subject) in subjects {
-            for direction in [Direction::Ingress, Direction::Egress] {
+            for direction in Direction::ALL {
                 let mut any = None;
                 // Any peer comes first.
                 for (&here, &(before, after)) in &between {
@@ -317,17 +317,19 @@ impl<'a> Change<'a> {
         self.old_identities.intersection(&self.next_identities).copied()
     }
 
-    /// Overrides rows of an interrupted change that would answer where the new state has no row of its own.
+    /// Overrides rows of an interrupted change that would answer where the new state has no row of its own. (Where something is said of a subject
+    /// itself, all its identities have rows.)
     fn complete_rows(&mut self) {
         for (key, row) in &self.old.policy {
             let any = PolicyKey { peer: IDENTITY_ANY, ..*key };
             if self.next_identities.contains(&key.peer)
                 && self.next_subjects.contains(&key.subject)
                 && !self.rows.contains_key(key)
-                && let Some(wanted) = self.next.policy.get(&any)
-                && wanted != row
+                && let Some(wanted) = self.next.row_of(&any)
+                && wanted != *row
+                && !(key.is_self() && self.next.policy.contains_key(&any))
             {
-                self.rows.insert(*key, *wanted);
+                self.rows.insert(*key, wanted);
             }
         }
     }
@@ -435,14 +437,6 @@ impl<'a> Change<'a> {
     }
 }
 
-impl Compiled {
-    /// The row that answers for a key: its own, else that of any peer.
-    fn row_of(&self, key: &PolicyKey) -> Option<PolicyEntry> {
-        let any = PolicyKey { peer: IDENTITY_ANY, ..*key };
-        self.policy.get(key).or_else(|| self.policy.get(&any)).copied()
-    }
-}
-
 impl<'a> Flip<'a> {
     fn new(pod: &'a ObjectName, from: u32, to: u32) -> Self {
         Self { pod, from, narrowed: None, through: to, to }
@@ -485,7 +479,7 @@ fn moves(old: &Compiled, next: &Compiled) -> Vec<Move> {
 
 /// What `subjects` find about `identity`.
 fn effect(rows: &Compiled, subjects: &[u32], identity: u32) -> Effect {
-    let find = |&subject: &u32| [Direction::Ingress, Direction::Egress].map(|direction| rows.row(subject, direction, identity));
+    let find = |&subject: &u32| Direction::ALL.map(|direction| rows.row(subject, direction, identity));
     subjects.iter().map(find).collect()
 }
 

@@ -60,8 +60,8 @@ impl fmt::Display for Reason {
 /// `ingress` or `egress`.
 pub const fn direction_name(direction: Direction) -> &'static str {
     match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
+        Direction::Ingress | Direction::SelfIngress => "ingress",
+        Direction::Egress | Direction::SelfEgress => "egress",
     }
 }
 

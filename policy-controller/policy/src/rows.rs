@@ -12,7 +12,7 @@ use palisade_identity::Selector;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The row of a peer about whom the policies say nothing.
-const NOT_ISOLATED: PolicyEntry =
+pub(crate) const NOT_ISOLATED: PolicyEntry =
     PolicyEntry { ports: PORTS_NONE, reason: REASON_NONE, verdict: RowVerdict::Allow as u8, reserved: [0; 3] };
 
 /// What decides a row: the rules whose peers match, and the peer's numbers of the ports that those rules name.
@@ -38,21 +38,35 @@ impl<'a> SubjectRows<'a> {
     }
 
     /// Writes the any-peer row, and a row for each identity about whom more is said.
-    pub fn write(mut self, subject: u32, numbers: &mut Numbers, policy: &mut BTreeMap<PolicyKey, PolicyEntry>) {
+    ///
+    /// Of the subject itself there are rows only where something is said of it, and only about the identities `own` that it has: about those
+    /// also where nothing more is said than about everybody, so that what rows are there does not depend on what other subjects have.
+    pub fn write(mut self, subject: u32, own: &BTreeSet<u32>, numbers: &mut Numbers, policy: &mut BTreeMap<PolicyKey, PolicyEntry>) {
+        let itself = self.direction.is_self();
+        let any_key = PolicyKey::new(subject, self.direction, IDENTITY_ANY);
         if self.rules.is_silent() {
-            policy.insert(PolicyKey::new(subject, self.direction, IDENTITY_ANY), NOT_ISOLATED);
+            if !itself {
+                policy.insert(any_key, NOT_ISOLATED);
+            }
             return;
         }
         let for_all: Vec<usize> = self.positions(|rule| rule.peers.is_none());
         let any = self.row(Matched { rules: for_all.clone(), named: Vec::new() }, numbers);
-        policy.insert(PolicyKey::new(subject, self.direction, IDENTITY_ANY), any);
-        for (identity, mut rules) in self.candidates() {
+        policy.insert(any_key, any);
+        let mut candidates = self.candidates();
+        if itself {
+            let of = |&identity: &u32| (identity, faulty!(candidates.remove(&identity), ItselfIsNoPeer => None).unwrap_or_default());
+            candidates = own.iter().filter(|&&identity| identity != IDENTITY_ANY).map(of).collect();
+        }
+        for (identity, mut rules) in candidates {
             let signature = self.classes.signature(identity);
             rules.extend(faulty!(&for_all[..], RulesForEverybodyForgotten => &for_all[..0]));
             let rules: Vec<usize> = rules.into_iter().collect();
             let named = faulty!(self.named(&rules, signature), PeersNamesForgotten => Vec::new());
             let row = self.row(Matched { rules, named }, numbers);
-            if faulty!(row != any, DenialsForEverybodyEnough => row.verdict == RowVerdict::Allow as u8 || row.ports != PORTS_NONE) {
+            let differs =
+                faulty!(row != any, DenialsForEverybodyEnough => row.verdict == RowVerdict::Allow as u8 || row.ports != PORTS_NONE);
+            if differs || itself {
                 policy.insert(PolicyKey::new(subject, self.direction, identity), row);
             }
         }
@@ -120,7 +134,7 @@ impl<'a> SubjectRows<'a> {
         settled = self.layer(of_tier(|tier| matches!(tier, Tier::Baseline(_))), &matched.named, numbers).over(settled);
         let mut workload = self.layer(of_tier(|tier| tier == Tier::Workload), &matched.named, numbers);
         if workload.otherwise.is_none() && faulty!(!self.rules.isolated_by.is_empty(), DefaultDenyForgotten => false) {
-            let reason = Reason::Default { policies: self.rules.isolated_by.clone(), direction: self.direction };
+            let reason = Reason::Default { policies: self.rules.isolated_by.clone(), direction: self.direction.way() };
             workload.otherwise = Some(Said::Decides(entry(RowVerdict::DefaultDeny, numbers.reasons.intern(reason))));
         }
         settled = workload.over(settled);
@@ -141,7 +155,7 @@ impl<'a> SubjectRows<'a> {
                 Action::Pass => faulty!(Said::Passes, PassAllows => Said::Decides(entry(RowVerdict::Allow, REASON_NONE))),
                 action => {
                     let (policy, name) = (rule.policy.clone(), rule.name.clone());
-                    let reason = Reason::Rule { policy, tier: rule.tier, rule: rule.rule, name, direction: self.direction };
+                    let reason = Reason::Rule { policy, tier: rule.tier, rule: rule.rule, name, direction: self.direction.way() };
                     let reason = numbers.reasons.intern(reason);
                     Said::Decides(entry(if action == Action::Allow { RowVerdict::Allow } else { RowVerdict::Deny }, reason))
                 }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use palisade_datapath_core::abi::Direction;
 use palisade_identity::{LabelSelector, Labels, NamespaceMatch, NodeMatch, Protocol, Selector};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// Everything that the policies say of a subject. Pods of equal rule sets share one subject number.
@@ -70,16 +71,25 @@ pub enum EffectivePort {
 }
 
 impl RuleSet {
-    /// The rules of one direction.
-    pub fn direction(&self, direction: Direction) -> &DirectionRules {
-        match direction {
-            Direction::Ingress => &self.ingress,
-            Direction::Egress => &self.egress,
-        }
+    /// Whether ClusterNetworkPolicies have rules for the subject.
+    pub(crate) fn is_of_cluster(&self) -> bool {
+        self.ingress.rules.iter().chain(&self.egress.rules).any(|rule| rule.tier != Tier::Workload)
+    }
+
+    /// The rules of one direction. Of what a pod sends to itself only ClusterNetworkPolicies speak.
+    pub fn direction(&self, direction: Direction) -> Cow<'_, DirectionRules> {
+        let rules = if direction.way() == Direction::Ingress { &self.ingress } else { &self.egress };
+        if direction.is_self() { Cow::Owned(rules.of_cluster()) } else { Cow::Borrowed(rules) }
     }
 }
 
 impl DirectionRules {
+    /// What is left of them without the policies of namespaces.
+    fn of_cluster(&self) -> Self {
+        let rules = self.rules.iter().filter(|rule| faulty!(rule.tier != Tier::Workload, ItselfByItsNamespace => true)).cloned().collect();
+        Self { isolated_by: faulty!(Vec::new(), ItselfIsolated => self.isolated_by.clone()), rules }
+    }
+
     /// Whether the policies say nothing at all.
     pub fn is_silent(&self) -> bool {
         self.isolated_by.is_empty() && self.rules.is_empty()

@@ -11,6 +11,7 @@ use palisade_policy::generate::{self, Random};
 use palisade_policy::model::{Model, ObjectName, Peers, Ports, Rule};
 use palisade_policy::{Compiled, Numbers, Planner, Step, compile, plan};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Questions to the pods that are subjects before and after, about addresses of either model.
@@ -23,17 +24,30 @@ fn asks(random: &mut Random, before: &Compiled, after: &Compiled, models: [&Mode
         let model = *random.pick(&models);
         let flow = generate::flow(random, model);
         let pod = (*random.pick(&pods)).clone();
-        let direction = *random.pick(&[Direction::Ingress, Direction::Egress]);
-        Ask { pod, direction, peer: flow.opener, protocol: flow.protocol, port: flow.port }
+        let mut direction = *random.pick(&Direction::ALL);
+        let mut peer = flow.opener;
+        if direction.is_self() {
+            match own_addresses(&pod, models)[..] {
+                [] => direction = direction.way(),
+                ref own => peer = *random.pick(own),
+            }
+        }
+        Ask { pod, direction, peer, protocol: flow.protocol, port: flow.port }
     };
     (0..count).map(|_| ask(random)).collect()
+}
+
+/// The addresses that a pod has before and after.
+fn own_addresses(pod: &ObjectName, models: [&Model; 2]) -> Vec<IpAddr> {
+    let [before, after] = models.map(|model| model.pods.get(pod).map(|pod| pod.addresses.as_slice()).unwrap_or_default());
+    before.iter().copied().filter(|address| after.contains(address)).collect()
 }
 
 fn sides(kernel: &Kernel, asks: &[Ask]) -> Vec<Side> {
     asks.iter().map(|ask| kernel.side(ask)).collect()
 }
 
-/// A flow between two pods of the node, by the two sides that judge it.
+/// A flow between two pods of the node, or of one to itself through a service, by the two sides that judge it.
 struct Pair {
     egress: Ask,
     ingress: Ask,
@@ -52,6 +66,9 @@ fn pairs(random: &mut Random, before: &Compiled, after: &Compiled, models: [&Mod
         if opener != responder {
             let egress = ask(opener, Direction::Egress, flow.responder);
             pairs.push(Pair { egress, ingress: ask(responder, Direction::Ingress, flow.opener) });
+        } else if own_addresses(opener, models).contains(&flow.responder) {
+            let egress = ask(opener, Direction::SelfEgress, flow.responder);
+            pairs.push(Pair { egress, ingress: ask(opener, Direction::SelfIngress, flow.responder) });
         }
     }
     pairs
@@ -109,7 +126,11 @@ fn follow_slowly(random: &mut Random, kernel: &Kernel, steps: &[Step], next: &Co
         for (position, pair) in pairs.iter().enumerate() {
             // One program judges both ends.
             let program = SlowProgram::new(&moments, random);
-            let said = program.side(&pair.egress).decision.passes() && program.side(&pair.ingress).decision.passes();
+            let said = if pair.egress.direction.is_self() {
+                program.itself(&pair.egress).passes()
+            } else {
+                program.side(&pair.egress).decision.passes() && program.side(&pair.ingress).decision.passes()
+            };
             assert!(
                 said == passed[position] || said == passes[position],
                 "{what}: at step {index} {step:?}: passes: {said}, neither before nor after: {:?} {:?}\n{steps:#?}",

@@ -1,8 +1,8 @@
 //! One flow, explained.
 
-use crate::judge::world::{World, doing, everything, from, object, own, pods, rule, tcp};
+use crate::judge::world::{World, doing, everything, from, network_policy, object, own, pods, rule, tcp};
 use palisade_datapath_core::verdict::Decision;
-use palisade_policy::model::{Action, Node, ObjectName, Tier};
+use palisade_policy::model::{Action, Node, ObjectName, PolicyKind, PolicyName, Tier};
 use palisade_policy::{Answer, End, ExplainError, Fate, Numbers, Question, Settled, Unjudged, compile, evaluate};
 use std::collections::BTreeSet;
 
@@ -25,7 +25,7 @@ fn ask(from: End, to: End, ipv6: bool) -> Result<Answer, ExplainError> {
     let local: BTreeSet<ObjectName> = ["shop/db", "bank/web"].map(object).into();
     let mut numbers = Numbers::default();
     let compiled = compile(&model, &local, &mut numbers);
-    evaluate(&compiled, &numbers, &model, &Question { from, to, protocol: 6, port: 80, ipv6, rules: false })
+    evaluate(&compiled, &numbers, &model, &Question { from, to, protocol: 6, port: 80, ipv6, service: false, rules: false })
 }
 
 fn pod(name: &str) -> End {
@@ -55,7 +55,7 @@ fn of_a_pod_that_is_not_judged_here_it_is_said_whose_rows_judge_it() {
         let local: BTreeSet<ObjectName> = ["shop/db", "bank/web"].map(object).into();
         let mut numbers = Numbers::default();
         let compiled = compile(&model, &local, &mut numbers);
-        let question = Question { from, to, protocol: 6, port: 80, ipv6: false, rules: false };
+        let question = Question { from, to, protocol: 6, port: 80, ipv6: false, service: false, rules: false };
         let answer = evaluate(&compiled, &numbers, &model, &question).unwrap();
         (answer.egress.unjudged, answer.ingress.unjudged)
     };
@@ -105,11 +105,7 @@ fn the_rules_that_were_considered_are_listed_with_what_came_of_each() {
         .cluster("base", Tier::Baseline(0), "", vec![everything()], vec![])
         .ingress("shop/a", "", [from([own("")]), rule([pods("team=bank", "")], [tcp(81)]), rule([pods("team=bank", "")], [tcp(80)])])
         .ingress("shop/b", "", [everything()]);
-    let local = world.model.pods.keys().cloned().collect();
-    let mut numbers = Numbers::default();
-    let compiled = compile(&world.model, &local, &mut numbers);
-    let question = Question { from: pod("bank/client"), to: pod("shop/web"), protocol: 6, port: 80, ipv6: false, rules: true };
-    let answer = evaluate(&compiled, &numbers, &world.model, &question).unwrap();
+    let answer = explained(&world, pod("bank/client"), pod("shop/web"), false);
     let fates: Vec<(String, usize, Fate)> =
         answer.ingress.rules.iter().map(|rule| (rule.policy.object.to_string(), rule.rule, rule.fate)).collect();
     let expected = [
@@ -123,6 +119,65 @@ fn the_rules_that_were_considered_are_listed_with_what_came_of_each() {
     ];
     assert_eq!(fates, expected.map(|(policy, rule, fate)| (policy.to_owned(), rule, fate)));
     assert_eq!(answer.egress.rules, []);
+}
+
+#[test]
+fn rules_in_audit_mode_are_listed_where_they_would_stand_with_what_would_have_come_of_them() {
+    let audited = network_policy("shop/b");
+    let world = World::new()
+        .pod("shop/web", "app=web", 1)
+        .pod("bank/client", "", 2)
+        .ingress("shop/a", "", [rule([pods("team=bank", "")], [tcp(80)])])
+        .ingress("shop/b", "", [from([own("")]), rule([pods("team=bank", "")], [tcp(80)])])
+        .cluster("watch", Tier::Admin(1), "team=shop", vec![doing(Action::Deny, rule([pods("team=bank", "")], [tcp(80)]))], vec![])
+        .audited(&PolicyName::new(PolicyKind::ClusterNetworkPolicy, ObjectName::cluster("watch")))
+        .audited(&audited);
+    let answer = explained(&world, pod("bank/client"), pod("shop/web"), false);
+    let listed: Vec<(String, usize, bool, Fate)> =
+        answer.ingress.rules.iter().map(|rule| (rule.policy.object.to_string(), rule.rule, rule.audit, rule.fate)).collect();
+    let expected = [
+        ("watch", 0, true, Fate::Decides),
+        ("shop/a", 0, false, Fate::Decides),
+        ("shop/b", 0, true, Fate::NotAsked),
+        ("shop/b", 1, true, Fate::NotAsked),
+    ];
+    assert_eq!(listed, expected.map(|(policy, rule, audit, fate)| (policy.to_owned(), rule, audit, fate)));
+    let would = "ClusterNetworkPolicy watch (Admin tier, priority 1) ingress rule 0".to_owned();
+    assert_eq!((answer.passes(), answer.ingress.audit), (true, Some((Decision::Deny, would))));
+    assert_eq!(answer.egress.audit, None, "no policy in audit mode selects the client");
+    // What would deny by isolating has no rule to show, and says so all the same.
+    let isolating = World::new().pod("shop/web", "", 1).pod("bank/client", "", 2).ingress("shop/b", "", []).audited(&audited);
+    let answer = explained(&isolating, pod("bank/client"), pod("shop/web"), false);
+    assert_eq!(answer.ingress.audit, Some((Decision::DefaultDeny, "default deny of ingress by NetworkPolicy shop/b".to_owned())));
+    assert!(answer.passes() && answer.ingress.rules.is_empty());
+}
+
+// Line 37.
+#[test]
+fn a_pod_that_reaches_itself_through_a_service_is_judged_by_cluster_policies() {
+    let world = World::new().pod("shop/web", "app=web", 1).policy("shop/closed", "", Some(vec![]), Some(vec![])).cluster(
+        "base",
+        Tier::Baseline(0),
+        "",
+        vec![doing(Action::Deny, rule([pods("team=shop", "")], [tcp(80)]))],
+        vec![],
+    );
+    let answer = explained(&world, pod("shop/web"), pod("shop/web"), true);
+    assert_eq!(answer.settled, None);
+    assert_eq!((answer.egress.decision, answer.egress.reason.as_str()), (Decision::Allow, ""));
+    assert_eq!(answer.ingress.reason, "ClusterNetworkPolicy base (Baseline tier, priority 0) ingress rule 0");
+    let policies: Vec<String> = answer.ingress.rules.iter().map(|rule| rule.policy.to_string()).collect();
+    assert_eq!(policies, ["ClusterNetworkPolicy base"], "the namespace's policies are not asked");
+    assert_eq!(explained(&world, pod("shop/web"), pod("shop/web"), false).settled, Some(Settled::Itself));
+}
+
+/// What the rows say of TCP 80, with the rules; whether through a service.
+fn explained(world: &World, from: End, to: End, service: bool) -> Answer {
+    let local = world.model.pods.keys().cloned().collect();
+    let mut numbers = Numbers::default();
+    let compiled = compile(&world.model, &local, &mut numbers);
+    let question = Question { from, to, protocol: 6, port: 80, ipv6: false, service, rules: true };
+    evaluate(&compiled, &numbers, &world.model, &question).unwrap()
 }
 
 // Lines 25 and 26.

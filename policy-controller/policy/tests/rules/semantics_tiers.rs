@@ -1,9 +1,9 @@
 //! Semantics B: tiers, priorities and actions of ClusterNetworkPolicy, and how they meet the policies of namespaces.
 
-use crate::judge::world::{World, block, doing, everything, from, own, pods, rule, tcp};
-use palisade_identity::{LabelSelector, Operator, Requirement};
+use crate::judge::world::{World, block, doing, everything, from, named, object, own, pods, rule, tcp};
+use palisade_identity::{LabelSelector, Operator, Protocol, Requirement};
 use palisade_policy::model::{Action, ObjectName, Peer, PolicyKind, PolicyName, Rule, Tier};
-use palisade_policy::oracle::Side;
+use palisade_policy::oracle::{Side, Verdict};
 
 /// `shop/web` and `bank/web`, and who asks them: `shop/client`.
 fn world() -> World {
@@ -102,6 +102,55 @@ fn s35_networks_match_pods_too_and_nodes_match_by_their_labels() {
     let world = world.cluster("node", Tier::Admin(1), "team=shop", vec![], vec![deny(from([Peer::Nodes(edge)]))]);
     world.denies("shop/client", "192.168.0.1", "TCP/10250");
     world.allows("shop/client", "192.168.0.2", "TCP/10250");
+}
+
+// `World` holds flows of a pod to itself for what they are through a service; at its own address no policy is asked.
+#[test]
+fn s37_a_pod_that_reaches_itself_through_a_service_is_subject_to_cluster_policies_only() {
+    let both = |peers: fn() -> Peer| (vec![deny(rule([peers()], [tcp(80)]))], vec![deny(rule([peers()], [tcp(81)]))]);
+    // A namespace's policies never are about that.
+    let isolated = world().policy("shop/closed", "", Some(vec![]), Some(vec![]));
+    isolated.allows("shop/web", "shop/web", "TCP/80");
+    // Either end of the pod is asked, of the port behind the service.
+    let (ingress, egress) = both(shop);
+    let denied = isolated.cluster("admin", Tier::Admin(5), "team=shop", ingress, egress);
+    denied.denies("shop/web", "shop/web", "TCP/80");
+    denied.denies("shop/web", "shop/web", "TCP/81");
+    denied.allows("shop/web", "shop/web", "TCP/82");
+    denied.allows("bank/web", "bank/web", "TCP/80");
+    // The tiers in their order, without the one between them.
+    let accepts = denied.clone().cluster("first", Tier::Admin(0), "", vec![from([own("")]), from([shop()])], vec![]);
+    accepts.allows("shop/web", "shop/web", "TCP/80");
+    accepts.denies("shop/web", "shop/web", "TCP/81");
+    let passes = denied.cluster("first", Tier::Admin(0), "", vec![pass(from([shop()]))], vec![pass(from([shop()]))]);
+    passes.allows("shop/web", "shop/web", "TCP/80");
+    let (ingress, egress) = both(|| pods("team=bank", ""));
+    let base = passes.cluster("base", Tier::Baseline(0), "team=bank", ingress, egress);
+    base.allows("shop/web", "shop/web", "TCP/80");
+    base.denies("bank/web", "bank/web", "TCP/80");
+    base.denies("bank/web", "bank/web", "TCP/81");
+    // Pods of the same policies, of which one alone is its own peer.
+    let web = vec![deny(from([pods("", "app=web")]))];
+    let one = world().cluster("one", Tier::Admin(0), "team=shop", web, vec![]);
+    one.denies("shop/web", "shop/web", "TCP/80");
+    one.allows("shop/client", "shop/client", "TCP/80");
+}
+
+#[test]
+fn s37_what_is_said_of_a_pod_itself_follows_its_labels_and_names_its_rule() {
+    let rules = vec![deny(rule([pods("team=shop", "app=web")], [named("web"), tcp(443)]))];
+    let world = world().port("shop/web", "web", Protocol::Tcp, 8080).cluster("out", Tier::Baseline(3), "", vec![], rules);
+    let name = PolicyName::new(PolicyKind::ClusterNetworkPolicy, ObjectName::cluster("out"));
+    for port in ["TCP/8080", "TCP/443"] {
+        for verdict in world.verdicts("shop/web", "shop/web", port) {
+            let expected = Verdict { egress: Side::Denied { policy: name.clone(), rule: 0 }, ingress: Side::NotIsolated };
+            assert_eq!(verdict, expected, "{port}");
+        }
+    }
+    world.allows("shop/web", "shop/web", "TCP/80");
+    let mut relabelled = world;
+    relabelled.model.pods.edit(&object("shop/web")).expect("the pod is there").labels.clear();
+    relabelled.allows("shop/web", "shop/web", "TCP/8080");
 }
 
 #[test]

@@ -1,12 +1,10 @@
 //! The maps as a simulated kernel holds them: one write at a time.
 
-use crate::judge::sides;
 use palisade_datapath_core::abi::{Address, Direction, PolicyEntry, PolicyKey, PortEntry, REASON_NONE, SUBJECT_NONE, V4, V6};
-use palisade_datapath_core::verdict::{Decision, Side, Tables};
+use palisade_datapath_core::verdict::{self, Decision, Side, Tables, Verdict};
 use palisade_identity::Signature;
 use palisade_policy::generate::Random;
 use palisade_policy::model::ObjectName;
-use palisade_policy::oracle::Flow;
 use palisade_policy::rules::RuleSet;
 use palisade_policy::{Compiled, Numbers, Reason, Step};
 use std::cell::{Cell, RefCell};
@@ -94,6 +92,11 @@ impl<'a> SlowProgram<'a> {
         }
     }
 
+    /// What it says of a flow by which the pod reaches itself through a service.
+    pub fn itself(&self, ask: &Ask) -> Verdict {
+        itself(self, self.read().endpoints.get(&ask.pod).copied().unwrap_or(SUBJECT_NONE), ask)
+    }
+
     /// The maps at its next read.
     fn read(&self) -> &'a Kernel {
         let (at, mut random) = (self.at.get(), self.random.borrow_mut());
@@ -133,11 +136,17 @@ pub struct Ask {
 
 /// What a subject's rows say of a peer.
 pub fn side<T: Tables<V4> + Tables<V6>>(tables: &T, subject: u32, ask: &Ask) -> Side {
-    // The address of the side that asks is not looked at.
-    let flow = Flow { opener: ask.peer, responder: ask.peer, protocol: ask.protocol, port: ask.port };
-    match ask.direction {
-        Direction::Ingress => sides(tables, &flow, SUBJECT_NONE, subject).ingress,
-        Direction::Egress => sides(tables, &flow, subject, SUBJECT_NONE).egress,
+    match ask.peer {
+        IpAddr::V4(peer) => verdict::side(tables, ask.direction, subject, &peer.octets(), ask.protocol, ask.port),
+        IpAddr::V6(peer) => verdict::side(tables, ask.direction, subject, &peer.octets(), ask.protocol, ask.port),
+    }
+}
+
+/// What a subject's rows say of a flow to itself through a service, both sides in one run.
+pub fn itself<T: Tables<V4> + Tables<V6>>(tables: &T, subject: u32, ask: &Ask) -> Verdict {
+    match ask.peer {
+        IpAddr::V4(own) => verdict::verdict_of_itself(tables, subject, &own.octets(), ask.protocol, ask.port),
+        IpAddr::V6(own) => verdict::verdict_of_itself(tables, subject, &own.octets(), ask.protocol, ask.port),
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod kernel;
 pub mod world;
 
+use crate::judge::kernel::Ask;
 use palisade_datapath_core::abi::{Direction, SUBJECT_NONE};
 use palisade_datapath_core::verdict::{self, Decision, Tables};
 use palisade_policy::model::{Model, ObjectName};
@@ -10,8 +11,15 @@ use palisade_policy::oracle::{self, Flow};
 use palisade_policy::{Compiled, Numbers, Reason};
 use std::net::IpAddr;
 
-/// What the datapath's verdict says over `tables`, each side asked for itself.
+/// What the datapath's verdict says over `tables`, each side asked for itself. A pod reaches itself through a service.
 pub fn sides<T: Tables<[u8; 4]> + Tables<[u8; 16]>>(tables: &T, flow: &Flow, egress: u32, ingress: u32) -> verdict::Verdict {
+    if flow.opener == flow.responder {
+        let ask = |direction| Ask { pod: ObjectName::cluster(""), direction, peer: flow.opener, protocol: flow.protocol, port: flow.port };
+        let (out, into) = (ask(Direction::SelfEgress), ask(Direction::SelfIngress));
+        let both = verdict::Verdict { egress: kernel::side(tables, egress, &out), ingress: kernel::side(tables, ingress, &into) };
+        assert_eq!(kernel::itself(tables, egress, &out).passes(), both.passes(), "both sides in one run, and each for itself: {flow:?}");
+        return both;
+    }
     let ask = |egress_subject, ingress_subject| {
         let (protocol, port) = (flow.protocol, flow.port);
         match (flow.opener, flow.responder) {
@@ -32,6 +40,11 @@ pub fn sides<T: Tables<[u8; 4]> + Tables<[u8; 16]>>(tables: &T, flow: &Flow, egr
 /// The pod that is judged for an address: the first of its claimants.
 pub fn owner(model: &Model, address: IpAddr) -> Option<&ObjectName> {
     model.pods.iter().find(|(_, pod)| pod.addresses.contains(&address)).map(|(name, _)| name)
+}
+
+/// The pod that a flow leads back to.
+fn itself<'m>(model: &'m Model, flow: &Flow) -> Option<&'m ObjectName> {
+    owner(model, flow.opener).filter(|_| flow.opener == flow.responder)
 }
 
 /// The subject number of the pod that has an address, where it is a pod of this node.
@@ -80,7 +93,10 @@ fn of_subjects(compiled: &Compiled, numbers: &Numbers, flow: &Flow, [egress, ing
 
 /// What the oracle says of a flow on a node whose pods are those of `compiled`.
 pub fn expected_verdict(compiled: &Compiled, model: &Model, flow: &Flow) -> oracle::Verdict {
-    let mut expected = oracle::verdict(model, flow);
+    let mut expected = match itself(model, flow) {
+        Some(pod) => oracle::itself(model, pod, flow.responder, flow.protocol, flow.port),
+        None => oracle::verdict(model, flow),
+    };
     if subject(compiled, model, flow.opener) == SUBJECT_NONE {
         expected.egress = oracle::Side::NotJudged;
     }
@@ -92,8 +108,10 @@ pub fn expected_verdict(compiled: &Compiled, model: &Model, flow: &Flow) -> orac
 
 /// What the oracle says of a flow were the policies in audit mode enforced, on a node whose pods are those of `compiled`.
 pub fn expected_audit(compiled: &Compiled, model: &Model, flow: &Flow) -> oracle::Verdict {
-    // A pod reaches itself always.
-    let judged = |name: &&ObjectName| flow.opener != flow.responder && compiled.subjects.contains_key(*name);
+    let judged = |name: &&ObjectName| compiled.subjects.contains_key(*name);
+    if let Some(pod) = itself(model, flow).filter(judged) {
+        return oracle::audited_itself(model, pod, flow.responder, flow.protocol, flow.port);
+    }
     let side = |address, direction, peer| match owner(model, address).filter(judged) {
         Some(pod) => oracle::audited_side(model, pod, direction, peer, flow.protocol, flow.port),
         None => oracle::Side::NotJudged,

@@ -97,7 +97,8 @@ impl World {
         self
     }
 
-    /// The verdict of both sides of a flow; pods by name, anything else by address; `port` as `TCP/80` or `ICMP`.
+    /// The verdict of both sides of a flow; pods by name, anything else by address; `port` as `TCP/80` or `ICMP`. A pod reaches itself through
+    /// a service.
     pub fn verdicts(&self, from: &str, to: &str, port: &str) -> Vec<Verdict> {
         let local: BTreeSet<ObjectName> = self.model.pods.keys().cloned().collect();
         let mut numbers = Numbers::default();
