@@ -24,7 +24,32 @@ pub(crate) enum Choice {
     Drop,
 }
 
-/// Whether an address is of the family of a slice: that of its first endpoint.
+/// Who takes new flows to the frontends of a view.
+#[derive(Debug)]
+pub(crate) struct Choices {
+    /// From clients in the cluster.
+    pub inside: Choice,
+    /// From those outside it; `None`: they are not served there.
+    pub outside: Option<Choice>,
+}
+
+impl Choice {
+    /// The endpoints that take new flows, in order.
+    pub(crate) fn targets(&self) -> &[Target] {
+        match self {
+            Self::OneOf(targets) => targets,
+            Self::Refuse | Self::Drop => &[],
+        }
+    }
+
+    /// Whether an endpoint is among them.
+    pub(crate) fn is_of(&self, target: &Target) -> bool {
+        self.targets().binary_search(target).is_ok()
+    }
+}
+
+/// Whether an address is of the family of a slice: that of its first endpoint. Others were left out when the object was read; here they
+/// get no flows.
 fn is_in(slice: &Slice, address: IpAddr) -> bool {
     slice.endpoints.first().is_some_and(|first| first.address.is_ipv6() == address.is_ipv6())
 }
@@ -96,16 +121,12 @@ fn topology<'a>(ready: impl Iterator<Item = &'a Endpoint> + Clone, place: &Place
     }
 }
 
-/// The endpoints that get no flows for their family.
+/// The slices of which the endpoints get no flows for their family.
 pub(crate) fn troubles(slices: &BTreeMap<String, Slice>, cluster_ips: &[IpAddr]) -> Vec<Trouble> {
-    let mut troubles = Vec::new();
-    for (name, slice) in slices {
-        let Some(first) = slice.endpoints.first() else { continue };
-        if !cluster_ips.iter().any(|address| address.is_ipv6() == first.address.is_ipv6()) {
-            troubles.push(Trouble::SliceFamily { slice: name.clone() });
-        }
-        let others = slice.endpoints.iter().map(|endpoint| endpoint.address).filter(|&address| !is_in(slice, address));
-        troubles.extend(others.map(|address| Trouble::MixedSlice { slice: name.clone(), address }));
-    }
-    troubles
+    let is_foreign = |slice: &Slice| {
+        let first = slice.endpoints.first();
+        first.is_some_and(|first| !cluster_ips.iter().any(|address| address.is_ipv6() == first.address.is_ipv6()))
+    };
+    let foreign = slices.iter().filter(|(_, slice)| is_foreign(slice));
+    foreign.map(|(name, _)| Trouble::SliceFamily { slice: name.clone() }).collect()
 }

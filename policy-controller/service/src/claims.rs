@@ -1,14 +1,13 @@
-//! Which service has which frontend.
+//! Who has which frontend.
 
 use crate::frontend::Frontend;
-use crate::model::{Place, Service, ServiceKind};
+use crate::model::{HostPort, HostPorts, Owner, Place, Service, ServiceKind, Services};
 use palisade_identity::Protocol;
-use palisade_policy::model::ObjectName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// From where a service is reached.
+/// From where a frontend is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Side {
     /// By its cluster IPs.
@@ -17,12 +16,14 @@ pub(crate) enum Side {
     Outside,
 }
 
-/// A port of a service, of one family and seen from one side: what has a number, a table and backends of its own.
+/// A port of a service or of a pod, of one family and seen from one side: what has a number, tables and backends of its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct View {
     pub side: Side,
-    /// As [`ServicePort::name`](crate::model::ServicePort::name).
+    /// As [`ServicePort::name`](crate::model::ServicePort::name); of a pod empty.
     pub port: String,
+    /// A pod's own port; of a service zero, for its slices say it.
+    pub target: u16,
     pub protocol: Protocol,
     pub is_ipv6: bool,
 }
@@ -30,13 +31,13 @@ pub(crate) struct View {
 /// Whose a claim is; the first one has what several claim of one side.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claimant {
-    /// Nobody knows how old a service is that does not say when it was made: the others go first.
+    /// Nobody knows how old something is that does not say when it was made: the others go first.
     is_undated: bool,
     created: Option<String>,
-    service: ObjectName,
+    owner: Owner,
 }
 
-/// That a service wants a frontend for one of its views.
+/// That somebody wants a frontend for one of their views.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Claim {
     /// A cluster IP is given by the API server, and to one service only: nobody takes it by writing it among external addresses.
@@ -46,9 +47,9 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// The service that claims.
-    pub(crate) fn service(&self) -> &ObjectName {
-        &self.claimant.service
+    /// Who claims.
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.claimant.owner
     }
 
     /// What it claims it for.
@@ -64,13 +65,20 @@ pub(crate) struct Claims {
     claims: BTreeMap<Frontend, Vec<Claim>>,
 }
 
-/// What a service gets of what it claims.
+/// What somebody claims.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    created: Option<String>,
+    frontends: BTreeSet<(Frontend, View)>,
+}
+
+/// What somebody gets of what they claim.
 #[derive(Debug, Default)]
 pub(crate) struct Got {
-    /// The frontends that each of its views has: at least one.
+    /// The frontends that each of their views has: at least one.
     pub views: BTreeMap<View, Vec<Frontend>>,
-    /// The frontends that it misses, and which service has each.
-    pub missed: Vec<(Frontend, ObjectName)>,
+    /// The frontends that they miss, and who has each.
+    pub missed: Vec<(Frontend, Owner)>,
 }
 
 /// Whether a service is reached in a family: where it has a cluster IP of it.
@@ -78,48 +86,81 @@ pub(crate) fn is_reached_in(service: &Service, is_ipv6: bool) -> bool {
     service.kind == ServiceKind::Addressed && service.cluster_ips.iter().any(|address| address.is_ipv6() == is_ipv6)
 }
 
-/// What a service claims on a node.
-fn wanted(service: &Service, place: &Place) -> BTreeSet<(Frontend, View)> {
-    let mut wanted = BTreeSet::new();
-    for port in &service.ports {
-        let mut claim = |side: Side, address: IpAddr, number: u16| {
-            let is_ipv6 = address.is_ipv6();
-            if is_reached_in(service, is_ipv6) {
-                let view = View { side, port: port.name.clone(), protocol: port.protocol, is_ipv6 };
-                wanted.insert((Frontend { address, protocol: port.protocol, port: number }, view));
-            }
-        };
-        service.cluster_ips.iter().for_each(|&address| claim(Side::Inside, address, port.port));
-        service.external.iter().for_each(|&address| claim(Side::Outside, address, port.port));
-        if let Some(number) = port.node_port {
-            place.addresses.iter().for_each(|&address| claim(Side::Outside, address, number));
+/// The addresses of a node at which a host port is asked for, whether or not the pod has an address of their family.
+pub(crate) fn host_addresses<'a>(port: &HostPort, place: &'a Place) -> impl Iterator<Item = &'a IpAddr> {
+    let asked = port.address;
+    place.addresses.iter().filter(move |address| match asked {
+        None => true,
+        Some(asked) if asked.is_unspecified() => asked.is_ipv6() == address.is_ipv6(),
+        Some(asked) => asked == **address,
+    })
+}
+
+impl Wanted {
+    /// What somebody claims on a node.
+    pub(crate) fn of(services: &Services, owner: &Owner) -> Option<Self> {
+        let place = &services.place;
+        match owner {
+            Owner::Service(name) => Some(Self::of_service(services.services.get(name)?, place)),
+            Owner::Pod(interface) => Some(Self::of_pod(services.host_ports.get(interface)?, place)),
         }
     }
-    wanted
+
+    fn of_service(service: &Service, place: &Place) -> Self {
+        let mut frontends = BTreeSet::new();
+        for port in &service.ports {
+            let mut claim = |side: Side, address: IpAddr, number: u16| {
+                let is_ipv6 = address.is_ipv6();
+                if is_reached_in(service, is_ipv6) {
+                    let view = View { side, port: port.name.clone(), target: 0, protocol: port.protocol, is_ipv6 };
+                    frontends.insert((Frontend { address, protocol: port.protocol, port: number }, view));
+                }
+            };
+            service.cluster_ips.iter().for_each(|&address| claim(Side::Inside, address, port.port));
+            service.external.iter().for_each(|&address| claim(Side::Outside, address, port.port));
+            if let Some(number) = port.node_port {
+                place.addresses.iter().for_each(|&address| claim(Side::Outside, address, number));
+            }
+        }
+        Self { created: service.created.clone(), frontends }
+    }
+
+    fn of_pod(pod: &HostPorts, place: &Place) -> Self {
+        let mut frontends = BTreeSet::new();
+        for port in &pod.ports {
+            for &address in host_addresses(port, place) {
+                let is_ipv6 = address.is_ipv6();
+                if pod.addresses.iter().any(|own| own.is_ipv6() == is_ipv6) {
+                    let view = View { side: Side::Outside, port: String::new(), target: port.target, protocol: port.protocol, is_ipv6 };
+                    frontends.insert((Frontend { address, protocol: port.protocol, port: port.port }, view));
+                }
+            }
+        }
+        Self { created: pod.created.clone(), frontends }
+    }
 }
 
 impl Claims {
-    /// Exchanges what a service claims. `touched` gets the frontends concerned, with who had each before it was touched first.
+    /// Exchanges what somebody claims. `touched` gets the frontends concerned, with who had each before it was touched first.
     pub(crate) fn exchange(
         &mut self,
-        name: &ObjectName,
-        before: Option<(&Service, &Place)>,
-        after: Option<(&Service, &Place)>,
+        owner: &Owner,
+        before: Option<Wanted>,
+        after: Option<Wanted>,
         touched: &mut BTreeMap<Frontend, Option<Claim>>,
     ) {
-        for (frontend, _) in before.into_iter().flat_map(|(service, place)| wanted(service, place)) {
+        for (frontend, _) in before.into_iter().flat_map(|before| before.frontends) {
             self.touch(&frontend, touched);
             if let Some(claims) = self.claims.get_mut(&frontend) {
-                claims.retain(|claim| claim.service() != name);
+                claims.retain(|claim| claim.owner() != owner);
                 if claims.is_empty() {
                     self.claims.remove(&frontend);
                 }
             }
         }
-        let Some((service, place)) = after else { return };
-        let created = service.created.clone();
-        let claimant = Arc::new(Claimant { is_undated: created.is_none(), created, service: name.clone() });
-        for (frontend, view) in wanted(service, place) {
+        let Some(Wanted { created, frontends }) = after else { return };
+        let claimant = Arc::new(Claimant { is_undated: created.is_none(), created, owner: owner.clone() });
+        for (frontend, view) in frontends {
             self.touch(&frontend, touched);
             let claims = self.claims.entry(frontend).or_default();
             claims.push(Claim { side: view.side, claimant: claimant.clone(), view });
@@ -128,26 +169,26 @@ impl Claims {
     }
 
     fn touch(&self, frontend: &Frontend, touched: &mut BTreeMap<Frontend, Option<Claim>>) {
-        touched.entry(*frontend).or_insert_with(|| self.owner(frontend).cloned());
+        touched.entry(*frontend).or_insert_with(|| self.first(frontend).cloned());
     }
 
-    /// Who has a frontend.
-    pub(crate) fn owner(&self, frontend: &Frontend) -> Option<&Claim> {
+    /// The claim of who has a frontend.
+    pub(crate) fn first(&self, frontend: &Frontend) -> Option<&Claim> {
         self.claims.get(frontend)?.first()
     }
 
     /// All who claim a frontend.
-    pub(crate) fn claimants(&self, frontend: &Frontend) -> impl Iterator<Item = &ObjectName> {
-        self.claims.get(frontend).into_iter().flatten().map(Claim::service)
+    pub(crate) fn claimants(&self, frontend: &Frontend) -> impl Iterator<Item = &Owner> {
+        self.claims.get(frontend).into_iter().flatten().map(Claim::owner)
     }
 
-    /// What a service gets of what it claims.
-    pub(crate) fn of(&self, name: &ObjectName, service: &Service, place: &Place) -> Got {
+    /// What somebody gets of what they claim.
+    pub(crate) fn got(&self, owner: &Owner, wanted: Wanted) -> Got {
         let mut got = Got::default();
-        for (frontend, view) in wanted(service, place) {
-            match self.owner(&frontend) {
-                Some(owner) if owner.service() == name && *owner.view() == view => got.views.entry(view).or_default().push(frontend),
-                Some(owner) => got.missed.push((frontend, owner.service().clone())),
+        for (frontend, view) in wanted.frontends {
+            match self.first(&frontend) {
+                Some(first) if first.owner() == owner && *first.view() == view => got.views.entry(view).or_default().push(frontend),
+                Some(first) => got.missed.push((frontend, first.owner().clone())),
                 None => {}
             }
         }

@@ -1,6 +1,6 @@
 //! Where services are reached, and how it is written in rows.
 
-use palisade_datapath_core::abi::{Backend, ServiceKey, V4, V6};
+use palisade_datapath_core::abi::Backend;
 use palisade_identity::Protocol;
 use palisade_policy::shared::Grouped;
 use std::cmp::Ordering;
@@ -15,36 +15,6 @@ pub struct Frontend {
     pub protocol: Protocol,
     /// The port.
     pub port: u16,
-}
-
-/// The key of a frontend's row, by the map that it stands in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrontendKey {
-    /// In `SERVICES_V4`.
-    V4(ServiceKey<V4>),
-    /// In `SERVICES_V6`.
-    V6(ServiceKey<V6>),
-}
-
-impl Frontend {
-    /// The key of its row.
-    pub const fn key(&self) -> FrontendKey {
-        let (port, protocol, reserved) = (self.port.to_be_bytes(), self.protocol.number(), 0);
-        match self.address {
-            IpAddr::V4(address) => FrontendKey::V4(ServiceKey { address: address.octets(), port, protocol, reserved }),
-            IpAddr::V6(address) => FrontendKey::V6(ServiceKey { address: address.octets(), port, protocol, reserved }),
-        }
-    }
-
-    /// The frontend of a row with this key; `None` where no frontend has such a key.
-    pub fn of_key(key: FrontendKey) -> Option<Self> {
-        let (address, port, protocol, reserved) = match key {
-            FrontendKey::V4(key) => (IpAddr::from(key.address), key.port, key.protocol, key.reserved),
-            FrontendKey::V6(key) => (IpAddr::from(key.address), key.port, key.protocol, key.reserved),
-        };
-        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|known| known.number() == protocol)?;
-        (reserved == 0).then_some(Self { address, protocol, port: u16::from_be_bytes(port) })
-    }
 }
 
 /// Frontends of which the addresses differ in their last eight bits.
@@ -92,14 +62,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frontend_is_what_its_key_says_and_is_written_as_an_address_with_a_port() {
+    fn a_frontend_is_written_as_an_address_with_a_port_and_a_backend_is_read_as_it_was_written() {
         for (address, written) in [("10.96.0.1", "10.96.0.1:80/SCTP"), ("fd00::1", "[fd00::1]:80/SCTP")] {
             let frontend = Frontend { address: address.parse().expect("an address"), protocol: Protocol::Sctp, port: 80 };
-            assert_eq!(Frontend::of_key(frontend.key()), Some(frontend));
             assert_eq!(frontend.to_string(), written);
             assert_eq!(target(&backend((frontend.address, 80), 1, 0)), Some((frontend.address, 80)));
         }
-        let unknown = ServiceKey { address: [10, 0, 0, 1], port: [0, 80], protocol: 1, reserved: 0 };
-        assert_eq!(Frontend::of_key(FrontendKey::V4(unknown)), None);
     }
 }

@@ -4,12 +4,14 @@
 //! and names meet often.
 
 use crate::frontend::Frontend;
-use crate::model::{Endpoint, Place, Service, ServiceKind, ServicePort, Services, Slice, SlicePort, TrafficPolicy};
+use crate::model::{
+    Endpoint, HostPort, HostPorts, Place, PodInterface, Service, ServiceKind, ServicePort, Services, Slice, SlicePort, TrafficPolicy,
+};
 use palisade_identity::Protocol;
 use palisade_policy::generate::Random;
 use palisade_policy::model::ObjectName;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 const NAMESPACES: [&str; 2] = ["blue", "green"];
@@ -30,6 +32,9 @@ pub fn services(random: &mut Random) -> Services {
         let name = name(random);
         services.services.insert(name.clone(), service(random));
         services.slices.insert(name, slices(random));
+    }
+    for _ in 0..random.below(3) {
+        services.host_ports.insert(interface(random), host_ports(random));
     }
     services
 }
@@ -58,7 +63,7 @@ pub fn frontends() -> impl Iterator<Item = Frontend> {
 fn edit(random: &mut Random, services: &mut Services) {
     let names: Vec<ObjectName> = services.services.keys().cloned().collect();
     let slices_of: Vec<ObjectName> = services.slices.keys().cloned().collect();
-    match random.below(12) {
+    match random.below(14) {
         0 => drop(services.services.insert(name(random), service(random))),
         1 if !names.is_empty() => drop(services.services.remove(random.pick(&names))),
         2 if !names.is_empty() => {
@@ -72,10 +77,11 @@ fn edit(random: &mut Random, services: &mut Services) {
         3 if !names.is_empty() => {
             let changed = service(random);
             if let Some(service) = services.services.edit(random.pick(&names)) {
-                match random.below(4) {
+                match random.below(5) {
                     0 => service.ports = changed.ports,
                     1 => service.internal_policy = changed.internal_policy,
                     2 => service.affinity = changed.affinity,
+                    3 => service.external_policy = changed.external_policy,
                     _ => service.external = changed.external,
                 }
             }
@@ -83,6 +89,8 @@ fn edit(random: &mut Random, services: &mut Services) {
         4 => drop(services.slices.insert(name(random), slices(random))),
         5 if !slices_of.is_empty() => drop(services.slices.remove(random.pick(&slices_of))),
         6 if random.chance(30) => services.place = place(random),
+        7 => drop(services.host_ports.insert(interface(random), host_ports(random))),
+        8 => drop(services.host_ports.remove(&interface(random))),
         _ if !slices_of.is_empty() => {
             let Some(slices) = services.slices.edit(random.pick(&slices_of)) else { return };
             let name = (*random.pick(&SLICES)).to_owned();
@@ -156,15 +164,15 @@ fn service(random: &mut Random) -> Service {
         cluster_ips: families.iter().map(|&family| cluster_ip(index, family)).collect(),
         external: external_addresses,
         ports: ports(random),
-        internal_policy: policy(random),
-        external_policy: policy(random),
+        internal_policy: policy(random, 35),
+        external_policy: policy(random, 50),
         affinity: random.chance(30).then_some(10_800),
         health_check_node_port: None,
     }
 }
 
-fn policy(random: &mut Random) -> TrafficPolicy {
-    if random.chance(35) { TrafficPolicy::Local } else { TrafficPolicy::Cluster }
+fn policy(random: &mut Random, local: usize) -> TrafficPolicy {
+    if random.chance(local) { TrafficPolicy::Local } else { TrafficPolicy::Cluster }
 }
 
 fn ports(random: &mut Random) -> Vec<ServicePort> {
@@ -175,6 +183,34 @@ fn ports(random: &mut Random) -> Vec<ServicePort> {
         node_port: random.chance(40).then(|| *random.pick(&NODE_PORTS)),
     };
     (0..1 + random.below(3)).map(|_| one(random)).collect()
+}
+
+/// Of a pod, or of another one of the same name.
+fn interface(random: &mut Random) -> PodInterface {
+    let pod = ObjectName::new(*random.pick(&NAMESPACES), format!("pod-{}", random.below(2)));
+    PodInterface { pod, interface: format!("container-{}/eth0", random.below(2)) }
+}
+
+fn host_ports(random: &mut Random) -> HostPorts {
+    let index = random.below(12);
+    let families = *random.pick(&[&[0][..], &[1][..], &[0, 1][..], &[0, 1][..]]);
+    let mut port = || {
+        let family = random.below(2);
+        let address = match random.below(5) {
+            0 => Some(node(family)),
+            1 => Some(if family == 0 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }),
+            2 => Some(external(1, family)),
+            _ => None,
+        };
+        let (protocol, port) = (*random.pick(&PROTOCOLS), *random.pick(&NODE_PORTS));
+        HostPort { address, protocol, port, target: *random.pick(&TARGET_PORTS) }
+    };
+    let ports = vec![port(), port()];
+    HostPorts {
+        created: random.chance(90).then(|| (*random.pick(&DATES)).to_owned()),
+        addresses: families.iter().map(|&family| of_family(family, [10, 1, 0, index as u8], index)).collect(),
+        ports,
+    }
 }
 
 fn slices(random: &mut Random) -> BTreeMap<String, Slice> {

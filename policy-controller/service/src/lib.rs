@@ -8,6 +8,7 @@ mod choice;
 mod claims;
 pub mod compile;
 mod compiler;
+mod fit;
 pub mod frontend;
 pub mod generate;
 mod maglev;
@@ -19,7 +20,8 @@ pub mod problem;
 mod views;
 
 pub use compile::{Compiled, compile};
-pub use frontend::{Frontend, FrontendKey};
+pub use fit::Limits;
+pub use frontend::Frontend;
 pub use numbers::{Number, Numbers};
 pub use plan::{Plan, Planner, Step, plan};
 pub use problem::{Problem, Trouble};

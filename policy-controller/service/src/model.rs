@@ -2,7 +2,8 @@
 
 use palisade_identity::Protocol;
 use palisade_policy::model::ObjectName;
-use palisade_policy::shared::SharedMap;
+use palisade_policy::shared::{Grouped, SharedMap};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ pub struct Services {
     pub services: SharedMap<ObjectName, Arc<Service>>,
     /// The EndpointSlices of each service, by the service's name and then by their own.
     pub slices: SharedMap<ObjectName, Arc<BTreeMap<String, Slice>>>,
+    /// The ports of this node that lead to its pods.
+    pub host_ports: SharedMap<PodInterface, Arc<HostPorts>>,
     /// Where the services are asked for.
     pub place: Place,
 }
@@ -29,12 +32,82 @@ pub struct Place {
     pub addresses: BTreeSet<IpAddr>,
 }
 
+/// Who has frontends.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    /// A service.
+    Service(ObjectName),
+    /// A pod of this node, by its host ports.
+    Pod(PodInterface),
+}
+
+/// An interface of a pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodInterface {
+    /// The pod.
+    pub pod: ObjectName,
+    /// What tells the interface from others of the pod, or of an earlier pod of that name.
+    pub interface: String,
+}
+
+/// All of one namespace.
+impl Grouped for PodInterface {
+    fn compare_groups(&self, other: &Self) -> Ordering {
+        self.pod.compare_groups(&other.pod)
+    }
+}
+
+/// All services of one namespace, all pods of one.
+impl Grouped for Owner {
+    fn compare_groups(&self, other: &Self) -> Ordering {
+        match (self, other) {
+            (Self::Service(own), Self::Service(other)) => own.compare_groups(other),
+            (Self::Pod(own), Self::Pod(other)) => own.compare_groups(other),
+            _ => self.cmp(other),
+        }
+    }
+}
+
+/// `service shop/web`, `pod shop/web-0`.
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "service {name}"),
+            Self::Pod(interface) => write!(f, "pod {}", interface.pod),
+        }
+    }
+}
+
+/// The ports of this node that lead to an interface of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPorts {
+    /// Since when they do, as [`Service::created`].
+    pub created: Option<String>,
+    /// The addresses of the interface, at most one per family.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The ports.
+    pub ports: Vec<HostPort>,
+}
+
+/// A port of this node that leads to a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// The address of the node at which it is; an unspecified one: all of its family. `None`: all of both.
+    pub address: Option<IpAddr>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port there, not zero.
+    pub port: u16,
+    /// The pod's own port, not zero.
+    pub target: u16,
+}
+
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// The UID of the object, where its source gives any.
     pub uid: Option<String>,
-    /// When it was made, as RFC 3339 in UTC writes it. Of two services that claim one frontend the older one has it.
+    /// When it was made, as RFC 3339 in UTC writes it. Of two owners that claim one frontend the older one has it.
     pub created: Option<String>,
     /// What it is.
     pub kind: ServiceKind,

@@ -3,7 +3,7 @@
 //! Written to be compared with the API's words, not to be quick; shares no code with the compiler.
 
 use crate::frontend::Frontend;
-use crate::model::{Endpoint, Service, ServiceKind, ServicePort, Services, TrafficPolicy};
+use crate::model::{Endpoint, HostPort, HostPorts, Owner, Service, ServiceKind, ServicePort, Services, TrafficPolicy};
 use palisade_policy::model::ObjectName;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -25,25 +25,87 @@ pub enum Answer {
 /// An endpoint of a port, and where it is reached.
 type Reached<'a> = ((IpAddr, u16), &'a Endpoint);
 
-/// What becomes of a new flow that a pod of this node opens to a frontend.
+/// What becomes of a new flow that a pod or a process of this node opens to a frontend. It does not come from outside, also where it
+/// names an address of the outside: then all endpoints are as good.
 pub fn backends(services: &Services, frontend: &Frontend) -> Answer {
+    match first(services, frontend) {
+        None => Answer::NoService,
+        Some(Claim { behind: Behind::Pod(target), .. }) => Answer::OneOf([target].into()),
+        Some(Claim { behind: Behind::Port(name, service, port), is_outside, .. }) => {
+            let policy = if is_outside { TrafficPolicy::Cluster } else { service.internal_policy };
+            answer(services, &reached(services, name, port, frontend), policy)
+        }
+    }
+}
+
+/// What becomes of a new flow that a client outside the cluster opens to a frontend by this node. Cluster IPs are nothing to it.
+pub fn backends_outside(services: &Services, frontend: &Frontend) -> Answer {
+    match first(services, frontend).filter(|claim| claim.is_outside) {
+        None => Answer::NoService,
+        Some(Claim { behind: Behind::Pod(target), .. }) => Answer::OneOf([target].into()),
+        Some(Claim { behind: Behind::Port(name, service, port), .. }) => {
+            answer(services, &reached(services, name, port, frontend), service.external_policy)
+        }
+    }
+}
+
+/// That somebody wants a frontend.
+struct Claim<'a> {
+    owner: Owner,
+    created: Option<&'a String>,
+    /// By an address of the outside, or only by a cluster IP.
+    is_outside: bool,
+    behind: Behind<'a>,
+}
+
+/// What would be behind it.
+enum Behind<'a> {
+    Port(&'a ObjectName, &'a Service, &'a ServicePort),
+    Pod((IpAddr, u16)),
+}
+
+/// The claim of who has a frontend: the oldest one. Nobody takes a cluster IP by writing it among external addresses, however old.
+fn first<'a>(services: &'a Services, frontend: &Frontend) -> Option<Claim<'a>> {
     let mut claims = Vec::new();
     for (name, service) in &services.services {
         for port in &service.ports {
-            let is_outside = match claim(services, service, port, frontend) {
-                Some(is_outside) => is_outside,
-                None => continue,
-            };
-            claims.push((service.created.is_none(), &service.created, name, is_outside, port, service));
+            if let Some(is_outside) = claim(services, service, port, frontend) {
+                let (owner, created) = (Owner::Service(name.clone()), service.created.as_ref());
+                claims.push(Claim { owner, created, is_outside, behind: Behind::Port(name, service, port) });
+            }
         }
     }
-    // Nobody takes a cluster IP by writing it among external addresses, however old.
-    let first = claims.into_iter().min_by_key(|(undated, created, name, is_outside, port, _)| {
-        (*is_outside, *undated, (*created).clone(), (*name).clone(), port.name.clone())
-    });
-    let Some((_, _, name, is_outside, port, service)) = first else { return Answer::NoService };
-    let policy = if is_outside { TrafficPolicy::Cluster } else { service.internal_policy };
-    answer(services, &reached(services, name, port, frontend), policy)
+    for (interface, pod) in &services.host_ports {
+        for port in &pod.ports {
+            if let Some(target) = leads_to(services, pod, port, frontend) {
+                let (owner, created) = (Owner::Pod(interface.clone()), pod.created.as_ref());
+                claims.push(Claim { owner, created, is_outside: true, behind: Behind::Pod(target) });
+            }
+        }
+    }
+    claims.into_iter().min_by_key(|claim| {
+        let of_owner = match claim.behind {
+            Behind::Port(_, _, port) => (port.name.clone(), 0),
+            Behind::Pod((_, port)) => (String::new(), port),
+        };
+        (claim.is_outside, claim.created.is_none(), claim.created, claim.owner.clone(), of_owner)
+    })
+}
+
+/// Where a host port leads to from a frontend.
+fn leads_to(services: &Services, pod: &HostPorts, port: &HostPort, frontend: &Frontend) -> Option<(IpAddr, u16)> {
+    let is_meant = match port.address {
+        None => true,
+        Some(IpAddr::V4(address)) if address.is_unspecified() => frontend.address.is_ipv4(),
+        Some(IpAddr::V6(address)) if address.is_unspecified() => frontend.address.is_ipv6(),
+        Some(address) => address == frontend.address,
+    };
+    let is_node = services.place.addresses.contains(&frontend.address);
+    if !is_meant || !is_node || (port.protocol, port.port) != (frontend.protocol, frontend.port) {
+        return None;
+    }
+    let own = pod.addresses.iter().find(|address| address.is_ipv6() == frontend.address.is_ipv6())?;
+    Some((*own, port.target))
 }
 
 /// Whether a port of a service is reached at a frontend: by an address of the outside, or only by a cluster IP.

@@ -2,6 +2,7 @@
 
 use crate::compile::{Compiled, chunks};
 use crate::compiler::Compiler;
+use crate::fit::Limits;
 use crate::frontend::Frontend;
 use crate::model::Services;
 use crate::numbers::Numbers;
@@ -57,8 +58,15 @@ impl Planner {
     /// ([`Compiled::read`]) and plan from that: then all services are looked at. `numbers` must be those of all calls before, or
     /// [`Numbers::after`] what the kernel's cell says.
     pub fn plan(&mut self, old: &Compiled, services: &Services, numbers: &mut Numbers) -> Plan {
+        self.plan_within(old, services, numbers, &Limits::new())
+    }
+
+    /// The same where maps may hold only so many rows, at any time of the change. As few as possible are held back: those go on with
+    /// the backends that they have and that are still listed, where the frontends are theirs still, and [`Trouble::NoRoom`](crate::Trouble::NoRoom) tells of each. What the plan removes
+    /// may make room for them: then plan again.
+    pub fn plan_within(&mut self, old: &Compiled, services: &Services, numbers: &mut Numbers, limits: &Limits) -> Plan {
         let given = numbers.highest();
-        let next = self.compiler.compile(services, old, numbers);
+        let next = self.compiler.compile(services, old, numbers, limits);
         let mut steps = Vec::new();
         if numbers.highest() > given {
             steps.push(Step::RaiseNumber(numbers.highest()));

@@ -1,44 +1,60 @@
-//! What is wrong with a service, for its owner to be told.
+//! What is wrong with a service or with host ports, for who wrote it to be told.
 
 use crate::frontend::Frontend;
-use palisade_policy::model::ObjectName;
+use crate::model::Owner;
 use std::net::IpAddr;
 
-/// Something of a service that cannot be had as it is written.
+/// Something of a service, or of a pod's host ports, that cannot be had as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// The service.
-    pub service: ObjectName,
+    /// Whose.
+    pub owner: Owner,
     /// What is wrong.
     pub what: Trouble,
 }
 
-/// What can be wrong with a service.
+/// What can be wrong with a service, or with a pod's host ports.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
     /// It has no cluster IP: nothing of it is reached.
     NoClusterIp,
-    /// It claims a frontend that another service has, or another port of its own.
+    /// It claims a frontend that somebody else has, or another port of its own.
     Taken {
         /// The frontend.
         frontend: Frontend,
         /// Who has it.
-        by: ObjectName,
+        by: Owner,
     },
+    /// A host port is asked for at an address that is none of this node's.
+    NotOfNode(Frontend),
+    /// A host port is asked for at an address of a family of which the pod has none.
+    PodFamily(Frontend),
     /// It has no cluster IP of the family of one of its external addresses, where it is not reached.
     ExternalFamily(IpAddr),
-    /// An endpoint is of another family than the first of its EndpointSlice; nothing is sent there.
-    MixedSlice {
-        /// Name of the slice.
-        slice: String,
-        /// Address of the endpoint.
-        address: IpAddr,
-    },
     /// The endpoints of an EndpointSlice are of a family in which the service has no cluster IP; nothing is sent there.
     SliceFamily {
         /// Name of the slice.
         slice: String,
     },
+    /// A map has no room for what it needs: it is held back, and goes on with those of its backends that are there.
+    NoRoom {
+        /// Name of the map.
+        map: &'static str,
+        /// Rows that the map would have to hold at once.
+        rows: usize,
+        /// Rows that it may have room for.
+        limit: u32,
+    },
+}
+
+impl Trouble {
+    /// Whether it is what was told before: how much room is missing changes with every service.
+    pub fn is_still(&self, before: &Self) -> bool {
+        match (self, before) {
+            (Self::NoRoom { map, .. }, Self::NoRoom { map: before, .. }) => map == before,
+            (now, before) => now == before,
+        }
+    }
 }
 
 impl std::fmt::Display for Trouble {
@@ -52,20 +68,27 @@ impl std::fmt::Display for Trouble {
             Self::Taken { frontend, by } => {
                 write!(
                     f,
-                    "is not reached at {frontend}, which service {by} has (the older of two has it); give one of them another address or port"
+                    "is not reached at {frontend}, which {by} has (the older of two has it); give one of them another address or port"
                 )
+            }
+            Self::NotOfNode(frontend) => {
+                write!(f, "is not reached at {frontend}: that is no address of this node; name one of the Node's addresses as `hostIP`, or none")
+            }
+            Self::PodFamily(frontend) => {
+                write!(f, "is not reached at {frontend}: the pod has no address of that family; name another address as `hostIP`, or none")
             }
             Self::ExternalFamily(address) => {
                 write!(f, "is not reached at {address}: it has no cluster IP of that family; name the family in `spec.ipFamilies`")
             }
-            Self::MixedSlice { slice, address } => {
-                write!(
-                    f,
-                    "has the endpoint {address} in EndpointSlice {slice}, whose first endpoint is of another family; it gets no flows"
-                )
-            }
             Self::SliceFamily { slice } => {
                 write!(f, "has EndpointSlice {slice}, of a family in which it has no cluster IP; its endpoints get no flows")
+            }
+            Self::NoRoom { map, rows, limit } => {
+                write!(
+                    f,
+                    "does not fit: {map} has room for {limit} rows at most and the change needs {rows}, {} too many; it goes on with the backends that it has and that are still its own, or without any; raise the limit (--map-limit), or use fewer services or endpoints",
+                    rows.saturating_sub(*limit as usize)
+                )
             }
         }
     }
@@ -73,6 +96,6 @@ impl std::fmt::Display for Trouble {
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "service {} {}", self.service, self.what)
+        write!(f, "{} {}", self.owner, self.what)
     }
 }

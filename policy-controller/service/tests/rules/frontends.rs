@@ -1,6 +1,6 @@
 //! Where a service is reached, who has a frontend, and what its owner is told.
 
-use crate::judge::world::{World, address, at, named, one_of, port, ready, service, slice};
+use crate::judge::world::{World, address, at, one_of, owner, port, ready, service, slice};
 use palisade_service::model::{Service, ServiceKind, ServicePort};
 use palisade_service::oracle::Answer;
 use palisade_service::{Problem, Trouble};
@@ -12,7 +12,7 @@ fn problems(world: &World) -> Vec<Problem> {
 }
 
 fn of(service: &str, what: Trouble) -> Problem {
-    Problem { service: named(service), what }
+    Problem { owner: owner(service), what }
 }
 
 #[test]
@@ -71,11 +71,12 @@ fn an_external_address_of_a_family_that_the_service_has_not_is_not_reached() {
 }
 
 #[test]
-fn an_endpoint_of_another_family_is_left_out_and_told_of() {
+fn an_endpoint_of_another_family_than_its_slice_or_its_service_gets_no_flows() {
     let world = World::of(service(&[IP]), [slice([ready("10.1.0.1"), ready("fd00:1::1")]), slice([ready("fd00:1::2")])]);
     assert_eq!(world.answer(at(IP, 80)), one_of([("10.1.0.1", 8080)]));
-    let mixed = Trouble::MixedSlice { slice: "web-0".to_owned(), address: address("fd00:1::1") };
-    assert_eq!(problems(&world), [of("web", mixed), of("web", Trouble::SliceFamily { slice: "web-1".to_owned() })]);
+    assert_eq!(problems(&world), [of("web", Trouble::SliceFamily { slice: "web-1".to_owned() })]);
+    let both = World::of(service(&[IP, "fd00:96::1"]), [slice([ready("10.1.0.1"), ready("fd00:1::1")])]);
+    assert_eq!(both.answer(at("fd00:96::1", 80)), Answer::Refused);
 }
 
 #[test]
@@ -88,7 +89,7 @@ fn the_older_of_two_services_has_a_frontend_that_both_claim() {
         let (target, loser) = if winner == "a" { ("10.1.0.1", "b") } else { ("10.1.0.2", "a") };
         assert_eq!(world.answer(at(IP, 80)), one_of([(target, 8080)]), "{first:?} {second:?}");
         let problems = problems(&world);
-        assert_eq!(problems, [of(loser, Trouble::Taken { frontend: at(IP, 80), by: named(winner) })]);
+        assert_eq!(problems, [of(loser, Trouble::Taken { frontend: at(IP, 80), by: owner(winner) })]);
         assert!(
             problems[0]
                 .to_string()
@@ -96,4 +97,26 @@ fn the_older_of_two_services_has_a_frontend_that_both_claim() {
         );
         assert_eq!(world.compiled().0.backends.len(), 1, "what has no frontend has no rows");
     }
+}
+
+#[test]
+fn the_older_of_two_services_has_a_node_port_that_both_claim_and_the_other_keeps_its_cluster_ip() {
+    let with_port = |ip: &str, created: &str| Service {
+        created: Some(created.to_owned()),
+        ports: vec![ServicePort { node_port: Some(30_080), ..port("", 80) }],
+        ..service(&[ip])
+    };
+    let world = World::of(with_port(IP, "2026-02-01T00:00:00Z"), [slice([ready("10.1.0.1")])]);
+    let world = world.with("older", with_port("10.96.0.2", "2026-01-01T00:00:00Z"), [slice([ready("10.1.0.2")])]);
+    assert_eq!(world.answer_outside(at("192.168.0.1", 30_080)), one_of([("10.1.0.2", 8080)]));
+    assert_eq!(world.answer(at(IP, 80)), one_of([("10.1.0.1", 8080)]));
+    assert_eq!(problems(&world), [of("web", Trouble::Taken { frontend: at("192.168.0.1", 30_080), by: owner("older") })]);
+}
+
+#[test]
+fn an_endpoint_that_is_no_pod_is_as_good_as_any() {
+    let endpoint = palisade_service::model::Endpoint { node: None, ..ready("198.51.100.1") };
+    let world = World::of(service(&[IP]), [slice([endpoint])]);
+    assert_eq!(world.answer(at(IP, 80)), one_of([("198.51.100.1", 8080)]));
+    assert_eq!(problems(&world), []);
 }

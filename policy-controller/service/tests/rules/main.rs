@@ -2,7 +2,10 @@
 
 mod choice;
 mod compile_against_oracle;
+mod fit;
 mod frontends;
+mod host_ports;
 mod judge;
 mod order;
+mod outside;
 mod scale;

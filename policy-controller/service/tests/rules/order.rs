@@ -1,11 +1,11 @@
 //! Between any two writes every service has its old backends or its new ones, and numbers outlive agents.
 
-use crate::judge::kernel::{Kernel, chosen};
+use crate::judge::kernel::{Client, Kernel, chosen};
 use crate::judge::world::{World, at, named, ready, service, slice};
 use palisade_datapath_core::abi::ServiceEntry;
 use palisade_policy::generate::Random;
 use palisade_service::model::Services;
-use palisade_service::oracle::{self, Answer};
+use palisade_service::oracle::Answer;
 use palisade_service::{Compiled, Frontend, Numbers, Plan, Planner, Step, generate, plan};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,20 +14,24 @@ const IP: &str = "10.96.0.1";
 
 /// Makes the first writes of a plan, and looks at everything after each.
 fn replay(kernel: &mut Kernel, plan: &Plan, count: usize, services: &Services, context: &str) {
-    let frontends: Vec<(Frontend, [Answer; 2])> = generate::frontends()
-        .map(|frontend| (frontend, [kernel.answer(&frontend), oracle::backends(services, &frontend)]))
-        .filter(|(_, ends)| *ends != [Answer::NoService, Answer::NoService])
+    let frontends: Vec<(Client, Frontend, [Answer; 2])> = generate::frontends()
+        .flat_map(|frontend| Client::BOTH.map(|client| (client, frontend)))
+        .map(|(client, frontend)| (client, frontend, [kernel.answer(client, &frontend), client.oracle(services, &frontend)]))
+        .filter(|(_, _, ends)| *ends != [Answer::NoService, Answer::NoService])
         .collect();
-    let stays: BTreeSet<_> = kernel.chosen().into_iter().chain(chosen(plan.next.backends.values())).collect();
+    let both = |client| kernel.chosen(client).into_iter().chain(chosen(client, plan.next.backends.values())).collect();
+    let stays: [BTreeSet<_>; 2] = Client::BOTH.map(both);
     for step in &plan.steps[..count] {
         kernel.make(step);
-        assert!(kernel.chosen().is_subset(&stays), "{context}, after {step:?}: who clients stay with");
-        for (frontend, ends) in &frontends {
-            let now = kernel.answer(frontend);
-            assert!(ends.contains(&now), "{context}, after {step:?}: {frontend} is {now:?}, not of {ends:?}");
+        for (client, stays) in Client::BOTH.into_iter().zip(&stays) {
+            assert!(kernel.chosen(client).is_subset(stays), "{context}, after {step:?}: who clients {client:?} stay with");
+        }
+        for (client, frontend, ends) in &frontends {
+            let now = kernel.answer(*client, frontend);
+            assert!(ends.contains(&now), "{context}, after {step:?}: {frontend} is {now:?} to {client:?}, not of {ends:?}");
         }
     }
-    let known = |frontend: &&Frontend| frontends.iter().any(|(known, _)| known == *frontend);
+    let known = |frontend: &&Frontend| frontends.iter().any(|(_, known, _)| known == *frontend);
     assert!(kernel.frontends.keys().all(|frontend| known(&frontend)), "{context}: a frontend that nobody claims");
 }
 

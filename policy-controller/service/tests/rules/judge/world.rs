@@ -1,10 +1,12 @@
 //! Services in few words.
 
-use super::kernel::Kernel;
+use super::kernel::{Client, Kernel};
 use palisade_identity::Protocol;
 use palisade_policy::model::ObjectName;
-use palisade_service::model::{Endpoint, Place, Service, ServiceKind, ServicePort, Services, Slice, SlicePort, TrafficPolicy};
-use palisade_service::oracle::{self, Answer};
+use palisade_service::model::{
+    Endpoint, HostPort, HostPorts, Owner, Place, PodInterface, Service, ServiceKind, ServicePort, Services, Slice, SlicePort, TrafficPolicy,
+};
+use palisade_service::oracle::Answer;
 use palisade_service::{Compiled, Frontend, Numbers, compile};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,6 +25,16 @@ pub fn at(address: &str, port: u16) -> Frontend {
 /// A service's name: `shop/NAME`.
 pub fn named(name: &str) -> ObjectName {
     ObjectName::new("shop", name)
+}
+
+/// The service `shop/NAME`, as an owner of frontends.
+pub fn owner(name: &str) -> Owner {
+    Owner::Service(named(name))
+}
+
+/// The one interface of the pod `shop/NAME`.
+pub fn interface(name: &str) -> PodInterface {
+    PodInterface { pod: named(name), interface: "eth0".to_owned() }
 }
 
 /// A service with these cluster IPs and a TCP port 80 without a name.
@@ -122,6 +134,14 @@ impl World {
         self
     }
 
+    /// And a pod, `shop/NAME`, with host ports.
+    pub fn with_pod(mut self, name: &str, created: &str, addresses: &[&str], ports: &[HostPort]) -> Self {
+        let addresses = addresses.iter().map(|address| self::address(address)).collect();
+        let ports = HostPorts { created: Some(created.to_owned()), addresses, ports: ports.to_vec() };
+        self.services.host_ports.insert(interface(name), Arc::new(ports));
+        self
+    }
+
     /// The rows, compiled from nothing.
     pub fn compiled(&self) -> (Compiled, Numbers) {
         let mut numbers = Numbers::default();
@@ -129,12 +149,23 @@ impl World {
         (compiled, numbers)
     }
 
-    /// What becomes of new flows to a frontend, as rows and oracle say.
+    /// What becomes of new flows of the cluster to a frontend, as rows and oracle say.
     #[track_caller]
     pub fn answer(&self, frontend: Frontend) -> Answer {
+        self.answer_to(Client::Inside, frontend)
+    }
+
+    /// The same of flows from outside the cluster.
+    #[track_caller]
+    pub fn answer_outside(&self, frontend: Frontend) -> Answer {
+        self.answer_to(Client::Outside, frontend)
+    }
+
+    #[track_caller]
+    fn answer_to(&self, client: Client, frontend: Frontend) -> Answer {
         let (compiled, numbers) = self.compiled();
-        let answer = Kernel::holding(&compiled, &numbers).answer(&frontend);
-        assert_eq!(answer, oracle::backends(&self.services, &frontend), "rows and oracle");
+        let answer = Kernel::holding(&compiled, &numbers).answer(client, &frontend);
+        assert_eq!(answer, client.oracle(&self.services, &frontend), "rows and oracle");
         answer
     }
 }
