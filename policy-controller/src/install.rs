@@ -98,6 +98,8 @@ fn configuration(install: &Install) -> String {
         "name": "palisade",
         "plugins": [{
             "type": PLUGIN,
+            // Host ports are the agent's: no other plugin of the list is to make them, too.
+            "capabilities": { "portMappings": true },
             "runDir": install.run_dir,
             "stateDir": install.state_dir,
             "agentTimeoutSeconds": install.agent_timeout,

@@ -6,7 +6,9 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use palisade_runtime::protocol::{DEFAULT_PIN_DIR, DEFAULT_RUN_DIR};
-use palisade_runtime::{AgentConfig, AgentError, Masquerading, Sizes, Source};
+use palisade_runtime::{
+    AgentConfig, AgentError, DEFAULT_OVERLAY_NETWORK, DEFAULT_OVERLAY_PORT, Lifetimes, Masquerading, Routing, Sizes, Source, set_timeout,
+};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,14 +35,14 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the agent; what happens without a command, too.
-    Run(Run),
+    Run(Box<Run>),
     /// Makes a node ready for its agent: bpf file system, forwarding, CNI plugin and configuration.
     InstallCni(install::Install),
 }
 
 #[derive(Args, Clone, Debug)]
 struct Run {
-    /// Read manifests from a directory instead of the API server; all pods in it are on this node.
+    /// Read manifests from a directory instead of the API server; unless it has Node objects, all pods in it are on this node.
     #[arg(long, env = "PALISADE_DIRECTORY", value_name = "DIR", conflicts_with = "api_server")]
     directory: Option<PathBuf>,
     /// Name of this node.
@@ -68,14 +70,18 @@ struct Run {
     /// Where services of a directory that name no cluster IP get one; default: nowhere, and such a service is not reached.
     #[arg(long, env = "PALISADE_SERVICE_RANGES", value_name = "CIDR", value_delimiter = ',', requires = "directory")]
     service_ranges: Vec<IpNet>,
-    /// Rows that a map has room for at first, e.g. policy=65536; also ports, addresses, prefixes, endpoints, services, backends, chunks,
-    /// affinity, connections, fragments, events-bytes.
+    /// Rows that a map has room for at first, e.g. policy=65536; also ports, addresses, prefixes, endpoints, services, backends, chunks, nodes,
+    /// affinity, sockets, connections, outside, fragments, events-bytes.
     #[arg(long, env = "PALISADE_MAP_SIZE", value_name = "NAME=ROWS", value_delimiter = ',')]
     map_size: Vec<String>,
     /// Rows that a map may have room for at most, e.g. policy=4194304; also ports, addresses, prefixes, endpoints, services,
-    /// backends, chunks.
+    /// backends, chunks, nodes.
     #[arg(long, env = "PALISADE_MAP_LIMIT", value_name = "NAME=ROWS", value_delimiter = ',')]
     map_limit: Vec<String>,
+    /// Seconds that a flow may be silent before it is judged afresh, e.g. udp=60; also tcp-established, tcp-half-open, tcp-closed, udp-answered,
+    /// icmp.
+    #[arg(long, env = "PALISADE_CONNECTION_TIMEOUT", value_name = "NAME=SECONDS", value_delimiter = ',')]
+    connection_timeout: Vec<String>,
     /// Whether packets of pods leave for the outside under the node's IPv4 address; auto: with the API server.
     #[arg(long, env = "PALISADE_MASQUERADE_IPV4", value_enum, default_value_t = Switch::Auto)]
     masquerade_ipv4: Switch,
@@ -85,12 +91,48 @@ struct Run {
     /// Destinations outside that see the pods' own addresses, such as a data centre that routes them.
     #[arg(long, env = "PALISADE_MASQUERADE_EXCLUDE", value_name = "CIDR", value_delimiter = ',')]
     masquerade_exclude: Vec<IpNet>,
-    /// MTU of pod interfaces in bytes; default: that of the interface with the default route.
+    /// How pods of other nodes are reached: by routes (native), through a VXLAN overlay (vxlan), or each node by a route where it is on a
+    /// link of this one, else through the overlay (auto).
+    #[arg(long, env = "PALISADE_ROUTING_MODE", value_enum, default_value_t = RoutingMode::Auto)]
+    routing_mode: RoutingMode,
+    /// Whether packets between pods of two nodes go past the stacks of the nodes (direct), or through them, where netfilter, IPsec and traffic
+    /// control see them (stack).
+    #[arg(long, env = "PALISADE_FORWARDING", value_enum, default_value_t = Forwarding::Direct)]
+    forwarding: Forwarding,
+    /// UDP port of the overlay, the same on all nodes.
+    #[arg(long, env = "PALISADE_OVERLAY_PORT", value_name = "PORT", default_value_t = DEFAULT_OVERLAY_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    overlay_port: u16,
+    /// VXLAN network identifier of the overlay, the same on all nodes.
+    #[arg(long, env = "PALISADE_OVERLAY_NETWORK", value_name = "NUMBER", default_value_t = DEFAULT_OVERLAY_NETWORK)]
+    overlay_network: u32,
+    /// Whether the node's own processes and hostNetwork pods are served services; auto: with the API server. Where the kernel
+    /// cannot (before Linux 5.14), the log and `palisade status` say so.
+    #[arg(long, env = "PALISADE_NODE_SERVICES", value_enum, default_value_t = Switch::Auto)]
+    node_services: Switch,
+    /// The cgroup (version 2) of those processes; default: the root of the file system where it is mounted. In a container, the node's
+    /// must be mounted and named.
+    #[arg(long, env = "PALISADE_CGROUP", value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// Whether clients outside the cluster reach services by this node: node ports, external addresses, host ports; auto: with the API server.
+    #[arg(long, env = "PALISADE_SERVICES_OUTSIDE", value_enum, default_value_t = Switch::Auto)]
+    services_outside: Switch,
+    /// Names of the interfaces by which they come, * for any characters; default: Ethernet devices with an address of the node or a default route.
+    #[arg(long, env = "PALISADE_UPLINKS", value_name = "NAME", value_delimiter = ',')]
+    uplinks: Vec<String>,
+    /// MTU of pod interfaces in bytes; default: that of the ways to the other nodes and out, less what the overlay costs.
     #[arg(long, env = "PALISADE_MTU", value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65535))]
     mtu: Option<u32>,
 }
 
 impl Run {
+    /// How pods of other nodes are reached.
+    fn routing(&self) -> Result<Routing, AgentError> {
+        let invalid = || AgentError::Config(format!("--overlay-network: {} has more than 24 bits", self.overlay_network));
+        let mut routing = Routing::new(self.routing_mode.into(), self.overlay_port, self.overlay_network).ok_or_else(invalid)?;
+        routing.forwarding = self.forwarding.into();
+        Ok(routing)
+    }
+
     /// The first sizes of maps, and their limits.
     fn sizes(&self) -> Result<Sizes, AgentError> {
         let mut sizes = Sizes::default();
@@ -101,6 +143,15 @@ impl Run {
             sizes.set(written).map_err(|error| AgentError::Config(format!("--map-size: {error}")))?;
         }
         Ok(sizes)
+    }
+
+    /// How long flows may be silent.
+    fn lifetimes(&self) -> Result<Lifetimes, AgentError> {
+        let mut lifetimes = Lifetimes::DEFAULT;
+        for written in &self.connection_timeout {
+            set_timeout(&mut lifetimes, written).map_err(|error| AgentError::Config(format!("--connection-timeout: {error}")))?;
+        }
+        Ok(lifetimes)
     }
 }
 
@@ -117,6 +168,38 @@ impl From<Switch> for palisade_runtime::Switch {
             Switch::Auto => Self::Auto,
             Switch::On => Self::On,
             Switch::Off => Self::Off,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RoutingMode {
+    Native,
+    Vxlan,
+    Auto,
+}
+
+impl From<RoutingMode> for palisade_runtime::RoutingMode {
+    fn from(mode: RoutingMode) -> Self {
+        match mode {
+            RoutingMode::Native => Self::Native,
+            RoutingMode::Vxlan => Self::Vxlan,
+            RoutingMode::Auto => Self::Auto,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Forwarding {
+    Direct,
+    Stack,
+}
+
+impl From<Forwarding> for palisade_runtime::Forwarding {
+    fn from(forwarding: Forwarding) -> Self {
+        match forwarding {
+            Forwarding::Direct => Self::Direct,
+            Forwarding::Stack => Self::Stack,
         }
     }
 }
@@ -144,7 +227,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        Some(Command::Run(run)) => agent(run),
+        Some(Command::Run(run)) => agent(*run),
         None => agent(arguments.run),
     }
 }
@@ -180,20 +263,26 @@ fn agent(run: Run) -> ExitCode {
 }
 
 fn configuration(run: Run) -> Result<AgentConfig, AgentError> {
-    let sizes = run.sizes()?;
+    let (sizes, lifetimes, routing) = (run.sizes()?, run.lifetimes()?, run.routing()?);
     let source = match run.directory {
         Some(directory) => Source::Directory(directory),
         None => Source::Kubernetes { server: run.api_server },
     };
     Ok(AgentConfig {
         sizes,
+        lifetimes,
         pin_dir: run.pin_dir,
         run_dir: run.run_dir,
         ranges: run.ranges,
         service_ranges: run.service_ranges,
         mtu: run.mtu,
+        routing,
         metrics: run.metrics,
         masquerade: Masquerading { ipv4: run.masquerade_ipv4.into(), ipv6: run.masquerade_ipv6.into(), exclude: run.masquerade_exclude },
+        node_services: run.node_services.into(),
+        cgroup: run.cgroup,
+        services_outside: run.services_outside.into(),
+        uplinks: run.uplinks.into_iter().filter(|name| !name.is_empty()).collect(),
         status_namespace: run.status_namespace.filter(|namespace| !namespace.is_empty()),
         ..AgentConfig::new(run.node, source)
     })
@@ -257,6 +346,33 @@ mod tests {
             let error = run(&arguments).unwrap_err();
             assert!(error.to_string().contains(words) && exit_code(&error) == 2, "{error}");
         }
+    }
+
+    #[test]
+    fn time_outs_are_set_by_name_and_a_wrong_one_is_a_wrong_argument() {
+        let run = |argument| {
+            let run = Arguments::try_parse_from(["palisade-agent", "--connection-timeout", argument]).unwrap().run;
+            configuration(run).map(|configuration| configuration.lifetimes)
+        };
+        let set = Lifetimes { datagram: 60, established: 86_400, ..Lifetimes::DEFAULT };
+        assert_eq!(run("udp=60,tcp-established=86400").unwrap(), set);
+        let error = run("tcp=60").unwrap_err();
+        assert!(error.to_string().contains("--connection-timeout: there is no time-out \"tcp\"") && exit_code(&error) == 2, "{error}");
+    }
+
+    #[test]
+    fn the_overlay_has_a_port_and_a_network_of_24_bits() {
+        let run = |arguments: &[&str]| {
+            Arguments::try_parse_from(["palisade-agent"].iter().chain(arguments)).map(|arguments| arguments.run.routing())
+        };
+        assert_eq!(run(&[]).unwrap().unwrap(), Routing::default());
+        let routing = run(&["--routing-mode=native", "--overlay-port=8472", "--overlay-network=16777215"]).unwrap().unwrap();
+        assert_eq!((routing.mode.name(), routing.port(), routing.overlay()), ("native", 8472, None));
+        let forwarding = |arguments: &[&str]| run(arguments).unwrap().unwrap().forwarding;
+        assert_eq!(forwarding(&["--forwarding=stack"]), palisade_runtime::Forwarding::Stack);
+        let error = run(&["--overlay-network=16777216"]).unwrap().unwrap_err();
+        assert!(error.to_string().contains("24 bits") && exit_code(&error) == 2, "{error}");
+        assert!(run(&["--overlay-port=0"]).is_err() && run(&["--routing-mode=ipip"]).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod report;
 pub mod status;
 pub mod sum;
+pub mod survey;
 
 mod field;
 mod problem;

@@ -1,14 +1,18 @@
 //! What each node tells of what it enforces, and what all of them say of one object.
 //!
-//! A report names no object but the few that are not in force as they are written, so it does not grow with the number of policies.
+//! A report names no object but those that are not in force as they are written, so it does not grow with the number of policies.
 
 use crate::index::{Digests, Kind, Versions};
 use palisade_policy::model::{ObjectName, PolicyName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How many policies a report names at most.
-const MOST_EXCEPTIONS: usize = 16;
+/// How many policies a report names at most: with the longest names they fill most of what the annotations of an object may hold (256 KiB).
+const MOST_EXCEPTIONS: usize = 400;
+/// How many of them with the reason.
+const MOST_REASONS: usize = 16;
+/// What is said of the others.
+const NO_REASON: &str = "held back; the log of its agent says why";
 /// How long a text of a report may be, in characters.
 const LONGEST_TEXT: usize = 300;
 /// How many nodes are named where many could be.
@@ -23,7 +27,7 @@ pub struct Report {
     /// Policies among them that are not in force as they are written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exceptions: Vec<Exception>,
-    /// How many more of these there are.
+    /// How many more of these there are: where there are any, nobody can tell of a policy that it is in force there.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub more_exceptions: usize,
     /// Why the node does not enforce what came after.
@@ -52,7 +56,11 @@ impl Report {
     pub fn new<'a>(in_force: Digests, held: impl IntoIterator<Item = (&'a PolicyName, &'a String)>, problem: Option<&str>) -> Self {
         let mut exceptions: Vec<Exception> = held
             .into_iter()
-            .map(|(name, reason)| Exception { kind: name.kind.into(), object: name.object.clone(), reason: cut(reason) })
+            .enumerate()
+            .map(|(number, (name, reason))| {
+                let reason = if number < MOST_REASONS { cut(reason) } else { NO_REASON.to_owned() };
+                Exception { kind: name.kind.into(), object: name.object.clone(), reason }
+            })
             .collect();
         let more_exceptions = exceptions.len().saturating_sub(MOST_EXCEPTIONS);
         exceptions.truncate(MOST_EXCEPTIONS);
@@ -79,6 +87,8 @@ pub struct Reports {
     ranks: BTreeMap<Kind, Vec<u64>>,
     /// By object, the nodes on which it is not in force as it is written.
     exceptions: BTreeMap<(Kind, ObjectName), Vec<(String, String)>>,
+    /// The nodes that have more of them than they name.
+    unnamed: BTreeSet<String>,
     doubt: Option<String>,
 }
 
@@ -156,6 +166,7 @@ impl Reports {
         let mut silent: BTreeSet<String> = nodes.into_iter().cloned().collect();
         self.ranks = Versions::KINDS.into_iter().map(|kind| (kind, Vec::new())).collect();
         self.exceptions.clear();
+        self.unnamed.clear();
         for (node, told) in &mut self.nodes {
             told.counts = silent.remove(node);
             told.late = told.until < now;
@@ -168,6 +179,9 @@ impl Reports {
                     told.steps.insert(*kind, step);
                 }
                 ranks.extend(told.steps.get(kind));
+            }
+            if told.report.more_exceptions > 0 {
+                self.unnamed.insert(node.clone());
             }
             for Exception { kind, object, reason } in &told.report.exceptions {
                 // A report of an older version says nothing of this one.
@@ -208,8 +222,17 @@ impl Reports {
                 (false, None) => node.clone(),
             },
         );
+        // It may be one of those that a node does not name.
+        let unnamed: Vec<&str> =
+            self.unnamed.iter().filter(|node| !exceptions.iter().any(|(named, _)| named == *node)).map(String::as_str).collect();
+        let perhaps = || {
+            format!(
+                "more policies than they can name are held back by: {}",
+                unnamed.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ")
+            )
+        };
         Enforcement {
-            enforcing: there.saturating_sub(exceptions.len()),
+            enforcing: there.saturating_sub(exceptions.len() + unnamed.len()),
             nodes,
             behind: if there < nodes { behind.take(NAMED).collect() } else { Vec::new() },
             behind_count: nodes - there,
@@ -217,7 +240,7 @@ impl Reports {
             exception_count: exceptions.len(),
             silent: self.silent.iter().take(NAMED).cloned().collect(),
             silent_count: self.silent.len(),
-            doubt: self.doubt.clone(),
+            doubt: self.doubt.clone().or_else(|| (!unnamed.is_empty()).then(perhaps)),
         }
     }
 }

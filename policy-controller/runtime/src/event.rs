@@ -192,7 +192,7 @@ fn named(event: &DatapathEvent, published: &Published, now: Clocks) -> Event {
         }
         .to_owned(),
         outcome: outcome.map_or("unknown", Outcome::name).to_owned(),
-        hook: if event.hook == Hook::ToPod as u8 { "to-pod" } else { "from-pod" }.to_owned(),
+        hook: Hook::from_byte(event.hook).map_or("unknown", Hook::name).to_owned(),
         source: end(event.version, event.source, event.source_port, published),
         destination: end(event.version, event.destination, event.destination_port, published),
         protocol: protocol_name(event.protocol),

@@ -36,13 +36,15 @@ pub fn explained(compiled: &Compiled, numbers: &Numbers, model: &Model, query: &
         ingress_rules: rules(&ingress),
         egress_unjudged: egress.unjudged.clone().map(unjudged),
         ingress_unjudged: ingress.unjudged.clone().map(unjudged),
+        egress_audit: egress.audit.clone().map(|(decision, reason)| side(decision, reason)),
+        ingress_audit: ingress.audit.clone().map(|(decision, reason)| side(decision, reason)),
         settled: settled.map(|why| match why {
             policy::Settled::Itself => Settled::Itself,
             policy::Settled::OwnNode => Settled::OwnNode,
             policy::Settled::Link => Settled::Link,
         }),
-        egress: side(egress),
-        ingress: side(ingress),
+        egress: side(egress.decision, egress.reason),
+        ingress: side(ingress.decision, ingress.reason),
     })
 }
 
@@ -76,7 +78,8 @@ fn question(query: &FlowQuery, model: &Model) -> Result<Question, Failure> {
         from => from.clone(),
     };
     let node = &model.host;
-    Ok(Question { from: end(&from, node)?, to: end(&query.to, node)?, protocol, port: query.port, ipv6, rules: query.rules })
+    let (from, to) = (end(&from, node)?, end(&query.to, node)?);
+    Ok(Question { from, to, protocol, port: query.port, ipv6, service: query.service, rules: query.rules })
 }
 
 fn address(end: &FlowEnd) -> Option<IpAddr> {
@@ -123,8 +126,8 @@ fn end(end: &FlowEnd, node: &str) -> Result<End, Failure> {
     })
 }
 
-fn side(side: SideAnswer) -> SideVerdict {
-    let verdict = match side.decision {
+fn side(decision: Decision, reason: String) -> SideVerdict {
+    let verdict = match decision {
         Decision::NotJudged => VerdictName::None,
         Decision::Allow => VerdictName::Allow,
         Decision::Deny => VerdictName::Deny,
@@ -132,9 +135,9 @@ fn side(side: SideAnswer) -> SideVerdict {
         Decision::Missing => VerdictName::Error,
     };
     let reason = match verdict {
-        VerdictName::Allow if side.reason.is_empty() => "not isolated".to_owned(),
-        VerdictName::Error if side.reason.is_empty() => "the policy rows are missing".to_owned(),
-        _ => side.reason,
+        VerdictName::Allow if reason.is_empty() => "not isolated".to_owned(),
+        VerdictName::Error if reason.is_empty() => "the policy rows are missing".to_owned(),
+        _ => reason,
     };
     SideVerdict { verdict, reason }
 }
@@ -149,7 +152,7 @@ pub fn tier_name(tier: Tier) -> String {
 }
 
 fn rule(considered: &Considered) -> RuleSaid {
-    let Considered { tier, policy, rule, name, action, fate } = considered.clone();
+    let Considered { tier, policy, rule, name, action, audit, fate } = considered.clone();
     RuleSaid {
         tier: tier_name(tier),
         policy: policy.to_string(),
@@ -160,6 +163,7 @@ fn rule(considered: &Considered) -> RuleSaid {
             Action::Deny => RuleAction::Deny,
             Action::Pass => RuleAction::Pass,
         },
+        audit,
         fate: match fate {
             Fate::Decides => RuleFate::Decides,
             Fate::Passes => RuleFate::Passes,
@@ -189,7 +193,7 @@ mod tests {
         let compiled = compile(&model, &model.pods.keys().cloned().collect(), &mut numbers);
         let end = |text: &str| text.parse::<IpAddr>().map_or_else(|_| FlowEnd::Pod(text.to_owned()), FlowEnd::Address);
         let family = if from.contains(':') || to.contains(':') { Family::Ipv6 } else { Family::Ipv4 };
-        let query = FlowQuery { from: end(from), to: end(to), protocol: "TCP".to_owned(), port: 80, family, rules: false };
+        let query = FlowQuery { from: end(from), to: end(to), protocol: "TCP".to_owned(), port: 80, family, service: false, rules: false };
         explained(&compiled, &numbers, &model, &query)
     }
 

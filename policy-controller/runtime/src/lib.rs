@@ -6,10 +6,12 @@ mod config;
 mod error;
 mod event;
 mod explain;
+mod health_check;
 mod kernel;
 mod lock;
 mod masquerade;
 mod metrics;
+mod news;
 mod node;
 mod policies;
 mod problem;
@@ -23,19 +25,22 @@ mod source;
 mod state;
 mod status;
 mod tell;
+mod uplink;
 
-pub use config::{AgentConfig, DEFAULT_MTU, DEFAULT_STATE_DIR, Masquerading, Source, Switch};
+pub use config::{
+    AgentConfig, DEFAULT_MTU, DEFAULT_OVERLAY_NETWORK, DEFAULT_OVERLAY_PORT, DEFAULT_STATE_DIR, Forwarding, Masquerading, Routing,
+    RoutingMode, Source, Switch,
+};
 pub use error::AgentError;
 pub use event::outcome_names;
 pub use explain::explained;
-pub use palisade_loader::{Limits, SizeError, Sizes, probe_attach_kind};
+pub use palisade_loader::{Lifetimes, Limits, SizeError, Sizes, TimeoutError, probe_attach_kind, set_timeout};
 pub use palisade_protocol as protocol;
 pub use route::enable_forwarding;
 
 use agent::Agent;
 use kernel::{Kernel, KernelHandle};
 use lock::RunLock;
-use problem::Part;
 use socket::NodeSocket;
 use state::State;
 use std::convert::Infallible;
@@ -43,7 +48,7 @@ use std::fmt::Display;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, oneshot};
 use tokio::task::JoinSet;
 
 /// Runs an agent until `shutdown` is ready, or a part of it ends that never should.
@@ -83,12 +88,16 @@ async fn run_parts(config: AgentConfig, shutdown: Pin<Box<dyn Future<Output = ()
         Arc::new(Agent { state: Arc::clone(&state), kernel: kernel.clone(), reader: OnceCell::new(), listed: tell::Listed::default() });
     tracing::info!(node = state.config.node, source = %state.config.source, run_dir = %state.config.run_dir.display(), "palisade-agent runs");
 
-    if let Err(error) = route::enable_forwarding() {
-        state.problems.set(Part::Forwarding, format!("packets are not forwarded: {error}"));
-    }
     let mut parts: JoinSet<AgentError> = JoinSet::new();
-    let for_masquerade = Arc::clone(&state);
+    let for_rows = kernel.clone();
+    let (for_forwarding, for_masquerade) = (Arc::clone(&state), Arc::clone(&state));
+    parts.spawn(forever("forwarding", async { Ok::<_, Infallible>(route::keep_forwarding(for_forwarding).await) }));
     parts.spawn(forever("masquerade", async { Ok::<_, Infallible>(masquerade::follow(for_masquerade).await) }));
+    let (for_uplinks, for_checks) = (Arc::clone(&state), Arc::clone(&state));
+    parts.spawn(forever("uplinks", async { Ok::<_, Infallible>(uplink::follow(for_uplinks).await) }));
+    let for_news = Arc::clone(&state);
+    parts.spawn(forever("news of objects", async { Ok::<_, Infallible>(news::follow(for_news).await) }));
+    parts.spawn(forever("health checks", async { Ok::<_, Infallible>(health_check::follow(for_checks).await) }));
     parts.spawn(forever("datapath", reconcile::datapath(Arc::clone(&state), kernel.clone())));
     parts.spawn(forever("node socket", socket.serve(Arc::clone(&agent))));
     if let Some(listener) = scrapes {
@@ -103,12 +112,19 @@ async fn run_parts(config: AgentConfig, shutdown: Pin<Box<dyn Future<Output = ()
             }
             parts.spawn(forever("watches", async { Ok::<_, Infallible>(source::kubernetes::watch(agent, server).await) }));
             parts.spawn(forever("node watch", async { Ok::<_, Infallible>(node::follow(for_node).await) }));
-            parts.spawn(forever("routes", async { Ok::<_, Infallible>(route::follow(for_routes).await) }));
+            parts.spawn(forever("routes", async { Ok::<_, Infallible>(route::follow(for_routes, for_rows).await) }));
         }
         Source::Directory(directory) => {
-            let for_node = Arc::clone(&state);
-            parts.spawn(forever("directory watch", async { Ok::<_, Infallible>(source::directory::follow(state, directory).await) }));
+            let (for_node, for_routes) = (Arc::clone(&state), Arc::clone(&state));
+            let (tell_nodes, nodes) = oneshot::channel();
+            let watch = source::directory::follow(state, directory, tell_nodes);
+            parts.spawn(forever("directory watch", async { Ok::<_, Infallible>(watch.await) }));
             parts.spawn(forever("node watch", async { Ok::<_, Infallible>(node::follow(for_node).await) }));
+            // A node without others has nobody to route to, and the routes of its machine are left alone.
+            parts.spawn(forever("routes", async {
+                nodes.await?;
+                Ok::<_, oneshot::error::RecvError>(route::follow(for_routes, for_rows).await)
+            }));
         }
     }
     // Dropping the set on the way out ends every part.
@@ -135,9 +151,6 @@ fn check(config: &AgentConfig) -> Result<(), AgentError> {
                 format!("--service-ranges has {services}, which overlaps the pod range {pods}: services and pods share no address");
             return Err(AgentError::Config(message));
         }
-    }
-    if matches!(config.source, Source::Directory(_)) && config.ranges.is_empty() {
-        return Err(AgentError::Config("with --directory the node's pod ranges are needed: --ranges 10.0.0.0/24,fd00::/64".to_owned()));
     }
     Ok(())
 }

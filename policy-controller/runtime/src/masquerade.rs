@@ -1,14 +1,19 @@
-//! What pods send to the outside leaves under the node's own address, for the outside knows no way back to a pod's.
+//! What pods send to the outside leaves under the node's own address, for the outside knows no way back to a pod's; so does what the datapath marks: what
+//! a client outside sent to a service by this node, whose backend is on another, and has to answer by this one.
 
 use crate::config::{Masquerading, Source, Switch};
 use crate::problem::Part;
+use crate::route::DEVICE;
 use crate::state::State;
 use ipnet::IpNet;
 use palisade_cni::link::masquerade::{generation, is_unsupported};
 use palisade_cni::link::{LinkError, Masquerade};
+use palisade_datapath_core::abi::MARK_MASQUERADE;
 use palisade_policy::model::Node;
 use palisade_policy::shared::SharedMap;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,7 +38,11 @@ pub async fn follow(state: Arc<State>) -> Infallible {
         // Before everything was read, a node that is not there may only not have been listed yet.
         if state.index().synced() {
             let from_api = matches!(state.config.source, Source::Kubernetes { .. });
-            let wanted = wanted(&state.config.masquerade, from_api, &state.config.node, &state.index().model().nodes);
+            let mut wanted = wanted(&state.config.masquerade, from_api, &state.config.node, &state.index().model().nodes);
+            wanted.mark = if state.config.serves_outside() { MARK_MASQUERADE } else { 0 };
+            if state.config.serves_outside() && state.config.routing.overlay().is_some() {
+                wanted.by_device = by_overlay(state.index().model().nodes.get(&state.config.node));
+            }
             // Most changes are of pods and policies; the kernel is asked now and then alone.
             if written.as_ref().is_none_or(|written| written.what != wanted) || looked.elapsed() >= INTERVAL {
                 looked = Instant::now();
@@ -43,9 +52,9 @@ pub async fn follow(state: Arc<State>) -> Infallible {
                         written = Some(now);
                         state.problems.clear(Part::Masquerade);
                     }
-                    Ok(Err(error)) => {
-                        state.problems.set(Part::Masquerade, format!("what pods send to the outside finds no way back: {error}"))
-                    }
+                    Ok(Err(error)) => state
+                        .problems
+                        .set(Part::Masquerade, format!("what leaves the cluster, and what comes by a service, finds no way back: {error}")),
                     Err(error) => state.problems.set(Part::Masquerade, error),
                 }
             }
@@ -66,14 +75,19 @@ fn write(wanted: Masquerade, before: Option<Written>) -> Result<Written, LinkErr
     {
         return Ok(written);
     }
-    let masquerades = !wanted.sources.is_empty();
+    let masquerades = !wanted.is_empty();
     match wanted.apply() {
         // Nothing of ours is there, and nothing should be.
         Err(error) if !masquerades && is_unsupported(&error) => return Ok(Written { what: wanted, generation: None }),
         result => result?,
     }
     if masquerades && !same {
-        tracing::info!(sources = wanted.sources.len(), inside = wanted.inside.len(), "wrote the table that masquerades");
+        tracing::info!(
+            sources = wanted.sources.len(),
+            inside = wanted.inside.len(),
+            marked = wanted.mark != 0,
+            "wrote the table that masquerades"
+        );
     }
     Ok(Written { what: wanted, generation: Some(generation()?) })
 }
@@ -90,15 +104,26 @@ fn wanted(config: &Masquerading, from_api: bool, own: &str, nodes: &SharedMap<St
     let own = nodes.get(&own.to_owned());
     let sources = own.into_iter().flat_map(|node| &node.pod_ranges).filter(switched_on).map(IpNet::trunc).collect();
     let of_nodes = nodes.values().flat_map(|node| node.pod_ranges.iter().copied().chain(node.addresses.iter().copied().map(IpNet::from)));
-    Masquerade { sources, inside: of_nodes.chain(config.exclude.iter().copied()).map(|block| block.trunc()).collect() }
+    let inside = of_nodes.chain(config.exclude.iter().copied()).map(|block| block.trunc()).collect();
+    Masquerade { sources, inside, ..Masquerade::default() }
+}
+
+/// Under which addresses a node sends by the overlay what is marked: its device has none, and the kernel would take any of the node's, also one that the
+/// others do not believe.
+fn by_overlay(own: Option<&Node>) -> BTreeSet<(String, IpAddr)> {
+    let first = |ipv6: bool| own?.addresses.iter().find(|address| address.is_ipv6() == ipv6).copied();
+    [first(false), first(true)].into_iter().flatten().map(|address| (DEVICE.to_owned(), address)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::route::tests::node;
+    use nix::sys::socket::{setsockopt, sockopt::Mark};
+    use palisade_cni::link::masquerade::PORTS;
     use palisade_cni::link::{MacAddress, Namespace, Netlink, Route, Veth, sysctl};
-    use std::net::{IpAddr, SocketAddr, UdpSocket};
+    use palisade_k8s::index::Index;
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
     fn two_nodes() -> SharedMap<String, Node> {
         SharedMap::from([
@@ -119,6 +144,32 @@ mod tests {
         assert_eq!(shown(&auto, true, "unknown"), [""; 0]);
         let on = Masquerading { ipv6: Switch::On, ipv4: Switch::Off, ..auto };
         assert_eq!(shown(&on, false, "b"), ["2001:db8:2::/64"]);
+    }
+
+    #[test]
+    fn by_the_overlay_a_node_sends_under_its_first_address_of_each_family() {
+        let shown = |addresses: &[&str]| -> Vec<String> {
+            by_overlay(Some(&node(addresses, &[]))).into_iter().map(|(device, address)| format!("{device} {address}")).collect()
+        };
+        assert_eq!(shown(&["192.0.2.1", "2001:db8::1", "198.51.100.1"]), ["palisade_vxlan 192.0.2.1", "palisade_vxlan 2001:db8::1"]);
+        assert_eq!(shown(&["2001:db8::1"]), ["palisade_vxlan 2001:db8::1"]);
+        assert!(by_overlay(None).is_empty());
+    }
+
+    #[test]
+    fn what_a_pod_range_that_is_refused_claims_is_outside() {
+        let mut index = Index::new();
+        index.set_host("a", &[]);
+        let young = |ranges: &[&str]| Node { created: 9, ..node(&["192.0.2.3"], ranges) };
+        let nodes = two_nodes()
+            .iter()
+            .map(|(name, node)| (name.clone(), node.clone()))
+            .chain([("c".to_owned(), young(&["10.0.0.0/8", "fd00:3::/64"]))])
+            .collect();
+        index.set_nodes(nodes);
+        let inside = wanted(&Masquerading::default(), true, "a", &index.model().nodes).inside;
+        let has = |block: &str| inside.contains(&block.parse().unwrap());
+        assert!(!has("10.0.0.0/8") && has("10.1.0.0/24") && has("fd00:3::/64") && has("192.0.2.3/32"), "{inside:?}");
     }
 
     #[test]
@@ -143,6 +194,13 @@ mod tests {
         pod: Namespace,
         node: Namespace,
         outside: Namespace,
+    }
+
+    /// What the outside saw of a datagram.
+    struct Seen {
+        address: String,
+        port: u16,
+        answered: bool,
     }
 
     impl Stage {
@@ -187,16 +245,32 @@ mod tests {
 
         /// The address under which the outside sees a datagram of the pod to one of its addresses, and whether its answer arrives.
         fn seen(&self, to: &str) -> (String, bool) {
-            let to: IpAddr = to.parse().unwrap();
-            let socket = |namespace: &Namespace, at: &str| {
-                let socket = namespace.enter(|| UdpSocket::bind(at)).unwrap().unwrap();
+            let any = if to.contains(':') { "::" } else { "0.0.0.0" };
+            let seen = self.seen_of(&self.pod, any, 0, 0, to);
+            (seen.address, seen.answered)
+        }
+
+        /// What the outside sees of a datagram with a mark, from an address and port of a namespace.
+        fn seen_of(&self, of: &Namespace, from: &str, port: u16, mark: u32, to: &str) -> Seen {
+            let [from, to]: [IpAddr; 2] = [from, to].map(|address| address.parse().unwrap());
+            let any: IpAddr = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+            let socket = |namespace: &Namespace, at: SocketAddr| {
+                // Addresses of IPv6 are looked for on the link before they are used: for a second or two.
+                let bound = (0..30).find_map(|_| {
+                    let bound = namespace.enter(|| UdpSocket::bind(at)).unwrap().ok();
+                    bound.or_else(|| {
+                        std::thread::sleep(Duration::from_millis(100));
+                        None
+                    })
+                });
+                let socket = bound.expect("the address can be used");
                 socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
                 socket
             };
-            let [any, port] = if to.is_ipv6() { ["[::]:0", "[::]:7000"] } else { ["0.0.0.0:0", "0.0.0.0:7000"] };
-            let (server, client) = (socket(&self.outside, port), socket(&self.pod, any));
+            let (server, client) = (socket(&self.outside, (any, 7000).into()), socket(of, (from, port).into()));
+            setsockopt(&client, Mark, &mark).unwrap();
             client.connect(SocketAddr::new(to, 7000)).unwrap();
-            // Addresses of IPv6 are looked for on the link before they are used: for a second or two nothing leaves.
+            // For as long nothing leaves, either.
             let mut buffer = [0; 8];
             let from = (0..10).find_map(|_| {
                 client.send(b"ping").ok();
@@ -205,7 +279,7 @@ mod tests {
             let (_, from) = from.expect("the outside gets it");
             server.connect(from).ok();
             let answered = server.send(b"pong").is_ok() && client.recv(&mut buffer).is_ok();
-            (from.ip().to_string(), answered)
+            Seen { address: from.ip().to_string(), port: from.port(), answered }
         }
     }
 
@@ -237,5 +311,41 @@ mod tests {
         // The next agent is told to masquerade nothing: it takes away what this one leaves.
         apply(&wanted(&Masquerading { ipv6: Switch::Off, ..config }, true, "a", &nodes), None);
         assert_eq!(stage.seen("2001:db8::9"), ("fd00:1::2".to_owned(), false));
+    }
+
+    #[test]
+    fn what_is_marked_leaves_under_the_nodes_address_wherever_it_goes_and_from_no_node_port() {
+        let stage = Stage::new();
+        let nodes = SharedMap::from([("a".to_owned(), node(&["192.0.2.1"], &["10.1.0.0/24", "fd00:1::/64"]))]);
+        // The outside is inside: nothing but the mark speaks for masquerading.
+        let exclude = ["192.0.2.0/24", "2001:db8::/64"].map(|block| block.parse().unwrap()).to_vec();
+        let off = Masquerading { ipv4: Switch::Off, ipv6: Switch::Off, exclude };
+        let on = Masquerading { ipv4: Switch::On, ipv6: Switch::On, ..off.clone() };
+        let apply = |wanted: Masquerade| stage.node.enter(|| write(wanted, None)).unwrap().unwrap();
+        for config in [&off, &on] {
+            apply(Masquerade { mark: MARK_MASQUERADE, ..wanted(config, true, "a", &nodes) });
+            for (to, own, other) in [("192.0.2.9", "192.0.2.1", "10.1.0.1"), ("2001:db8::9", "2001:db8::1", "fd00:1::1")] {
+                for port in [0, 7001, 30_080, 50_000] {
+                    let seen = stage.seen_of(&stage.node, other, port, MARK_MASQUERADE | 1, to);
+                    assert_eq!((seen.address.as_str(), seen.answered), (own, true), "from {port}");
+                    assert!(PORTS.contains(&seen.port), "from {port}: {}", seen.port);
+                }
+                let seen = stage.seen_of(&stage.node, other, 0, 1, to);
+                assert_eq!((seen.address.as_str(), seen.answered), (other, false), "another bit of the mark");
+            }
+        }
+        // Switched off: nothing is left.
+        apply(Masquerade::default());
+        assert_eq!(stage.seen_of(&stage.node, "10.1.0.1", 0, MARK_MASQUERADE, "192.0.2.9").address, "10.1.0.1");
+    }
+
+    #[test]
+    fn what_pods_send_keeps_its_port_unless_that_could_be_a_node_port() {
+        let stage = Stage::new();
+        let nodes = SharedMap::from([("a".to_owned(), node(&["192.0.2.1"], &["10.1.0.0/24"]))]);
+        stage.node.enter(|| wanted(&Masquerading::default(), true, "a", &nodes).apply()).unwrap().unwrap();
+        let seen = |port| stage.seen_of(&stage.pod, "10.1.0.2", port, 0, "192.0.2.9");
+        assert_eq!(seen(40_000).port, 40_000);
+        assert!(PORTS.contains(&seen(30_080).port));
     }
 }

@@ -2,13 +2,16 @@
 
 use crate::error::AgentError;
 use crate::kernel::KernelHandle;
-use crate::state::State;
+use crate::state::{NodeServices, State};
+use crate::status::kind_and_name;
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use palisade_datapath_core::abi::{Counter as PacketCounter, Outcome};
+use palisade_loader::Swept;
 use palisade_policy::model::PolicyName;
+use palisade_service::Trouble;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -39,6 +42,9 @@ pub struct Metrics {
     subjects: Gauge,
     services: Gauge,
     service_backends: Gauge,
+    node_services: Gauge,
+    service_problems: Gauge,
+    uplinks_missing: Gauge,
     refused: Gauge,
     too_many: Family<TooManyLabels, Gauge>,
     ready: Gauge,
@@ -50,6 +56,9 @@ pub struct Metrics {
     events_lost: Counter,
     watch_restarts: Family<KindLabels, Counter>,
     expired: Counter,
+    ranges: Family<WayLabels, Gauge>,
+    node_faults: Family<FaultLabels, Gauge>,
+    pod_mtu: Gauge,
     told: Family<WhatLabels, Counter>,
     not_told: Family<WhatLabels, Counter>,
 }
@@ -75,6 +84,16 @@ struct TooManyLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     kind: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WayLabels {
+    way: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FaultLabels {
+    fault: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -123,6 +142,9 @@ impl Metrics {
             subjects: Gauge::default(),
             services: Gauge::default(),
             service_backends: Gauge::default(),
+            node_services: Gauge::default(),
+            service_problems: Gauge::default(),
+            uplinks_missing: Gauge::default(),
             refused: Gauge::default(),
             too_many: Family::default(),
             ready: Gauge::default(),
@@ -134,6 +156,9 @@ impl Metrics {
             events_lost: Counter::default(),
             watch_restarts: Family::default(),
             expired: Counter::default(),
+            ranges: Family::default(),
+            node_faults: Family::default(),
+            pod_mtu: Gauge::default(),
             told: Family::default(),
             not_told: Family::default(),
         };
@@ -145,7 +170,7 @@ impl Metrics {
         let registry = &mut self.registry;
         registry.register("packets", "Packets by what became of them", self.packets.clone());
         registry.register_with_unit("traffic", "Bytes of packets by what became of them", Unit::Bytes, self.bytes.clone());
-        registry.register("map_rows", "Rows in a BPF map that the agent writes", self.rows.clone());
+        registry.register("map_rows", "Rows in a BPF map; of flows, as many as the last sweep left", self.rows.clone());
         registry.register("map_room", "Rows that a BPF map has room for", self.room.clone());
         registry.register("map_limit", "Rows that a BPF map may have room for", self.limits.clone());
         registry.register("map_growths", "How often a BPF map was replaced by a larger one", self.grown.clone());
@@ -154,8 +179,22 @@ impl Metrics {
         registry.register("subjects", "Distinct effective policies on this node", self.subjects.clone());
         registry.register("services", "Services in the kernel of this node", self.services.clone());
         registry.register("service_backends", "Backends of the services' ports, in each family", self.service_backends.clone());
+        registry.register("node_services", "1 when the node's own processes are served services", self.node_services.clone());
+        registry.register("service_problems", "What is not served as a service or a host port asks", self.service_problems.clone());
+        registry.register(
+            "uplinks_missing",
+            "Interfaces without the programs for clients outside that should have them",
+            self.uplinks_missing.clone(),
+        );
         registry.register("refused_objects", "Objects that could not be used as they are", self.refused.clone());
-        registry.register("rows_too_many", "Rows that a policy that was held back is over the limit of a map", self.too_many.clone());
+        registry.register(
+            "rows_too_many",
+            "Rows that a policy or service that was held back is over the limit of a map",
+            self.too_many.clone(),
+        );
+        registry.register("node_ranges", "Pod ranges of other nodes, by the way to them", self.ranges.clone());
+        registry.register("node_faults", "What is wrong with Node objects, each fault of each node", self.node_faults.clone());
+        registry.register_with_unit("pod_mtu", "MTU of new pods", Unit::Bytes, self.pod_mtu.clone());
         registry.register("ready", "1 when everything was read and is in the kernel", self.ready.clone());
         registry.register("policy_epoch", "Moves with every change that could alter a verdict", self.epoch.clone());
         registry.register_with_unit(
@@ -215,9 +254,15 @@ impl Metrics {
         self.not_told.get_or_create(&what.labels()).inc();
     }
 
-    /// The sweep removed connections.
-    pub fn connections_expired(&self, count: usize) {
-        self.expired.inc_by(count as u64);
+    /// The tables of flows were swept. They do not grow: their room is their limit.
+    pub fn connections_swept(&self, swept: &[Swept]) {
+        for Swept { map, removed, left, room } in swept {
+            let labels = MapLabels { map: (*map).to_owned() };
+            self.rows.get_or_create(&labels).set(*left as i64);
+            self.room.get_or_create(&labels).set((*room).into());
+            self.limits.get_or_create(&labels).set((*room).into());
+            self.expired.inc_by(*removed as u64);
+        }
     }
 
     /// The text that Prometheus reads.
@@ -241,12 +286,31 @@ impl Metrics {
         self.subjects.set(counts.subjects as i64);
         self.services.set(counts.services as i64);
         self.service_backends.set(counts.backends as i64);
+        self.node_services.set((published.node_services == NodeServices::Served).into());
+        let problems = published.served.problems().count() + state.health_checks_missing();
+        self.service_problems.set(problems as i64);
+        self.uplinks_missing.set(state.uplinks_missing().len() as i64);
         self.refused.set(crate::status::refused(state, &published).len() as i64);
         self.too_many.clear();
         for (PolicyName { kind, object }, (map, rows)) in &published.too_many {
             let labels = TooManyLabels { map: (*map).to_owned(), kind: kind.to_string(), object: object.to_string() };
             self.too_many.get_or_create(&labels).set(*rows as i64);
         }
+        for problem in published.served.problems() {
+            let Trouble::NoRoom { map, rows, limit } = problem.what else { continue };
+            let (kind, object) = kind_and_name(&problem.owner);
+            let labels = TooManyLabels { map: map.to_owned(), kind: kind.to_owned(), object };
+            self.too_many.get_or_create(&labels).set(rows.saturating_sub(limit as usize) as i64);
+        }
+        if let Some(network) = state.network() {
+            for (way, count) in network.counts() {
+                self.ranges.get_or_create(&WayLabels { way: way.to_string() }).set(count as i64);
+            }
+            for (fault, count) in network.fault_counts() {
+                self.node_faults.get_or_create(&FaultLabels { fault: fault.to_owned() }).set(count as i64);
+            }
+        }
+        self.pod_mtu.set(state.node_config().map_or(0, |config| config.mtu.into()));
         self.ready.set(state.not_ready().is_empty().into());
         self.epoch.set(published.epoch.into());
         let mut text = String::new();
@@ -292,6 +356,7 @@ async fn scrape(state: &State, kernel: &KernelHandle) -> impl IntoResponse + use
 mod tests {
     use super::*;
     use crate::config::{AgentConfig, Source};
+    use crate::route::{Fault, Network, Wrong};
 
     fn state() -> State {
         State::new(AgentConfig::new("node", Source::Directory("/nowhere".into())))
@@ -307,7 +372,46 @@ mod tests {
             assert!(text.contains(&line), "{line} is not in\n{text}");
         }
         assert!(text.contains("palisade_traffic_bytes_total{outcome=\"arp\",passes=\"true\"} 70"), "{text}");
-        for line in ["palisade_ready 0", "palisade_services 0", "palisade_service_backends 0"] {
+        for line in [
+            "palisade_ready 0",
+            "palisade_services 0",
+            "palisade_service_backends 0",
+            "palisade_node_services 0",
+            "palisade_service_problems 0",
+            "palisade_uplinks_missing 0",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn faults_of_nodes_and_ways_to_them_are_counted() {
+        let state = state();
+        let fault = |node: &str| Fault { node: node.to_owned(), what: Wrong::NoRange };
+        state.set_network(Network { faults: [fault("b"), fault("c")].into(), mtu: 1450, ..Network::default() });
+        let text = state.metrics.text(&state, &[]).unwrap();
+        for line in [
+            "palisade_node_faults{fault=\"no-pod-range\"} 2",
+            "palisade_node_faults{fault=\"overlapping-pod-range\"} 0",
+            "palisade_node_ranges{way=\"vxlan\"} 0",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_sweep_tells_how_full_the_tables_of_flows_are() {
+        let state = state();
+        for (removed, left) in [(3, 90), (4, 70)] {
+            state.metrics.connections_swept(&[Swept { map: "CONNECTIONS_V6", removed, left, room: 100 }]);
+        }
+        let text = state.metrics.text(&state, &[]).unwrap();
+        for line in [
+            "palisade_map_rows{map=\"CONNECTIONS_V6\"} 70",
+            "palisade_map_room{map=\"CONNECTIONS_V6\"} 100",
+            "palisade_map_limit{map=\"CONNECTIONS_V6\"} 100",
+            "palisade_connections_expired_total 7",
+        ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
     }

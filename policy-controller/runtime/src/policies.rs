@@ -58,7 +58,7 @@ pub fn policies(state: &State, reports: &Reports, object: Option<&str>) -> Vec<P
             }),
         })
     };
-    let wanted = |name: &&PolicyName| object.is_none_or(|object| name.object.to_string() == object);
+    let wanted = |name: &&PolicyName| !name.is_stand_in() && object.is_none_or(|object| name.object.to_string() == object);
     model.policies.keys().filter(wanted).filter_map(status).collect()
 }
 

@@ -26,6 +26,8 @@ pub enum Part {
     Routes,
     /// The node's address on what pods send to the outside.
     Masquerade,
+    /// Programs on the interfaces by which the node is reached.
+    Uplinks,
 }
 
 impl std::fmt::Display for Part {
@@ -41,6 +43,7 @@ impl std::fmt::Display for Part {
             Self::Forwarding => f.write_str("forwarding"),
             Self::Routes => f.write_str("routes"),
             Self::Masquerade => f.write_str("masquerade"),
+            Self::Uplinks => f.write_str("uplinks"),
         }
     }
 }

@@ -8,7 +8,7 @@ use palisade_cni::link::MacAddress;
 use palisade_k8s::index::Realisable;
 use palisade_loader::LoaderError;
 use palisade_policy::model::ObjectName;
-use palisade_protocol::{Attachment, EndpointSpec, ErrorKind, Failure, NodeConfig};
+use palisade_protocol::{Attachment, EndpointSpec, ErrorKind, Failure, HostPort, NodeConfig};
 use std::time::Duration;
 
 /// How long a pod may be unknown: the container runtime can be faster than the watch.
@@ -69,7 +69,7 @@ async fn known(agent: &Agent, pod: &ObjectName, uid: Option<&str>) -> Result<(),
             Realisable::Ready => return Ok(()),
             Realisable::HostNetwork => return Err(invalid(format!("pod {pod} uses the host's network: there is nothing to realise"))),
             Realisable::Finished => return Err(invalid(format!("pod {pod} has finished"))),
-            Realisable::Unknown | Realisable::NamespaceUnknown | Realisable::OtherUid { .. } => {}
+            Realisable::Unknown | Realisable::NamespaceUnknown | Realisable::OtherUid { .. } | Realisable::OtherNode { .. } => {}
         }
         let _ = changes.changed().await;
     }
@@ -86,6 +86,7 @@ fn waited_for(agent: &Agent, spec: &EndpointSpec) -> String {
     }
     match index.pod_ready_to_realise(&pod, spec.uid.as_deref()) {
         Realisable::NamespaceUnknown => format!("namespace {} is not known yet", pod.namespace),
+        Realisable::OtherNode { node } => format!("pod {pod} is on node {node}, and this is {}", agent.state.config.node),
         Realisable::OtherUid { known } => {
             format!(
                 "pod {pod} is known with UID {known}, not {}: it was replaced, or the new one is not known yet",
@@ -135,6 +136,9 @@ fn validate(spec: &EndpointSpec) -> Result<(), Failure> {
     {
         return Err(invalid(format!("{address} cannot be a pod's address")));
     }
+    if let Some((one, other)) = HostPort::first_clash(&spec.host_ports) {
+        return Err(invalid(format!("two host ports of the pod are one: {one}, {other}")));
+    }
     if spec.host_index == 0 {
         return Err(invalid("0 is no index of an interface"));
     }
@@ -167,6 +171,12 @@ fn invalid(message: impl Into<String>) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use palisade_protocol::Transport;
+
+    fn host_port() -> HostPort {
+        let port = |number: u16| number.try_into().unwrap();
+        HostPort { host_port: port(8080), container_port: port(80), protocol: Transport::Tcp, host_ip: None }
+    }
 
     fn spec() -> EndpointSpec {
         EndpointSpec {
@@ -179,13 +189,14 @@ mod tests {
             pod_mac: "02:00:00:00:00:01".to_owned(),
             host_mac: "02:00:00:00:00:02".to_owned(),
             addresses: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            host_ports: vec![host_port()],
         }
     }
 
     #[test]
     fn a_request_that_can_never_succeed_is_refused_before_anything_is_touched() {
         assert_eq!(validate(&spec()), Ok(()));
-        let changes: [fn(&mut EndpointSpec); 8] = [
+        let changes: [fn(&mut EndpointSpec); 9] = [
             |spec| spec.attachment.container_id = "../../etc".to_owned(),
             |spec| spec.attachment.interface = "a/b".to_owned(),
             |spec| spec.pod.clear(),
@@ -194,6 +205,7 @@ mod tests {
             |spec| spec.addresses.push("10.0.0.3".parse().unwrap()),
             |spec| spec.addresses = vec!["127.0.0.1".parse().unwrap()],
             |spec| spec.host_index = 0,
+            |spec| spec.host_ports = vec![host_port(), host_port()],
         ];
         for change in changes {
             let mut spec = spec();

@@ -104,8 +104,8 @@ async fn reconcile(state: &State, kernel: &KernelHandle) -> Infallible {
 async fn sweep(kernel: &KernelHandle) -> Infallible {
     loop {
         tokio::time::sleep(SWEEP).await;
-        if let Err(error) = kernel.run(|kernel| kernel.sweep()).await {
-            tracing::warn!(error = chain(&error), "the sweep failed");
+        for error in kernel.run(|kernel| kernel.sweep()).await {
+            tracing::warn!(error = chain(&error), "something could not be swept; it is tried again");
         }
     }
 }

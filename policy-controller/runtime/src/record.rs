@@ -1,6 +1,7 @@
 //! The endpoint records: one file per realised endpoint, so that a restarted agent knows whose rows it finds.
 
 use palisade_protocol::{Attachment, EndpointSpec};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -18,6 +19,8 @@ pub struct Records {
 pub struct Found {
     /// The records that could be read, older ones first: of two that name one pod, the later is the pod's own.
     pub specs: Vec<EndpointSpec>,
+    /// When each of them was written.
+    pub written: BTreeMap<Attachment, SystemTime>,
     /// What could not be read, and why. Such a file stays where it is.
     pub unreadable: Vec<String>,
 }
@@ -46,7 +49,8 @@ impl Records {
             }
         }
         specs.sort_by(|(a_time, a), (b_time, b)| (a_time, &a.attachment).cmp(&(b_time, &b.attachment)));
-        Ok(Found { specs: specs.into_iter().map(|(_, spec)| spec).collect(), unreadable })
+        let written = specs.iter().map(|(time, spec)| (spec.attachment.clone(), *time)).collect();
+        Ok(Found { specs: specs.into_iter().map(|(_, spec)| spec).collect(), written, unreadable })
     }
 
     /// Writes the record of an endpoint, in place of an older one.
@@ -88,6 +92,7 @@ pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use palisade_protocol::{HostPort, Transport};
 
     fn spec(container: &str) -> EndpointSpec {
         EndpointSpec {
@@ -100,6 +105,12 @@ mod tests {
             pod_mac: "02:00:00:00:00:01".to_owned(),
             host_mac: "02:00:00:00:00:02".to_owned(),
             addresses: vec!["10.0.0.2".parse().unwrap()],
+            host_ports: vec![HostPort {
+                host_port: 8080.try_into().unwrap(),
+                container_port: 80.try_into().unwrap(),
+                protocol: Transport::Udp,
+                host_ip: Some("192.0.2.1".parse().unwrap()),
+            }],
         }
     }
 
@@ -113,6 +124,17 @@ mod tests {
             file.set_modified(SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
         }
         assert_eq!(records.load().unwrap().specs, [spec("c"), spec("b"), spec("a")]);
+    }
+
+    /// Records outlive the agent that wrote them, and so an upgrade.
+    #[test]
+    fn a_record_of_an_agent_that_knew_no_host_ports_is_one_without() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::open(directory.path().to_owned()).unwrap();
+        let mut older = serde_json::to_value(spec("a")).unwrap();
+        assert!(older.as_object_mut().unwrap().remove("hostPorts").is_some());
+        fs::write(records.path(&spec("a").attachment), older.to_string()).unwrap();
+        assert_eq!(records.load().unwrap().specs, [EndpointSpec { host_ports: Vec::new(), ..spec("a") }]);
     }
 
     #[test]

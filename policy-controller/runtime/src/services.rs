@@ -1,24 +1,59 @@
 //! `Call::Services`: what the kernel of this node has of each service.
 
+use crate::kernel::{interface, pod_name};
 use crate::policies::reason;
 use crate::state::{Published, State};
 use crate::status::refused;
 use palisade_datapath_core::abi::{Backend, ServiceEntry, TABLE_NONE, backend_flag, service_flag};
 use palisade_policy::model::ObjectName;
-use palisade_protocol::{FrontendState, FrontendView, Refused, ServiceBackend, ServiceFrontend, ServicePort, ServiceStatus};
+use palisade_protocol::{EndpointSpec, FrontendState, FrontendView, Refused, ServiceBackend, ServiceFrontend, ServicePort, ServiceStatus};
 use palisade_service::frontend::target;
-use palisade_service::model::{Place, Service, ServiceKind};
+use palisade_service::model::{Owner, Place, Service, ServiceKind};
 use palisade_service::{Frontend, Problem, Trouble};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 /// The kind of a service, as its refusal names it.
 const SERVICE: &str = "Service";
+/// And that of its endpoints.
+const SLICE: &str = "EndpointSlice";
 
 /// The services that are in the kernel: those of these namespaces (none: of all), or the one of a name; with what stands behind each frontend where `backends` says so.
 pub fn services(state: &State, namespaces: &[String], object: Option<&str>, backends: bool) -> Vec<ServiceStatus> {
     let published = state.published();
-    statuses(&published, &refused(state, &published), namespaces, object, backends)
+    let mut statuses = statuses(&published, &refused(state, &published), namespaces, object, backends);
+    for status in &mut statuses {
+        let name = ObjectName::new(&status.namespace, &status.name);
+        let told = state.health_check(&name).map(|problem| format!("service {name}: {problem}"));
+        status.problems.extend(told);
+    }
+    statuses
+}
+
+/// What is wrong with a pod's host ports, as far as the kernel of this node has them.
+pub fn host_port_problems(state: &State, published: &Published, spec: &EndpointSpec) -> Vec<String> {
+    let mut problems = problems(published, &Owner::Pod(interface(spec)));
+    problems.extend(closed_outside(spec).filter(|_| !state.config.serves_outside()));
+    problems
+}
+
+/// What becomes of a pod's host ports where clients outside the cluster are not served; `None` where it has none.
+pub fn closed_outside(spec: &EndpointSpec) -> Option<String> {
+    let ports: Vec<String> = spec.host_ports.iter().map(|port| format!("{}/{}", port.host_port, port.protocol)).collect();
+    (!ports.is_empty()).then(|| {
+        format!(
+            "pod {} is not reached from outside by its host ports ({}), but from this node alone: this node does not serve clients outside (--services-outside; servicesOutside of the chart)",
+            pod_name(spec),
+            ports.join(", ")
+        )
+    })
+}
+
+/// What is wrong with somebody's frontends and endpoints; a service that does not fit is refused, and says so there.
+fn problems(published: &Published, owner: &Owner) -> Vec<String> {
+    let troubles = published.served.troubles.get(owner).into_iter().flatten();
+    let is_refusal = |trouble: &&Trouble| matches!((trouble, owner), (Trouble::NoRoom { .. }, Owner::Service(_)));
+    troubles.filter(|trouble| !is_refusal(trouble)).map(|what| Problem { owner: owner.clone(), what: what.clone() }.to_string()).collect()
 }
 
 fn statuses(published: &Published, refused: &[Refused], namespaces: &[String], object: Option<&str>, backends: bool) -> Vec<ServiceStatus> {
@@ -48,18 +83,22 @@ impl<'p> Rows<'p> {
 
     /// What there is of a service; `whole`: with the backends of each frontend.
     fn status(&self, name: &ObjectName, service: &Service, refused: &[Refused], whole: bool) -> ServiceStatus {
-        let troubles = self.published.served.troubles.get(name).map(Vec::as_slice).unwrap_or_default();
+        let owner = Owner::Service(name.clone());
+        let troubles = self.published.served.troubles.get(&owner).map(Vec::as_slice).unwrap_or_default();
         let entries = self.entries(name, service, troubles);
         let ports: BTreeSet<u32> = entries.iter().map(|(_, _, entry)| entry.service).collect();
         let behind: Vec<&Backend> = ports.iter().flat_map(|port| self.behind(*port)).collect();
         let known: BTreeSet<(IpAddr, u16)> = behind.iter().copied().filter_map(target).collect();
-        let chosen: BTreeSet<(IpAddr, u16)> = behind.iter().copied().filter(|backend| is_chosen(backend)).filter_map(target).collect();
+        let chosen = behind.iter().copied().filter(|backend| backend.flags & (backend_flag::CHOSEN | backend_flag::CHOSEN_OUTSIDE) != 0);
+        let chosen: BTreeSet<(IpAddr, u16)> = chosen.filter_map(target).collect();
         let frontend = |(view, frontend, entry): &(FrontendView, Frontend, &ServiceEntry)| ServiceFrontend {
             address: frontend.address,
             port: frontend.port,
             protocol: frontend.protocol.to_string(),
             view: *view,
-            state: state(entry),
+            state: state(entry.table, entry.flags & service_flag::DROP != 0),
+            outside: (entry.flags & service_flag::OUTSIDE != 0)
+                .then(|| state(entry.outside_table, entry.flags & service_flag::OUTSIDE_DROP != 0)),
             affinity: Some(entry.affinity).filter(|seconds| *seconds != 0),
             backends: if whole { self.backends(entry.service) } else { Vec::new() },
         };
@@ -71,9 +110,19 @@ impl<'p> Rows<'p> {
             frontends: entries.iter().map(frontend).collect(),
             backends_known: known.len(),
             backends_chosen: chosen.len(),
-            problems: troubles.iter().map(|what| Problem { service: name.clone(), what: what.clone() }.to_string()).collect(),
+            problems: problems(self.published, &owner).into_iter().chain(self.of_slices(name, refused)).collect(),
             refused: reason(refused, SERVICE, &name.to_string()),
         }
+    }
+
+    /// Why the EndpointSlices of a service are not used as they are written.
+    fn of_slices(&self, name: &ObjectName, refused: &[Refused]) -> Vec<String> {
+        let slices = self.published.services.slices.get(name).into_iter().flat_map(|slices| slices.keys());
+        let told = slices.filter_map(|slice| {
+            let reason = reason(refused, SLICE, &ObjectName::new(&name.namespace, slice).to_string())?;
+            Some(format!("service {name} has EndpointSlice {slice}, of which not all is used: {reason}"))
+        });
+        told.collect()
     }
 
     /// The rows of the frontends that a service has, cluster IPs first.
@@ -99,7 +148,8 @@ impl<'p> Rows<'p> {
                 address,
                 port,
                 name: self.published.names.get(&address).map(|name| name.to_string()).unwrap_or_default(),
-                chosen: is_chosen(row),
+                chosen: row.flags & backend_flag::CHOSEN != 0,
+                chosen_outside: row.flags & backend_flag::CHOSEN_OUTSIDE != 0,
                 serving: row.flags & backend_flag::SERVING != 0,
             })
         };
@@ -131,19 +181,15 @@ fn claimed(service: &Service, place: &Place) -> BTreeMap<Frontend, FrontendView>
     claimed
 }
 
-/// Whether the trouble is that another service has a frontend.
+/// Whether the trouble is that somebody else has a frontend.
 fn is_taken(trouble: &Trouble, of: &Frontend, name: &ObjectName) -> bool {
-    matches!(trouble, Trouble::Taken { frontend, by } if frontend == of && by != name)
+    matches!(trouble, Trouble::Taken { frontend, by } if frontend == of && !matches!(by, Owner::Service(by) if by == name))
 }
 
-const fn is_chosen(backend: &Backend) -> bool {
-    backend.flags & backend_flag::CHOSEN != 0
-}
-
-const fn state(entry: &ServiceEntry) -> FrontendState {
-    if entry.table != TABLE_NONE {
+const fn state(table: u32, drops: bool) -> FrontendState {
+    if table != TABLE_NONE {
         FrontendState::Served
-    } else if entry.flags & service_flag::DROP != 0 {
+    } else if drops {
         FrontendState::Dropped
     } else {
         FrontendState::Refused
@@ -173,10 +219,12 @@ fn ports_of(service: &Service) -> Vec<ServicePort> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::without_room;
+    use palisade_datapath_core::abi::map;
     use palisade_identity::Protocol;
     use palisade_policy::shared::SharedMap;
-    use palisade_service::model::{self, Endpoint, Services, Slice, SlicePort, TrafficPolicy};
-    use palisade_service::{Compiled, Numbers, compile};
+    use palisade_service::model::{self, Endpoint, HostPort, HostPorts, PodInterface, Services, Slice, SlicePort, TrafficPolicy};
+    use palisade_service::{Compiled, Limits, Numbers, Planner, compile};
 
     const IP: &str = "10.96.0.1";
 
@@ -336,5 +384,77 @@ mod tests {
         let told = |kind: &str| statuses(&published, &[of(kind)], &[], None, false)[0].refused.clone();
         assert_eq!(told("Service").as_deref(), Some("spec.ports: no"));
         assert_eq!(told("NetworkPolicy"), None);
+    }
+
+    #[test]
+    fn a_service_says_which_of_its_slices_is_not_used_as_it_is_written() {
+        let published = published([("web", service(&[IP]), Vec::new()), ("other", service(&["10.96.0.2"]), Vec::new())]);
+        let mut refused = vec![Refused { kind: "EndpointSlice".to_owned(), object: "shop/slice".to_owned(), reason: "no".to_owned() }];
+        let told = |refused: &[Refused]| statuses(&published, refused, &[], Some("shop/web"), false)[0].problems.clone();
+        assert_eq!(told(&refused), ["service shop/web has EndpointSlice slice, of which not all is used: no"]);
+        refused[0].object = "other/slice".to_owned();
+        assert!(told(&refused).is_empty());
+    }
+
+    #[test]
+    fn a_service_that_does_not_fit_is_refused_and_says_so_once() {
+        let mut published = published([("web", service(&[IP]), vec![endpoint("10.1.0.1", true, true)])]);
+        let limits = Limits::from([(map::BACKENDS, 0)]);
+        let plan = Planner::new().plan_within(&Compiled::default(), &published.services, &mut Numbers::default(), &limits);
+        published.served = plan.next;
+        let refused = without_room(&published);
+        assert_eq!((refused[0].kind.as_str(), refused[0].object.as_str()), (SERVICE, "shop/web"));
+        let status = &statuses(&published, &refused, &[], None, false)[0];
+        assert!(status.refused.as_ref().is_some_and(|reason| reason.contains("BACKENDS has room for 0 rows")), "{status:?}");
+        assert!(status.problems.is_empty() && status.frontends.is_empty(), "{status:?}");
+    }
+
+    #[test]
+    fn a_frontend_says_whether_the_outside_is_served_and_each_backend_whether_it_is_for_it() {
+        let local = Service {
+            external: [address("203.0.113.1")].into(),
+            external_policy: TrafficPolicy::Local,
+            ports: vec![model::ServicePort { node_port: Some(30_080), ..port("") }],
+            ..service(&[IP])
+        };
+        let here = Endpoint { node: Some("here".to_owned()), ..endpoint("10.1.0.2", true, true) };
+        let status = |endpoints| get(&published([("web", local.clone(), endpoints)]), "shop/web");
+        let seen = |status: &ServiceStatus| status.frontends.iter().map(|frontend| frontend.outside).collect::<Vec<_>>();
+        let both = status(vec![endpoint("10.1.0.1", true, true), here]);
+        let served = Some(FrontendState::Served);
+        assert_eq!(seen(&both), [None, served, served]);
+        for frontend in &both.frontends[1..] {
+            let backends: Vec<_> = frontend.backends.iter().map(|it| (it.address.to_string(), it.chosen, it.chosen_outside)).collect();
+            assert_eq!(backends, [("10.1.0.1".to_owned(), true, false), ("10.1.0.2".to_owned(), true, true)]);
+        }
+        let elsewhere = status(vec![endpoint("10.1.0.1", true, true)]);
+        assert_eq!(seen(&elsewhere), [None, Some(FrontendState::Dropped), Some(FrontendState::Dropped)]);
+        assert!(elsewhere.frontends.iter().all(|frontend| frontend.state == FrontendState::Served), "{:?}", elsewhere.frontends);
+        assert_eq!(seen(&status(Vec::new())), [None, Some(FrontendState::Refused), Some(FrontendState::Refused)]);
+    }
+
+    #[test]
+    fn who_loses_a_port_to_a_pod_is_told_and_so_is_the_pod_that_loses_one() {
+        let at = |number: u16| Service { ports: vec![model::ServicePort { node_port: Some(number), ..port("") }], ..service(&[IP]) };
+        let mut published = published([("web", at(30_080), Vec::new())]);
+        let pod = PodInterface { pod: ObjectName::new("shop", "db"), interface: "container/eth0".to_owned() };
+        let ports = [30_080, 30_081].map(|port| HostPort { address: None, protocol: Protocol::Tcp, port, target: 80 });
+        let ports =
+            HostPorts { created: Some("2026-01-01T00:00:00Z".to_owned()), addresses: [address("10.1.0.1")].into(), ports: ports.to_vec() };
+        published.services.host_ports.insert(pod.clone(), ports);
+        let compile = |published: &mut Published| {
+            published.served = compile(&published.services, &Compiled::default(), &mut Numbers::default()).into();
+        };
+        compile(&mut published);
+        // Nobody knows how old the service is.
+        let status = get(&published, "shop/web");
+        assert_eq!(places(&status), [(FrontendView::Cluster, IP.to_owned(), 80)], "what the pod has is not its own");
+        assert!(status.problems[0].contains("192.168.0.1:30080/TCP, which pod shop/db has"), "{:?}", status.problems);
+        assert!(problems(&published, &Owner::Pod(pod.clone())).is_empty());
+        let name = ObjectName::new("shop", "web");
+        published.services.services.insert(name, Service { created: Some("2025-01-01T00:00:00Z".to_owned()), ..at(30_081) });
+        compile(&mut published);
+        let told = problems(&published, &Owner::Pod(pod));
+        assert!(told[0].starts_with("pod shop/db is not reached at 192.168.0.1:30081/TCP, which service shop/web has"), "{told:?}");
     }
 }

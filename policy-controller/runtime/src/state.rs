@@ -4,17 +4,20 @@ use crate::config::{AgentConfig, Source};
 use crate::event::Hub;
 use crate::metrics::Metrics;
 use crate::problem::{Part, Problems};
+use crate::route::Network;
 use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
 use palisade_k8s::index::{Digests, Index};
 use palisade_loader::{AttachKind, PinDir};
-use palisade_policy::model::{Model, PolicyName};
+use palisade_policy::model::{Model, ObjectName, PolicyName};
 use palisade_policy::shared::SharedMap;
 use palisade_policy::{Compiled, Numbers};
-use palisade_protocol::{Attachment, EndpointSpec, NodeConfig};
+use palisade_protocol::{Attachment, EndpointSpec, NODE_SERVED, NodeConfig};
 use palisade_service::model::Services;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::time::SystemTime;
 use tokio::sync::watch;
 
 /// What the parts of the agent share.
@@ -33,6 +36,34 @@ pub struct State {
     published: RwLock<Arc<Published>>,
     publications: watch::Sender<u64>,
     node: watch::Sender<Option<NodeRanges>>,
+    network: watch::Sender<Option<Arc<Network>>>,
+    uplinks: watch::Sender<Vec<String>>,
+    /// The interfaces that should be uplinks and are not, and why.
+    uplinks_missing: Mutex<Vec<String>>,
+    /// The services whose port for health checks cannot be had, and why.
+    health_checks: Mutex<BTreeMap<ObjectName, String>>,
+}
+
+/// Whether the node's own processes are served services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodeServices {
+    /// Nobody wants it.
+    #[default]
+    Off,
+    /// They are.
+    Served,
+    /// They are not, and why.
+    Failed(String),
+}
+
+impl std::fmt::Display for NodeServices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Served => f.write_str(NODE_SERVED),
+            Self::Failed(reason) => f.write_str(reason),
+        }
+    }
 }
 
 /// What is in the kernel, as of the last change.
@@ -62,6 +93,8 @@ pub struct Published {
     pub names: SharedMap<IpAddr, Arc<str>>,
     /// The services that the rows were made from.
     pub services: Services,
+    /// Whether the node's own processes are served.
+    pub node_services: NodeServices,
     /// The rows of services.
     pub served: Arc<palisade_service::Compiled>,
     /// Number of rows of each map that the agent writes, and how many it has and may have room for.
@@ -77,6 +110,13 @@ pub struct Realised {
     pub subject: u32,
     /// Number of what policies in audit mode would make of it.
     pub audit: u32,
+    /// When it was realised first, as RFC 3339 in UTC writes it.
+    pub since: String,
+}
+
+/// A time as RFC 3339 in UTC writes it: of two, the earlier one comes first.
+pub fn since(time: SystemTime) -> String {
+    Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH).strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }
 
 /// How full a map is.
@@ -120,6 +160,10 @@ impl State {
             published: RwLock::default(),
             publications: watch::Sender::new(0),
             node: watch::Sender::new(None),
+            network: watch::Sender::new(None),
+            uplinks: watch::Sender::new(Vec::new()),
+            uplinks_missing: Mutex::default(),
+            health_checks: Mutex::default(),
         }
     }
 
@@ -189,6 +233,27 @@ impl State {
         });
     }
 
+    /// The ways to the other nodes, as they were put into the kernel last; `None` before they were looked at.
+    pub fn network(&self) -> Option<Arc<Network>> {
+        self.network.borrow().clone()
+    }
+
+    /// Tells of every change of the ways to the other nodes.
+    pub fn network_changes(&self) -> watch::Receiver<Option<Arc<Network>>> {
+        self.network.subscribe()
+    }
+
+    /// Tells the ways to the other nodes.
+    pub fn set_network(&self, network: Network) {
+        self.network.send_if_modified(|known| {
+            let new = known.as_deref() != Some(&network);
+            if new {
+                *known = Some(Arc::new(network));
+            }
+            new
+        });
+    }
+
     /// What `palisade-cni` needs to know to wire a pod; `None` until ranges and MTU are known.
     pub fn node_config(&self) -> Option<NodeConfig> {
         let node = self.node.borrow();
@@ -199,6 +264,54 @@ impl State {
             mtu: node.mtu,
             pin_dir: PinDir::new(&self.config.pin_dir).root().display().to_string(),
         })
+    }
+
+    fn lock_health_checks(&self) -> MutexGuard<'_, BTreeMap<ObjectName, String>> {
+        self.health_checks.lock().expect("no holder of this lock panics")
+    }
+
+    /// Tells by which interfaces clients outside the cluster come, and by which they should and do not.
+    pub fn set_uplinks(&self, uplinks: Vec<String>, missing: Vec<String>) {
+        *self.uplinks_missing.lock().expect("no holder of this lock panics") = missing;
+        self.uplinks.send_if_modified(|known| {
+            let new = *known != uplinks;
+            *known = uplinks;
+            new
+        });
+    }
+
+    /// The interfaces by which clients outside the cluster should come and do not, each with the reason.
+    pub fn uplinks_missing(&self) -> Vec<String> {
+        self.uplinks_missing.lock().expect("no holder of this lock panics").clone()
+    }
+
+    /// By which interfaces clients outside the cluster come.
+    pub fn uplinks(&self) -> Vec<String> {
+        self.uplinks.borrow().clone()
+    }
+
+    /// Tells when these are others.
+    pub fn uplink_changes(&self) -> watch::Receiver<Vec<String>> {
+        self.uplinks.subscribe()
+    }
+
+    /// Tells which services' ports for health checks cannot be had, and why; each is logged when it is new.
+    pub fn set_health_checks(&self, taken: BTreeMap<ObjectName, String>) {
+        let mut known = self.lock_health_checks();
+        for (name, problem) in taken.iter().filter(|(name, problem)| known.get(name) != Some(problem)) {
+            tracing::warn!(service = %name, problem, "a service is not served as it is written");
+        }
+        *known = taken;
+    }
+
+    /// How many services have a port for health checks that cannot be had.
+    pub fn health_checks_missing(&self) -> usize {
+        self.lock_health_checks().len()
+    }
+
+    /// Why the port for health checks of a service cannot be had.
+    pub fn health_check(&self, service: &ObjectName) -> Option<String> {
+        self.lock_health_checks().get(service).cloned()
     }
 
     /// Why the agent is not ready; empty when it is.

@@ -1,9 +1,12 @@
 //! The agent's state, as `palisade status`, `palisade endpoint list` and a lab show it.
 
 use crate::kernel::KernelHandle;
+use crate::services::host_port_problems;
 use crate::state::{Published, State};
 use palisade_datapath_core::abi::{ABI_VERSION, Direction};
 use palisade_protocol::{Counts, EndpointStatus, OutcomeCount, Refused, Status};
+use palisade_service::Trouble;
+use palisade_service::model::Owner;
 use std::collections::BTreeSet;
 
 /// The agent's state.
@@ -18,6 +21,7 @@ pub async fn status(state: &State, kernel: &KernelHandle) -> Status {
         ready: problems.is_empty(),
         problems,
         attach: published.attach.map(|kind| kind.to_string()).unwrap_or_default(),
+        node_services: published.node_services.to_string(),
         abi: ABI_VERSION,
         epoch: published.epoch,
         counts: counts(&published),
@@ -31,6 +35,9 @@ pub async fn status(state: &State, kernel: &KernelHandle) -> Status {
             })
             .collect(),
         refused: refused(state, &published),
+        routing: crate::route::status(state),
+        uplinks: state.uplinks(),
+        uplinks_missing: state.uplinks_missing(),
     }
 }
 
@@ -46,7 +53,25 @@ pub fn refused(state: &State, published: &Published) -> Vec<Refused> {
         object: name.object.to_string(),
         reason: reason.clone(),
     });
-    unusable.chain(held).collect()
+    unusable.chain(held).chain(without_room(published)).collect()
+}
+
+/// The services, and pods by their host ports, that do not fit into the maps.
+pub fn without_room(published: &Published) -> Vec<Refused> {
+    let lacking = published.served.problems().filter(|problem| matches!(problem.what, Trouble::NoRoom { .. }));
+    let refused = lacking.map(|problem| {
+        let (kind, object) = kind_and_name(&problem.owner);
+        Refused { kind: kind.to_owned(), object, reason: problem.what.to_string() }
+    });
+    refused.collect()
+}
+
+/// The object that somebody is who has frontends.
+pub fn kind_and_name(owner: &Owner) -> (&'static str, String) {
+    match owner {
+        Owner::Service(name) => ("Service", name.to_string()),
+        Owner::Pod(interface) => ("Pod", interface.pod.to_string()),
+    }
 }
 
 /// Numbers of things that the agent holds.
@@ -82,6 +107,7 @@ pub fn endpoints(state: &State) -> Vec<EndpointStatus> {
             subject: endpoint.subject,
             ingress_isolated_by: isolated_by(endpoint.subject, Direction::Ingress),
             egress_isolated_by: isolated_by(endpoint.subject, Direction::Egress),
+            problems: host_port_problems(state, &published, &endpoint.spec),
         })
         .collect()
 }

@@ -4,13 +4,15 @@ mod node;
 
 use node::{Node, POLICY, SHOP, node};
 use palisade_cni::link::Netlink;
-use palisade_loader::{PinDir, pinned_links};
-use palisade_protocol::{Attachment, Call, ClientError, ErrorKind, Family, Reply, Status, VerdictName};
+use palisade_loader::{PinDir, Role, pinned_links};
+use palisade_protocol::{
+    Attachment, Call, ClientError, EndpointSpec, EndpointStatus, ErrorKind, Family, HostPort, Reply, Status, Transport, VerdictName,
+};
 use palisade_runtime::AgentError;
 use palisade_test_support::container_id;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const WEB: (&str, &str) = ("shop", "web");
 const FRIEND: (&str, &str) = ("shop", "client");
@@ -223,7 +225,7 @@ fn while_no_agent_runs_add_fails_with_11_and_del_works_and_the_next_agent_sweeps
         let rows = node.rows();
         let count = |kind: &str| rows.text.iter().filter(|row| row.starts_with(kind)).count();
         assert_eq!((count("endpoint"), count("local")), (1, 2), "{rows:?}");
-        assert_eq!(pinned_links(&PinDir::new(node.pin_dir())).unwrap().len(), 1);
+        assert_eq!(pinned_links(&PinDir::new(node.pin_dir()), Role::Endpoint).unwrap().len(), 1);
         node.start();
         let _web = node.listen(WEB, at);
         let (code, error) = node.host.cni("DEL", STRANGER.0, STRANGER.1);
@@ -392,5 +394,77 @@ fn an_address_that_another_endpoint_has_is_refused() {
         }
         node.remove(WEB.0, WEB.1);
         node.remove(FRIEND.0, FRIEND.1);
+    });
+}
+
+#[test]
+fn an_address_that_a_node_has_is_no_pods() {
+    node(&[("shop.yaml", SHOP)], |node| {
+        let mut config = node.config();
+        config.ranges = vec!["10.77.0.0/30".parse().unwrap()];
+        config.node_addresses = ["10.77.0.1", "10.77.0.2"].map(|address| address.parse().unwrap()).to_vec();
+        node.start_with(config);
+        node.wait("the agent is ready", |status| status.ready);
+        let error = node.add_in_vain(WEB.0, WEB.1);
+        assert!(error["msg"].as_str().unwrap().contains("is an address of node node"), "{error}");
+        assert_eq!(node.status().counts.endpoints, 0);
+    });
+}
+
+/// Asks for an endpoint once more, with TCP 8080 of the node for its port 80.
+fn ask_for_host_port(node: &Node<'_>, (namespace, pod): (&str, &str)) {
+    let port = |number: u16| number.try_into().unwrap();
+    let host_port = HostPort { host_port: port(8080), container_port: port(80), protocol: Transport::Tcp, host_ip: None };
+    let spec = endpoint(node, (namespace, pod)).spec;
+    assert!(matches!(node.call(Call::Realise(EndpointSpec { host_ports: vec![host_port], ..spec })), Ok(Reply::Done)));
+}
+
+fn endpoint(node: &Node<'_>, (namespace, pod): (&str, &str)) -> EndpointStatus {
+    let Ok(Reply::Endpoints(endpoints)) = node.call(Call::Endpoints) else { panic!("no endpoints") };
+    endpoints.into_iter().find(|endpoint| endpoint.spec.namespace == namespace && endpoint.spec.pod == pod).unwrap()
+}
+
+#[test]
+fn a_host_port_leads_to_the_pod_that_had_it_first_and_outlives_the_agent_but_not_the_pod() {
+    node(&[("shop.yaml", SHOP), ("policy.yaml", POLICY)], |node| {
+        node.start();
+        let web = wire(node);
+        let _web: Vec<TcpListener> = web.iter().map(|at| node.listen(WEB, *at)).collect();
+        let at_node: SocketAddr = "192.0.2.1:8080".parse().unwrap();
+        assert!(!node.reaches(FRIEND, at_node));
+        ask_for_host_port(node, WEB);
+        node.wait_for_reach(FRIEND, at_node, true);
+        assert!(!node.reaches(STRANGER, at_node), "it is no way round policy");
+        node.wait("it is counted", |status| status.counts.frontends == 1);
+        // A directory says nothing of clients outside, so nobody serves them.
+        let closed = endpoint(node, WEB).problems;
+        assert!(closed[0].starts_with("pod shop/web is not reached from outside by its host ports (8080/TCP)"), "{closed:?}");
+        assert!(endpoint(node, FRIEND).problems.is_empty());
+
+        ask_for_host_port(node, STRANGER);
+        let lost = || {
+            let problems = endpoint(node, STRANGER).problems.into_iter();
+            problems.filter(|problem| problem.contains("is not reached at")).collect::<Vec<_>>()
+        };
+        let began = Instant::now();
+        while lost().is_empty() {
+            assert!(began.elapsed() < Duration::from_secs(20), "nothing is told of two who want one port");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let told = lost();
+        assert!(told[0].starts_with("pod other/client is not reached at 192.0.2.1:8080/TCP, which pod shop/web has"), "{told:?}");
+        assert!(node.reaches(FRIEND, at_node), "who has it keeps it");
+
+        node.stop();
+        assert!(node.reaches(FRIEND, at_node), "while no agent runs");
+        node.start();
+        assert!(node.reaches(FRIEND, at_node) && !node.reaches(STRANGER, at_node));
+        assert_eq!(lost(), told);
+        node.remove(WEB.0, WEB.1);
+        node.wait("the next one has it", |_| lost().is_empty());
+        for (namespace, pod) in [FRIEND, STRANGER] {
+            node.remove(namespace, pod);
+        }
+        node.wait("nobody has it", |status| status.counts.frontends == 0);
     });
 }

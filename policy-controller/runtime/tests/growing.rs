@@ -32,7 +32,15 @@ fn listing(name: &str, app: &str, networks: u32) -> String {
 /// What an address outside the cluster gets of a pod.
 fn from_outside(node: &Node<'_>, address: &str, pod: &str) -> Explained {
     let (from, to) = (FlowEnd::Address(address.parse().unwrap()), FlowEnd::Pod(pod.to_owned()));
-    match node.call(Call::Explain(FlowQuery { from, to, protocol: "TCP".to_owned(), port: 80, family: Family::Ipv4, rules: false })) {
+    match node.call(Call::Explain(FlowQuery {
+        from,
+        to,
+        protocol: "TCP".to_owned(),
+        port: 80,
+        family: Family::Ipv4,
+        service: false,
+        rules: false,
+    })) {
         Ok(Reply::Explained(explained)) => explained,
         other => panic!("not explained: {other:?}"),
     }
@@ -193,6 +201,64 @@ fn an_edit_that_does_not_fit_and_selects_other_pods_opens_neither_the_old_ones_n
 }
 
 #[test]
+fn the_last_good_version_of_a_policy_that_is_held_back_stays_after_a_restart() {
+    node(&[("shop.yaml", SHOP), ("large.yaml", &listing("large", "web", 10)), ("policy.yaml", POLICY)], |node| {
+        let limits = Limits { prefixes: 64, ..Limits::DEFAULT };
+        let config = config(node, Sizes { prefixes: 2, limits, ..SIZES });
+        let file = node.host.run_dir().join("last-good.json");
+        start(node, &config);
+        node.add(WEB.0, WEB.1);
+        node.add(FRIEND.0, FRIEND.1);
+        assert!(!file.exists());
+        node.write("large.yaml", &listing("large", "web", NETWORKS));
+        node.wait("the edit is held back", |status| !status.refused.is_empty());
+        let first = || from_outside(node, "32.0.0.9", "shop/web").ingress.verdict;
+        let stays = |status: &Status| {
+            let [refused] = &status.refused[..] else { panic!("one policy is held back: {status:?}") };
+            assert!(refused.reason.contains("its last good version stays in force"), "{refused:?}");
+            assert_eq!(first(), VerdictName::Allow);
+        };
+        stays(&node.status());
+        // From agent to agent, without a row being written.
+        for _ in 0..2 {
+            node.stop();
+            let rows = node.rows();
+            stays(&start(node, &config));
+            node.stop();
+            assert_eq!(node.rows(), rows);
+            stays(&start(node, &config));
+        }
+        // What comes later is still put in force beside it.
+        node.write("policy.yaml", &POLICY.replace("port: 80", "port: 81"));
+        node.wait("it is there", |_| node.explain("shop/client", "shop/web", 81, Family::Ipv4).ingress.verdict == VerdictName::Allow);
+        stays(&node.status());
+
+        // A version that nobody has seen held back has no last good one, nor has any where the file is damaged.
+        let closed = |status: &Status| {
+            let [refused] = &status.refused[..] else { panic!("one policy is held back: {status:?}") };
+            assert!(refused.reason.contains("it allows nothing"), "{refused:?}");
+            assert_eq!(first(), VerdictName::DefaultDeny);
+        };
+        let kept = std::fs::read(&file).unwrap();
+        node.stop();
+        std::fs::write(&file, &kept[..kept.len() - 9]).unwrap();
+        closed(&start(node, &config));
+        node.stop();
+        assert!(!file.exists(), "nothing good is held back");
+        std::fs::write(&file, &kept).unwrap();
+        node.write("large.yaml", &listing("large", "web", NETWORKS + 1));
+        closed(&start(node, &config));
+
+        node.write("large.yaml", &listing("large", "web", 10));
+        node.wait("it fits", |status| status.refused.is_empty());
+        assert!(first() == VerdictName::Allow && !file.exists());
+        for (namespace, pod) in [WEB, FRIEND] {
+            node.remove(namespace, pod);
+        }
+    });
+}
+
+#[test]
 fn a_policy_that_is_in_force_is_not_taken_back_for_a_new_pod_s_nor_after_a_restart() {
     // The one in force is the larger.
     let elsewhere = |networks: u32| listing("of-client", "client", networks).replace("cidr: 32.", "cidr: 40.");
@@ -251,6 +317,72 @@ fn a_pod_beyond_the_limit_of_endpoints_is_refused_with_the_map_and_the_others_go
         assert!(!node.reaches(STRANGER, at));
         node.remove(WEB.0, WEB.1);
         node.remove(STRANGER.0, STRANGER.1);
+    });
+}
+
+/// A service of `shop/web`, and one with that many backends.
+fn services(backends: u32) -> String {
+    let service = |name: &str, ip: &str, selector: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{clusterIP: {ip}, {selector}ports: [{{port: 80}}]}}\n"
+        )
+    };
+    let endpoint = |number: u32| format!("\n- addresses: [{}]", Ipv4Addr::from(0x0a58_0000 + number));
+    let endpoints: String = (1..=backends).map(endpoint).collect();
+    format!(
+        "{}{}---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: large, namespace: shop, labels: {{kubernetes.io/service-name: large}}}}\n\
+         addressType: IPv4\nports: [{{port: 80}}]\nendpoints:{endpoints}\n",
+        service("web", "10.96.0.10", "selector: {app: web}, "),
+        service("large", "10.96.0.11", "")
+    )
+}
+
+#[test]
+fn a_service_beyond_a_limit_is_held_back_by_name_and_the_others_go_on_before_and_after_a_restart() {
+    node(&[("shop.yaml", SHOP), ("services.yaml", &services(3))], |node| {
+        let limits = Limits { backends: 8, ..Limits::DEFAULT };
+        let config = config(node, Sizes { backends: 2, limits, ..SIZES });
+        start(node, &config);
+        let at = SocketAddr::new(node.add(WEB.0, WEB.1)[0], 80);
+        node.add(FRIEND.0, FRIEND.1);
+        let _web = node.listen(WEB, at);
+        let (web, late) = ("10.96.0.10:80".parse().unwrap(), "10.96.0.12:80".parse().unwrap());
+        node.wait_for_reach(FRIEND, web, true);
+        let backends = |name: &str| match node.call(Call::Services {
+            namespaces: Vec::new(),
+            object: Some(format!("shop/{name}")),
+            backends: false,
+        }) {
+            Ok(Reply::Services(services)) => services[0].backends_known,
+            other => panic!("no services: {other:?}"),
+        };
+        let held = |status: &Status| {
+            assert!(status.ready, "{status:?}");
+            let [refused] = &status.refused[..] else { panic!("one service is held back: {status:?}") };
+            assert_eq!((refused.kind.as_str(), refused.object.as_str()), ("Service", "shop/large"));
+            assert!(refused.reason.contains("BACKENDS has room for 8 rows at most"), "{refused:?}");
+            assert_eq!(metric("palisade_refused_objects"), 1);
+            assert!(metric("palisade_rows_too_many{map=\"BACKENDS\",kind=\"Service\",object=\"shop/large\"}") > 0);
+            assert_eq!(backends("large"), 3, "its last good state stays");
+        };
+        node.write("services.yaml", &services(100));
+        held(&node.wait("the service is held back", |status| !status.refused.is_empty()));
+        // One that comes later is served.
+        let more = services(0).replace("name: web", "name: late").replace("10.96.0.10", "10.96.0.12");
+        node.write("late.yaml", more.split("---").nth(1).unwrap());
+        node.wait_for_reach(FRIEND, late, true);
+        held(&node.status());
+        node.stop();
+        held(&start(node, &config));
+        assert!(node.reaches(FRIEND, web) && node.reaches(FRIEND, late));
+        node.write("services.yaml", &services(4));
+        node.wait("nothing is held back any more", |status| status.refused.is_empty());
+        assert_eq!(backends("large"), 4);
+        for (namespace, pod) in [WEB, FRIEND] {
+            node.remove(namespace, pod);
+        }
     });
 }
 

@@ -1,7 +1,9 @@
 //! The agent as a process.
 
 mod atomic;
+mod mtu;
 mod node;
+mod node_service;
 mod restart;
 mod server;
 mod service;

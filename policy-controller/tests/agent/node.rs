@@ -97,6 +97,11 @@ impl Drop for Agent {
 
 /// Starts an agent whose source is an API server.
 pub fn with_kubeconfig(host: &Host, directory: &Path, server: SocketAddr) -> Agent {
+    Agent::spawn(command_with_kubeconfig(host, directory, server))
+}
+
+/// A command that starts an agent whose source is an API server.
+pub fn command_with_kubeconfig(host: &Host, directory: &Path, server: SocketAddr) -> Command {
     let kubeconfig = directory.join("kubeconfig");
     let text = format!(
         "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
@@ -105,7 +110,7 @@ pub fn with_kubeconfig(host: &Host, directory: &Path, server: SocketAddr) -> Age
     std::fs::write(&kubeconfig, text).unwrap();
     let mut command = Agent::command(host);
     command.env("KUBECONFIG", kubeconfig);
-    Agent::spawn(command)
+    command
 }
 
 /// Waits until the agent's status is as wanted.

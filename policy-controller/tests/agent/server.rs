@@ -19,8 +19,12 @@ pub enum Answer {
     Objects,
     /// ClusterNetworkPolicy is known, and there is one that denies everything.
     Installed,
+    /// As [`Objects`](Self::Objects), but ClusterNetworkPolicy is known in another version.
+    Moved,
     /// The watch of pods tells of another `shop/web`, which no policy selects.
     Newer,
+    /// There is a second node.
+    Two,
 }
 
 /// A server on loopback; it ends when it goes out of scope.
@@ -104,19 +108,27 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
     let (code, body) = match answer {
         Answer::Unauthorised => (401, status(401, "Unauthorized")),
         Answer::Forbidden => (403, status(403, "Forbidden")),
-        Answer::Objects | Answer::Installed | Answer::Newer if request.contains("watch=true") => {
-            return watch(shared, stream, path);
-        }
+        _ if request.contains("watch=true") => return watch(shared, stream, path),
         Answer::Installed if path.ends_with("/clusternetworkpolicies") => (200, cluster_policies()),
-        Answer::Objects | Answer::Installed | Answer::Newer if path == "/apis" => {
-            (200, json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [] }))
+        Answer::Moved if path == "/apis" => {
+            let version = json!({ "groupVersion": "policy.networking.k8s.io/v1beta1", "version": "v1beta1" });
+            let group = json!({ "name": "policy.networking.k8s.io", "versions": [version], "preferredVersion": version });
+            (200, json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [group] }))
         }
-        Answer::Objects | Answer::Installed | Answer::Newer
-            if path.starts_with("/apis/palisade.dev/") || path.starts_with("/apis/policy.networking.k8s.io/") =>
-        {
+        Answer::Moved if path == "/apis/policy.networking.k8s.io/v1beta1" => {
+            let kind = json!({
+                "name": "clusternetworkpolicies", "singularName": "clusternetworkpolicy", "namespaced": false, "kind": "ClusterNetworkPolicy", "verbs": ["list"],
+            });
+            (
+                200,
+                json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "policy.networking.k8s.io/v1beta1", "resources": [kind] }),
+            )
+        }
+        _ if path == "/apis" => (200, json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [] })),
+        _ if path.starts_with("/apis/palisade.dev/") || path.starts_with("/apis/policy.networking.k8s.io/") => {
             (404, status(404, "NotFound"))
         }
-        Answer::Objects | Answer::Installed | Answer::Newer => (200, list(path)),
+        _ => (200, list(path, answer)),
     };
     let body = body.to_string();
     let length = body.len();
@@ -169,9 +181,11 @@ fn cluster_policies() -> Value {
 }
 
 /// The same objects as in the directory, the node, and a pod of each role.
-fn list(path: &str) -> Value {
+fn list(path: &str, answer: Answer) -> Value {
     let pod = |namespace: &str, name: &str, labels: Value| pod(namespace, name, &format!("uid-{namespace}-{name}"), labels, "7");
-    let (kind, version, items) = match path {
+    // What an agent asks for about a pod that it does not know yet: the objects of its namespace alone.
+    let of_shop = path.contains("namespaces/shop/");
+    let (kind, version, mut items) = match path.replace("namespaces/shop/", "").as_str() {
         "/api/v1/namespaces" => {
             let namespace = |name: &str| json!({ "metadata": { "name": name, "resourceVersion": "7" } });
             ("NamespaceList", "v1", json!([namespace("shop"), namespace("other")]))
@@ -183,12 +197,18 @@ fn list(path: &str) -> Value {
             ("PodList", "v1", json!(pods))
         }
         "/api/v1/nodes" => {
-            let addresses = json!([{ "type": "InternalIP", "address": "192.0.2.1" }]);
-            let node = json!({
-                "metadata": { "name": "node", "resourceVersion": "7" },
-                "spec": { "podCIDRs": ["10.77.0.0/24", "fd77::/64"] }, "status": { "addresses": addresses },
-            });
-            ("NodeList", "v1", json!([node]))
+            let node = |name: &str, addresses: [&str; 2], ranges: [&str; 2]| {
+                let addresses = addresses.map(|address| json!({ "type": "InternalIP", "address": address }));
+                json!({
+                    "metadata": { "name": name, "resourceVersion": "7" },
+                    "spec": { "podCIDRs": ranges }, "status": { "addresses": addresses },
+                })
+            };
+            let mut nodes = vec![node("node", ["192.0.2.1", "2001:db8::1"], ["10.77.0.0/24", "fd77::/64"])];
+            if answer == Answer::Two {
+                nodes.push(node("peer", ["192.0.2.2", "2001:db8::2"], ["10.78.0.0/24", "fd78::/64"]));
+            }
+            ("NodeList", "v1", json!(nodes))
         }
         "/apis/networking.k8s.io/v1/networkpolicies" => {
             let spec = json!({
@@ -202,5 +222,8 @@ fn list(path: &str) -> Value {
         "/apis/discovery.k8s.io/v1/endpointslices" => ("EndpointSliceList", "discovery.k8s.io/v1", json!([])),
         other => panic!("nobody should ask for {other}"),
     };
+    if of_shop && let Some(items) = items.as_array_mut() {
+        items.retain(|object| object["metadata"]["namespace"] == "shop");
+    }
     json!({ "kind": kind, "apiVersion": version, "metadata": { "resourceVersion": "7" }, "items": items })
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-const OBJECTS: &str = "
+pub const OBJECTS: &str = "
 ---
 apiVersion: v1
 kind: Namespace
@@ -46,25 +46,25 @@ spec:
   - {name: dns, port: 53, protocol: UDP}
 ";
 /// A second backend.
-const TWO: &str = "
+pub const TWO: &str = "
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: two, namespace: shop, labels: {app: web}}
 spec: {containers: [{name: web, image: web, ports: [{name: http, containerPort: 9090}, {name: dns, containerPort: 5354, protocol: UDP}]}]}
 ";
-const FRONTENDS: [&str; 2] = ["10.96.0.10", "fd96::10"];
-const EMPTY: [&str; 2] = ["10.96.0.11", "fd96::11"];
+pub const FRONTENDS: [&str; 2] = ["10.96.0.10", "fd96::10"];
+pub const EMPTY: [&str; 2] = ["10.96.0.11", "fd96::11"];
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A backend: answers over both families with its name and with whom it talks to, until the host is gone.
-struct Backend {
-    name: &'static str,
-    addresses: Vec<IpAddr>,
+pub struct Backend {
+    pub name: &'static str,
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Backend {
-    fn start(host: &Host, name: &'static str, tcp: u16, udp: u16) -> Self {
+    pub fn start(host: &Host, name: &'static str, tcp: u16, udp: u16) -> Self {
         let addresses = add(host, "shop", name);
         for address in &addresses {
             let address = *address;
@@ -106,7 +106,7 @@ fn connect(host: &Host, pod: &str, to: SocketAddr) -> std::io::Result<TcpStream>
 }
 
 /// Sends so many bytes and reads one answer.
-fn ask(stream: &mut TcpStream, bytes: usize) -> String {
+pub fn ask(stream: &mut TcpStream, bytes: usize) -> String {
     stream.write_all(&vec![7; bytes]).unwrap();
     let mut answer = String::new();
     let mut buffer = [0; 4096];
@@ -128,7 +128,7 @@ fn socket(host: &Host, pod: &str, to: SocketAddr) -> UdpSocket {
     socket
 }
 
-fn ask_datagram(socket: &UdpSocket, bytes: usize) -> std::io::Result<String> {
+pub fn ask_datagram(socket: &UdpSocket, bytes: usize) -> std::io::Result<String> {
     socket.send(&vec![7; bytes])?;
     let mut buffer = [0; 4096];
     let length = socket.recv(&mut buffer)?;
@@ -140,12 +140,12 @@ fn answers(host: &Host, to: SocketAddr) -> String {
     ask(&mut connect(host, "client", to).unwrap(), 1).split(' ').next().unwrap().to_owned()
 }
 
-fn write(directory: &Path, parts: &[&str]) {
+pub fn write(directory: &Path, parts: &[&str]) {
     std::fs::write(directory.join("shop.yaml"), parts.concat()).unwrap();
 }
 
 /// Waits until what `seen` says is so.
-fn until(what: &str, seen: impl Fn() -> bool) {
+pub fn until(what: &str, seen: impl Fn() -> bool) {
     let since = Instant::now();
     while !seen() {
         assert!(since.elapsed() < PATIENCE, "not in time: {what}");
@@ -267,7 +267,7 @@ fn filters_of_later_plugins_see_what_a_pod_sends_to_the_stack() {
 }
 
 /// Runs a command in this thread's namespaces and gives what it printed.
-fn run(line: &str) -> String {
+pub fn run(line: &str) -> String {
     let mut words = line.split(' ');
     let output = std::process::Command::new(words.next().unwrap()).args(words).output().unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));

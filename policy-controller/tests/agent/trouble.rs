@@ -102,6 +102,22 @@ fn a_kind_that_users_install_later_is_noticed_and_enforced() {
 }
 
 #[test]
+fn a_kind_that_is_served_in_another_version_alone_is_a_problem_and_policy_stays_in_force() {
+    after_an_agent(|host, directory, enforced| {
+        let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
+        let server = Server::start(address, Answer::Moved);
+        let agent = with_kubeconfig(host, directory, address);
+        wait_for_problem(host, "serves clusternetworkpolicies of policy.networking.k8s.io in v1beta1 alone, and this agent reads v1alpha2");
+        enforced.still();
+        // The definition is deleted, and with it all objects.
+        server.answer(Answer::Objects);
+        wait(host, "the agent is ready", |status| status.ready);
+        enforced.policy();
+        agent.kill();
+    });
+}
+
+#[test]
 fn an_endpoint_is_closed_when_a_newer_pod_has_its_name() {
     after_an_agent(|host, directory, enforced| {
         let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();

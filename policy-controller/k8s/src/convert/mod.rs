@@ -25,7 +25,7 @@ pub use names::{cluster_name, namespaced_name};
 pub use namespace::{NAMESPACE_NAME_LABEL, namespace};
 pub use network_policy::{MODE_ANNOTATION, network_policy, unreadable_policy};
 pub use node::node;
-pub use pod::{ContainerPort, Participation, PodParts, container_ports, participation, pod};
+pub use pod::{ContainerPort, Participation, PodParts, container_ports, node_of, participation, pod};
 pub use service::{Family, ServiceParts, Target, is_served_by_others, service};
 
 use identity_policy::mode;

@@ -13,7 +13,8 @@ use std::net::IpAddr;
 pub fn node(node: &ApiNode) -> Result<Node, Refusal<Node>> {
     let mut first_error = None;
     // Labels that the API server would not take cannot be there; were they, no selector could mean them.
-    let mut closed = Node { labels: node.metadata.labels.clone().unwrap_or_default(), ..Node::default() };
+    let created = node.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+    let mut closed = Node { labels: node.metadata.labels.clone().unwrap_or_default(), created, ..Node::default() };
     for kind in ["InternalIP", "ExternalIP"] {
         let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten()).enumerate();
         for (index, entry) in addresses.filter(|(_, entry)| entry.type_ == kind) {

@@ -51,6 +51,11 @@ pub fn participation(pod: &ApiPod) -> Participation {
     }
 }
 
+/// The node that a pod is on, once it is on one.
+pub fn node_of(pod: &ApiPod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
 /// A pod: its labels, all of its addresses, and the ports that its containers name.
 ///
 /// # Errors

@@ -5,6 +5,7 @@
 //! [`Index::refused`] and [`Index::assign_cluster_ips`].
 
 mod kinds;
+mod nodes;
 mod pods;
 mod services;
 mod versions;
@@ -15,6 +16,7 @@ pub use versions::{Digest, Digests, Version, Versions};
 
 use crate::convert::{self, Participation};
 use crate::problem::{FieldError, Refusal};
+use crate::survey::Survey;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Pod as ApiPod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -32,6 +34,8 @@ pub struct Index {
     namespaces: BTreeMap<String, Record<Labels>>,
     pods: BTreeMap<ObjectName, Record<PodRecord>>,
     nodes: BTreeMap<String, Record<Node>>,
+    /// What holds of their claims.
+    survey: Arc<Survey>,
     /// This node's pod ranges, where they are not those of its Node.
     host_ranges: Vec<IpNet>,
     policies: BTreeMap<PolicyName, PolicyRecord>,
@@ -208,10 +212,14 @@ impl Index {
     /// Ends what [`resync_begin`](Self::resync_begin) began: forgets what was not seen since, and counts the kind as
     /// synced. Without a beginning it does nothing.
     pub fn resync_end<K: Indexed>(&mut self) -> bool {
-        let Some(unseen) = self.unseen.remove(&K::KIND) else { return false };
+        let Some(unseen) = self.unseen.get_mut(&K::KIND).map(std::mem::take) else { return false };
         self.versions.delete_named(K::KIND, unseen.iter());
         for gone in &unseen {
             self.forget(K::KIND, gone);
+        }
+        self.unseen.remove(&K::KIND);
+        if K::KIND == Kind::Node {
+            self.bring_up_nodes();
         }
         // A kind that is synced for the first time counts as a change even when it is empty.
         self.synced.insert(K::KIND) | !unseen.is_empty()
@@ -237,17 +245,7 @@ impl Index {
     pub fn set_host(&mut self, name: &str, ranges: &[IpNet]) {
         name.clone_into(&mut self.model.host);
         ranges.clone_into(&mut self.host_ranges);
-        self.bring_up_place();
-    }
-
-    /// Takes the nodes from a source that has no node objects. Counts the kind as synced.
-    pub fn set_nodes(&mut self, nodes: BTreeMap<String, Node>) -> bool {
-        let nodes: BTreeMap<_, _> = nodes.into_iter().map(|(name, value)| (name, Record { value, refused: None })).collect();
-        let changed = nodes != self.nodes;
-        self.model.nodes = nodes.iter().map(|(name, record)| (name.clone(), record.value.clone())).collect();
-        self.nodes = nodes;
-        self.bring_up_place();
-        self.synced.insert(Kind::Node) | changed
+        self.bring_up_nodes();
     }
 
     /// Whether all objects of every kind have been seen once.
@@ -264,21 +262,33 @@ impl Index {
     /// pod that claims one of them. With a UID they hold only for the pod of that UID. Tells whether anything changed.
     pub fn set_local_addresses(&mut self, pod: &ObjectName, uid: Option<&str>, addresses: Vec<IpAddr>) -> bool {
         let local = LocalAddresses { uid: uid.map(str::to_owned), addresses };
-        self.change_pod(pod, |index| index.local.insert(pod.clone(), local.clone()) != Some(local))
+        let before = self.change_pod(pod, |index| index.local.insert(pod.clone(), local.clone()));
+        let changed = before.as_ref() != Some(&local);
+        if changed {
+            self.bring_up_nodes_of(&before.into_iter().chain([local]).flat_map(|local| local.addresses).collect::<Vec<_>>());
+        }
+        changed
     }
 
     /// Forgets the addresses of an endpoint that was released. Where both UIDs are known and differ, the endpoint of
     /// an older pod of that name was released: the new one's addresses stay. Tells whether anything changed.
     pub fn clear_local_addresses(&mut self, pod: &ObjectName, uid: Option<&str>) -> bool {
         let other = self.local.get(pod).is_some_and(|local| differ(local.uid.as_deref(), uid));
-        !other && self.change_pod(pod, |index| index.local.remove(pod).is_some())
+        let removed = if other { None } else { self.change_pod(pod, |index| index.local.remove(pod)) };
+        if let Some(local) = &removed {
+            self.bring_up_nodes_of(&local.addresses);
+        }
+        removed.is_some()
     }
 
-    /// Whether a pod can be realised: it is known, with this UID where one is given, and so is its namespace.
+    /// Whether a pod can be realised: it is known, with this UID where one is given, and so is its namespace; and it is on no other node.
     pub fn pod_ready_to_realise(&self, pod: &ObjectName, uid: Option<&str>) -> Realisable {
         let Some(record) = self.pods.get(pod).map(|record| &record.value) else { return Realisable::Unknown };
         if !record.is_called(uid) {
             return Realisable::OtherUid { known: record.uid.clone().unwrap_or_default() };
+        }
+        if let Some(node) = record.node.as_ref().filter(|node| **node != self.model.host) {
+            return Realisable::OtherNode { node: node.clone() };
         }
         match record.participation {
             Participation::HostNetwork => Realisable::HostNetwork,
@@ -296,21 +306,6 @@ impl Index {
     /// The UID of a pod that is known, where its source gives UIDs.
     pub fn pod_uid(&self, pod: &ObjectName) -> Option<&str> {
         self.pods.get(pod)?.value.uid.as_deref()
-    }
-
-    /// A node that is known.
-    pub fn node(&self, name: &str) -> Option<&Node> {
-        self.nodes.get(name).map(|record| &record.value)
-    }
-
-    /// The names of the nodes that are known.
-    pub fn node_names(&self) -> impl Iterator<Item = &String> {
-        self.nodes.keys()
-    }
-
-    /// How many nodes are known.
-    pub fn nodes_known(&self) -> usize {
-        self.nodes.len()
     }
 
     /// The names of the policies of a kind in a namespace; `""` for those that live in none.
@@ -412,31 +407,6 @@ impl Index {
     fn remove_namespace(&mut self, name: &str) -> bool {
         self.model.namespaces.remove(&name.to_owned());
         self.namespaces.remove(name).is_some()
-    }
-
-    fn set_node(&mut self, name: String, mut record: Record<Node>) -> bool {
-        if name == self.model.host && !self.host_ranges.is_empty() {
-            record.value.pod_ranges.clone_from(&self.host_ranges);
-        }
-        let changed = self.nodes.get(&name) != Some(&record);
-        if changed {
-            self.model.nodes.insert(name.clone(), record.value.clone());
-            let is_host = name == self.model.host;
-            self.nodes.insert(name, record);
-            if is_host {
-                self.bring_up_place();
-            }
-        }
-        changed
-    }
-
-    fn remove_node(&mut self, name: &str) -> bool {
-        self.model.nodes.remove(&name.to_owned());
-        let known = self.nodes.remove(name).is_some();
-        if name == self.model.host {
-            self.bring_up_place();
-        }
-        known
     }
 
     /// Takes what one object says of the API server's addresses.

@@ -1,7 +1,7 @@
 //! Pods: who is called what, and whose an address is.
 
 use super::{Index, Record};
-use crate::convert::{Participation, PodParts};
+use crate::convert::{self, Participation, PodParts};
 use crate::endpoints::Candidate;
 use k8s_openapi::api::core::v1::Pod as ApiPod;
 use palisade_policy::model::{ObjectName, Pod};
@@ -22,6 +22,8 @@ pub(super) struct PodRecord {
     /// When it was created, in seconds since the Unix epoch.
     created: i64,
     pub participation: Participation,
+    /// The node that it is on, once it is on one.
+    pub node: Option<String>,
     /// As its status tells it.
     pod: Arc<Pod>,
 }
@@ -47,6 +49,11 @@ pub enum Realisable {
         /// The UID of the one that is known.
         known: String,
     },
+    /// The pod is on another node.
+    OtherNode {
+        /// Its name.
+        node: String,
+    },
     /// The pod shares the node's network: there is nothing to realise.
     HostNetwork,
     /// The pod has succeeded or failed: it gets no network any more.
@@ -62,6 +69,7 @@ impl PodRecord {
             terminating: metadata.deletion_timestamp.is_some(),
             created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             participation: parts.participation,
+            node: convert::node_of(pod).map(str::to_owned),
             pod: Arc::new(parts.pod),
         }
     }
@@ -159,7 +167,8 @@ impl Index {
         self.local.get(name).filter(|local| record.is_called(local.uid.as_deref())).map(|local| local.addresses.as_slice())
     }
 
-    /// The pods of a namespace that may stand behind a service, in the order of their names. A pod's node is known where it is this one.
+    /// The pods of a namespace that may stand behind a service, in the order of their names. The node of a
+    /// pod that says none is known where it is this one.
     pub(super) fn candidates(&self, namespace: &str) -> impl Iterator<Item = Candidate<'_>> {
         let in_it = self.pods.range(ObjectName::new(namespace, "")..).take_while(move |(name, _)| name.namespace == namespace);
         let running = in_it.filter(|(_, record)| record.value.participation != Participation::Finished);
@@ -167,11 +176,12 @@ impl Index {
             // Of a pod with a network of its own those count that no other pod has with more right.
             let known = self.model.pods.get(name).unwrap_or(&record.pod);
             let realised_here = self.participant(name).is_some_and(|record| self.realised_here(name, record).is_some());
+            let host = realised_here.then_some(self.model.host.as_str()).filter(|host| !host.is_empty());
             Candidate {
                 labels: &record.pod.labels,
                 ports: &record.pod.ports,
                 addresses: &known.addresses,
-                node: realised_here.then_some(self.model.host.as_str()).filter(|host| !host.is_empty()),
+                node: record.node.as_deref().or(host),
                 terminating: record.terminating,
             }
         })

@@ -182,7 +182,7 @@ impl Index {
     /// Brings the place where services are asked for up to what is known of this node.
     pub(super) fn bring_up_place(&mut self) {
         let host = &self.model.host;
-        let node = self.nodes.get(host).map(|record| &record.value);
+        let node = self.model.nodes.get(host);
         let zone = node.and_then(|node| node.labels.get(ZONE_LABEL)).filter(|zone| !zone.is_empty());
         let addresses = node.iter().flat_map(|node| &node.addresses).copied().collect();
         self.services.model.place = Place { node: host.clone(), zone: zone.cloned(), addresses };

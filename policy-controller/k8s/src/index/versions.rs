@@ -18,6 +18,14 @@ const REMEMBERED: usize = 4096;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(u128);
 
+impl Digest {
+    /// The digest of a content: 128 bits of its SHA-256.
+    pub fn of(content: &[u8]) -> Self {
+        let hash: [u8; 32] = Sha256::digest(content).into();
+        Self(u128::from_be_bytes(std::array::from_fn(|index| hash[index])))
+    }
+}
+
 impl std::fmt::Display for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:032x}", self.0)

@@ -9,7 +9,7 @@ use crate::api::Identity;
 use crate::convert;
 use crate::field::FieldPath;
 use crate::problem::{FieldError, NameRule, Problem, Refusal};
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{ClusterResourceScope, Metadata, NamespaceResourceScope, Resource};
@@ -21,6 +21,7 @@ use std::path::Path;
 /// The kinds that are read, and the version of each.
 const READ: &[(&str, &str)] = &[
     ("Namespace", "v1"),
+    ("Node", "v1"),
     ("Pod", "v1"),
     ("Service", "v1"),
     ("EndpointSlice", "discovery.k8s.io/v1"),
@@ -126,6 +127,7 @@ impl Collected {
         }
         match kind {
             "Namespace" => self.take_namespace(&document),
+            "Node" => self.take_node(&document),
             "Pod" => self.take_pod(&document),
             "Deployment" => self.take_deployment(&document),
             "NetworkPolicy" => self.take_object(&document, |it| checked(convert::network_policy(it)), |it| &mut it.policies),
@@ -133,7 +135,7 @@ impl Collected {
             "ClusterNetworkPolicy" => {
                 self.take_object(&document, |it| checked(convert::cluster_network_policy(it)), |it| &mut it.cluster_policies)
             }
-            "Service" => self.take_object(&document, check_service, |it| &mut it.services),
+            "Service" => self.take_object(&document, |it| checked(convert::service(it)), |it| &mut it.services),
             "Identity" => self.take_identity(&document),
             _ => self.take_object::<EndpointSlice>(&document, |it| checked(convert::endpoint_slice(it)), |it| &mut it.endpoint_slices),
         }
@@ -162,6 +164,18 @@ impl Collected {
             && self.takes("Namespace", ObjectName::new("", name), document)
         {
             self.manifest.namespaces.push(namespace);
+        }
+    }
+
+    fn take_node(&mut self, document: &Document) {
+        let Some(mut node) = self.decoded(document, written::node(document.node)) else { return };
+        node.metadata = kept(node.metadata, None);
+        let checked = convert::cluster_name(&node.metadata, NameRule::DnsName)
+            .and_then(|name| convert::node(&node).map(|_| name).map_err(|refusal| refusal.error));
+        if let Some(name) = self.checked(document, checked)
+            && self.takes("Node", ObjectName::cluster(name), document)
+        {
+            self.manifest.nodes.push(node);
         }
     }
 
@@ -200,23 +214,23 @@ impl Collected {
         }
     }
 
-    /// Takes an object that is read as a whole; `check` may drop from it what the API server sets, beside its metadata.
+    /// Takes an object that is read as a whole but for its status, which a cluster writes.
     fn take_object<K: DeserializeOwned + Metadata<Ty = ObjectMeta> + Resource>(
         &mut self,
         document: &Document,
-        check: impl Fn(&mut K) -> Result<(), FieldError>,
+        check: impl Fn(&K) -> Result<(), FieldError>,
         list: impl Fn(&mut Manifest) -> &mut Vec<K>,
     ) where
         K::Scope: Scope,
     {
-        let Some(mut object) = self.decoded::<K>(document, decode(document.node, K::KIND)) else { return };
+        let Some(mut object) = self.decoded::<K>(document, decode(&document.node.without("status"), K::KIND)) else { return };
         *object.metadata_mut() = kept(object.metadata().clone(), K::Scope::NAMESPACED.then_some(DEFAULT_NAMESPACE));
         let name = if K::Scope::NAMESPACED {
             convert::namespaced_name(object.metadata())
         } else {
             convert::cluster_name(object.metadata(), NameRule::DnsName).map(ObjectName::cluster)
         };
-        let checked = name.and_then(|name| check(&mut object).map(|()| name));
+        let checked = name.and_then(|name| check(&object).map(|()| name));
         if let Some(name) = self.checked(document, checked) {
             if K::Scope::NAMESPACED {
                 self.lives(&name, document);
@@ -228,7 +242,7 @@ impl Collected {
     }
 
     fn take_identity(&mut self, document: &Document) {
-        let Some(mut identity) = self.decoded::<Identity>(document, decode(document.node, "Identity")) else { return };
+        let Some(mut identity) = self.decoded::<Identity>(document, decode(&document.node.without("status"), "Identity")) else { return };
         identity.metadata = kept(identity.metadata, None);
         let checked = convert::cluster_name(&identity.metadata, NameRule::DnsName)
             .and_then(|name| convert::identity(&identity).map(|_| ObjectName::cluster(name)));
@@ -292,8 +306,22 @@ impl Collected {
             self.errors.sort_by(|a, b| a.place.cmp(&b.place));
             return Err(ManifestErrors(self.errors));
         }
-        let Manifest { namespaces, pods, policies, identity_policies, cluster_policies, identities, services, endpoint_slices, ignored: _ } =
-            &mut self.manifest;
+        let Manifest {
+            namespaces,
+            nodes,
+            pods,
+            policies,
+            identity_policies,
+            cluster_policies,
+            identities,
+            services,
+            endpoint_slices,
+            ignored: _,
+        } = &mut self.manifest;
+        if nodes.is_empty() {
+            pods.iter_mut().for_each(belongs_nowhere);
+        }
+        nodes.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
         services.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
         endpoint_slices.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
         identity_policies.sort_by(|a, b| order(&a.metadata).cmp(&order(&b.metadata)));
@@ -310,6 +338,14 @@ fn order(metadata: &ObjectMeta) -> (&Option<String>, &Option<String>) {
     (&metadata.namespace, &metadata.name)
 }
 
+/// Without nodes, a pod is not somewhere, and has no address from there: what a manifest says of it was dumped from a cluster.
+fn belongs_nowhere(pod: &mut Pod) {
+    pod.status = None;
+    if let Some(spec) = &mut pod.spec {
+        spec.node_name = None;
+    }
+}
+
 /// What a person writes of metadata. The rest is the API server's to set: a manifest that was dumped from a cluster
 /// means what it would mean when applied.
 fn kept(metadata: ObjectMeta, namespace: Option<&str>) -> ObjectMeta {
@@ -321,11 +357,6 @@ fn kept(metadata: ObjectMeta, namespace: Option<&str>) -> ObjectMeta {
 /// What is wrong with an object that was converted.
 fn checked<T>(converted: Result<T, Refusal<T>>) -> Result<(), FieldError> {
     converted.map(drop).map_err(|refusal| refusal.error)
-}
-
-fn check_service(service: &mut Service) -> Result<(), FieldError> {
-    service.status = None;
-    checked(convert::service(service))
 }
 
 fn check_pod(pod: &Pod) -> Result<ObjectName, FieldError> {

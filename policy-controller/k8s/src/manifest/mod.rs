@@ -16,7 +16,7 @@ use crate::convert::{self, ContainerPort, Participation};
 use crate::index::Index;
 use collect::Collected;
 use decode::decode;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use palisade_policy::model::ObjectName;
@@ -28,7 +28,10 @@ use std::path::{Path, PathBuf};
 pub struct Manifest {
     /// The namespaces by name: those declared, and of those that every cluster has the ones that something lives in.
     pub namespaces: Vec<Namespace>,
-    /// The pods by name, those of Deployments included. Nothing that a cluster would have set (status, UID) is left.
+    /// The nodes by name, with nothing but metadata, pod ranges and addresses. Where there are none, all pods are on one node.
+    pub nodes: Vec<Node>,
+    /// The pods by name, those of Deployments included. Of what a cluster would have set (node, status, UID) nothing is left but, where
+    /// there are nodes, a pod's own node and its addresses.
     pub pods: Vec<Pod>,
     /// The NetworkPolicies by name.
     pub policies: Vec<NetworkPolicy>,
@@ -73,6 +76,8 @@ pub struct DeclaredPod {
     pub name: ObjectName,
     /// Whether it shares the node's network: then there is nothing to wire.
     pub host_network: bool,
+    /// The node that it is on, where there are nodes.
+    pub node: Option<String>,
     /// The ports that its containers declare, in their order.
     pub ports: Vec<ContainerPort>,
 }
@@ -149,18 +154,19 @@ fn files(path: &Path, collected: &mut Collected) -> Vec<PathBuf> {
 }
 
 impl Manifest {
-    /// Makes the index hold what the manifest declares, and nothing else but nodes. Tells
+    /// Makes the index hold what the manifest declares, and nothing else but, where it declares none, the nodes that are known. Tells
     /// whether anything that policy or services need is different now.
     ///
     /// Services have no endpoints but those of written EndpointSlices, and no cluster IPs but written ones: see
     /// [`Index::derive_endpoints`] and [`Index::assign_cluster_ips`].
     pub fn feed(&self, index: &mut Index) -> bool {
+        let nodes = !self.nodes.is_empty() && index.resync(&self.nodes);
         let namespaces = index.resync(&self.namespaces);
         let pods = index.resync(&self.pods);
         let services = index.resync(&self.services) | index.resync(&self.endpoint_slices);
         let others = services | index.resync(&self.identities);
         let policies = index.resync(&self.identity_policies) | index.resync(&self.cluster_policies) | index.resync(&self.policies);
-        policies | others | pods | namespaces
+        policies | others | pods | namespaces | nodes
     }
 
     /// The pods with what it takes to run them.
@@ -169,6 +175,7 @@ impl Manifest {
             Some(DeclaredPod {
                 name: convert::namespaced_name(&pod.metadata).ok()?,
                 host_network: convert::participation(pod) == Participation::HostNetwork,
+                node: convert::node_of(pod).map(str::to_owned),
                 ports: convert::container_ports(pod).ok()?,
             })
         };

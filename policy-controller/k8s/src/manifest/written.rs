@@ -1,14 +1,14 @@
-//! Pods and Deployments as files have them.
+//! Nodes, pods and Deployments as files have them.
 //!
-//! Only what policy needs, or whoever runs the pod, is read: metadata, the host's network, the ports. That is read
-//! strictly. The many other fields of a container mean nothing to a network, and a newer Kubernetes may have more.
+//! Only what the network needs, or whoever runs the pod, is read: metadata, addresses, ranges, the pod's node, the host's network, the ports.
+//! That is read strictly. The many other fields of a container mean nothing to a network, and a newer Kubernetes may have more.
 
 use super::decode::decode;
 use super::yaml::{Node, Shape};
 use crate::convert;
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Node as ApiNode, NodeAddress, NodeSpec, NodeStatus, Pod, PodIP, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
@@ -32,6 +32,21 @@ pub(super) struct WrittenDeployment {
 /// Fields that do not exist, or have a wrong type.
 pub(super) fn pod(document: &Node) -> Result<Pod, Vec<FieldError>> {
     pod_at(&At { node: Some(document), field: FieldPath::root(), kind: "Pod" }, OBJECT)
+}
+
+/// A node.
+///
+/// # Errors
+/// Fields that do not exist, or have a wrong type.
+pub(super) fn node(document: &Node) -> Result<ApiNode, Vec<FieldError>> {
+    let top = At { node: Some(document), field: FieldPath::root(), kind: "Node" };
+    top.has_only(OBJECT)?;
+    let (spec, addresses) = (top.key("spec")?, top.key("status")?.key("addresses")?);
+    let address = |at: &At| Ok(NodeAddress { type_: at.key("type")?.value()?, address: at.key("address")?.value()? });
+    let addresses = addresses.items()?.iter().map(address).collect::<Result<Vec<_>, Vec<FieldError>>>()?;
+    let spec = NodeSpec { pod_cidr: spec.key("podCIDR")?.value()?, pod_cidrs: spec.key("podCIDRs")?.value()?, ..NodeSpec::default() };
+    let status = NodeStatus { addresses: Some(addresses), ..NodeStatus::default() };
+    Ok(ApiNode { metadata: top.key("metadata")?.value()?, spec: Some(spec), status: Some(status) })
 }
 
 /// A Deployment.
@@ -71,12 +86,17 @@ fn pod_at(at: &At, fields: &[&str]) -> Result<Pod, Vec<FieldError>> {
     let containers = |list: &str| spec.key(list)?.items()?.iter().map(container).collect::<Result<Vec<_>, _>>();
     let read = PodSpec {
         host_network: spec.key("hostNetwork")?.value()?,
+        node_name: spec.key("nodeName")?.value()?,
         service_account_name: spec.key("serviceAccountName")?.value()?,
         containers: containers("containers")?,
         init_containers: Some(containers("initContainers")?).filter(|containers| !containers.is_empty()),
         ..PodSpec::default()
     };
-    Ok(Pod { metadata: at.key("metadata")?.value()?, spec: Some(read), status: None })
+    let status = at.key("status")?;
+    let address = |at: &At| Ok(PodIP { ip: at.key("ip")?.value()? });
+    let addresses = status.key("podIPs")?.items()?.iter().map(address).collect::<Result<Vec<_>, Vec<FieldError>>>()?;
+    let status = PodStatus { pod_ip: status.key("podIP")?.value()?, pod_ips: Some(addresses), ..PodStatus::default() };
+    Ok(Pod { metadata: at.key("metadata")?.value()?, spec: Some(read), status: Some(status) })
 }
 
 fn container(at: &At) -> Result<Container, Vec<FieldError>> {

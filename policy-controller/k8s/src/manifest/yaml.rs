@@ -97,6 +97,15 @@ impl Node {
         }
     }
 
+    /// This map without `key`.
+    pub fn without(&self, key: &str) -> Node {
+        let mut node = self.clone();
+        if let Shape::Map(entries) = &mut node.shape {
+            entries.retain(|entry| entry.key != key);
+        }
+        node
+    }
+
     /// This map with `key`, unless it has it.
     pub fn with_default(&self, key: &str, text: &str) -> Node {
         let mut node = self.clone();

@@ -24,7 +24,7 @@ pub fn namespace(name: &str, label: &str) -> Namespace {
     object("v1", "Namespace", json!({"metadata": {"name": name, "labels": {"l": label}}}))
 }
 
-fn node(name: &str, address: &str) -> Node {
+pub fn node(name: &str, address: &str) -> Node {
     object("v1", "Node", json!({"metadata": {"name": name}, "status": {"addresses": [{"type": "InternalIP", "address": address}]}}))
 }
 
@@ -93,11 +93,11 @@ pub fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-fn addresses(index: &Index, name: &str) -> Vec<IpAddr> {
+pub fn addresses(index: &Index, name: &str) -> Vec<IpAddr> {
     index.model().pods.get(&n(name)).map(|pod| pod.addresses.clone()).unwrap_or_default()
 }
 
-const EARLY: &str = "2026-01-01T00:00:00Z";
+pub const EARLY: &str = "2026-01-01T00:00:00Z";
 const LATE: &str = "2026-01-02T00:00:00Z";
 
 #[test]

@@ -7,6 +7,7 @@ mod endpoint_slice;
 mod identity_policy;
 mod index;
 mod manifest;
+mod nodes;
 mod refused;
 mod service;
 mod services;

@@ -1,7 +1,7 @@
 //! Directories of manifests: what is read, and what is refused with file, line and field.
 
 use palisade_k8s::convert::ContainerPort;
-use palisade_k8s::index::Index;
+use palisade_k8s::index::{Index, Realisable};
 use palisade_k8s::manifest::{Manifest, ManifestErrors, read};
 use palisade_policy::model::ObjectName;
 use std::collections::BTreeMap;
@@ -22,6 +22,31 @@ spec:
         matchLabels: {a: b}
     ports:
     - port: 80
+";
+
+const WRITTEN_BY_A_CLUSTER: &str = "\
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: admin}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {namespaces: {}}
+  egress:
+  - {action: Accept, to: [{namespaces: {}}]}
+status: {conditions: [{type: Accepted, status: 'True'}]}
+---
+apiVersion: palisade.dev/v1alpha1
+kind: Identity
+metadata: {name: db}
+spec: {pods: [{pods: {matchLabels: {app: db}}}]}
+status: {pods: 3}
+---
+apiVersion: palisade.dev/v1alpha1
+kind: IdentityPolicy
+metadata: {name: p, namespace: shop}
+spec: {subject: {}, ingress: []}
+status: {podsSelected: 3, nodes: 2}
 ";
 
 struct Directory(tempfile::TempDir);
@@ -262,6 +287,48 @@ fn a_directory_feeds_the_index_whole() {
     assert_eq!((index.model().pods.len(), index.model().policies.len()), (1, 0));
 }
 
+const NODE: &str = "\
+apiVersion: v1
+kind: Node
+metadata: {name: left, uid: u, labels: {zone: z}, annotations: {a: b}}
+spec: {podCIDRs: [10.1.0.0/24, 'fd01::/64'], unschedulable: false}
+status: {addresses: [{type: InternalIP, address: 192.0.2.11}, {type: Hostname, address: left}], nodeInfo: {kernelVersion: x}}
+";
+
+#[test]
+fn with_nodes_a_pod_is_where_it_says_and_has_the_addresses_of_its_status() {
+    let text = pod("a")
+        .replace("spec:", "status: {podIP: 10.1.0.7, podIPs: [{ip: 10.1.0.7}, {ip: 'fd01::7'}]}\nspec:")
+        .replace("containers", "nodeName: left, containers");
+    let name = ObjectName::new("shop", "a");
+    let alone = Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", &text)]).good();
+    assert_eq!((alone.declared_pods()[0].node.as_deref(), &alone.pods[0].status), (None, &None), "without nodes, all pods are on one");
+    let manifest = Directory::of(&[("a.yaml", NAMESPACE), ("b.yaml", &text), ("c.yaml", NODE)]).good();
+    assert_eq!(manifest.nodes[0].metadata.uid, None);
+    assert_eq!(manifest.declared_pods()[0].node.as_deref(), Some("left"));
+    let mut index = Index::new();
+    index.set_host("right", &[]);
+    assert!(manifest.feed(&mut index) && !manifest.feed(&mut index));
+    let model = index.model();
+    let shown = |addresses: &[std::net::IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(shown(&model.pods[&name].addresses), ["10.1.0.7", "fd01::7"]);
+    let node = &model.nodes[&"left".to_owned()];
+    assert_eq!((shown(&node.addresses), node.pod_ranges.len(), node.labels.len()), (vec!["192.0.2.11".to_owned()], 2, 1));
+    assert_eq!(index.pod_ready_to_realise(&name, None), Realisable::OtherNode { node: "left".to_owned() });
+    index.set_host("left", &[]);
+    assert_eq!(index.pod_ready_to_realise(&name, None), Realisable::Ready);
+}
+
+#[test]
+fn a_node_that_cannot_be_read_is_an_error_with_its_line() {
+    let replaced = |from: &str, to: &str| errors(&NODE.replace(from, to));
+    let wrong = replaced("10.1.0.0/24", "10.1.0.0/33");
+    assert!(wrong.len() == 1 && wrong[0].starts_with("f.yaml:4: Node left: spec.podCIDRs[0]: "), "{wrong:?}");
+    let wrong = replaced("192.0.2.11", "192.0.2.x");
+    assert!(wrong.len() == 1 && wrong[0].starts_with("f.yaml:5: Node left: status.addresses[0].address: "), "{wrong:?}");
+    assert_eq!(errors(&format!("{NODE}---\n{NODE}")).len(), 1, "one name, one node");
+}
+
 #[test]
 fn what_the_api_server_sets_is_dropped() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop, uid: u, resourceVersion: '1', deletionTimestamp: '2026-01-01T00:00:00Z'}\n\
@@ -472,4 +539,10 @@ fn only_regular_files_are_read_and_links_to_them() {
 fn a_pod_needs_a_container() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\nspec: {containers: []}\n";
     assert_eq!(errors(text), ["f.yaml:4: Pod shop/a: spec.containers: is missing"]);
+}
+
+#[test]
+fn what_a_cluster_has_written_into_a_status_is_passed_over() {
+    let manifest = Directory::of(&[("shop.yaml", NAMESPACE), ("dumped.yaml", WRITTEN_BY_A_CLUSTER)]).good();
+    assert_eq!((manifest.cluster_policies.len(), manifest.identities.len(), manifest.identity_policies.len()), (1, 1, 1));
 }

@@ -153,6 +153,25 @@ fn pod_of(app: &str, name: &str, addresses: &[&str], web: Option<i32>) -> Pod {
     object("v1", "Pod", json!({"metadata": metadata, "spec": spec, "status": {"phase": "Running", "podIPs": addresses}}))
 }
 
+#[test]
+fn a_derived_endpoint_is_on_the_node_that_its_pod_says() {
+    let mut index = Index::new();
+    index.set_host("here", &[]);
+    index.upsert(&namespace("n", "x"));
+    let mut elsewhere = pod_of("s", "a", &["10.0.0.1"], None);
+    elsewhere.spec.get_or_insert_default().node_name = Some("there".to_owned());
+    index.upsert(&elsewhere);
+    index.upsert(&pod_of("s", "b", &[], None));
+    index.set_local_addresses(&palisade_policy::model::ObjectName::new("n", "b"), None, vec![ip("10.0.0.2")]);
+    index.upsert(&pod_of("s", "c", &["10.0.0.3"], None));
+    index.upsert(&selecting("s", json!({})));
+    index.derive_endpoints();
+    let services = index.services();
+    let endpoints = services.slices.values().flat_map(|slices| slices.values()).flat_map(|slice| &slice.endpoints);
+    let nodes: Vec<(String, Option<&str>)> = endpoints.map(|endpoint| (endpoint.address.to_string(), endpoint.node.as_deref())).collect();
+    assert_eq!(nodes, [("10.0.0.1".to_owned(), Some("there")), ("10.0.0.2".to_owned(), Some("here")), ("10.0.0.3".to_owned(), None)]);
+}
+
 /// The service `n/NAME` with a selector and these other fields.
 fn selecting(name: &str, fields: Value) -> Service {
     let mut spec = json!({"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]});

@@ -476,7 +476,7 @@ fn an_object_that_was_made_anew_under_a_name_gets_a_status_of_its_own() {
 
 #[test]
 fn a_report_is_read_back_as_it_was_written_and_stays_small() {
-    let held: BTreeMap<_, _> = (0..100)
+    let held: BTreeMap<_, _> = (0..1000)
         .map(|number| {
             (PolicyName::new(PolicyKind::NetworkPolicy, ObjectName::new("n".repeat(63), format!("{number:0253}"))), "é".repeat(1000))
         })
@@ -484,10 +484,41 @@ fn a_report_is_read_back_as_it_was_written_and_stays_small() {
     let report = Report::new(Cluster::new(1).digests(), &held, Some(&"x".repeat(1000)));
     let text = serde_json::to_string(&report).unwrap();
     assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
-    assert_eq!((report.exceptions.len(), report.more_exceptions), (16, 84));
-    assert!(text.len() < 20_000, "{}", text.len());
+    assert_eq!((report.exceptions.len(), report.more_exceptions), (400, 600));
+    // What the annotations of an object may hold, less what else is in them.
+    assert!(text.len() < 256 * 1024 - 4096, "{}", text.len());
     let plain = serde_json::to_string(&Report::new(Cluster::new(1).digests(), [], None)).unwrap();
     assert!(plain.len() < 300, "{plain}");
+}
+
+#[test]
+fn a_policy_that_a_node_may_hold_back_without_naming_it_is_not_said_to_be_enforced() {
+    let mut cluster = Cluster::new(2);
+    let held = |count: usize| -> BTreeMap<_, _> {
+        let name = |number| PolicyName::new(PolicyKind::IdentityPolicy, ObjectName::new("shop", format!("p{number:04}")));
+        (0..count).map(|number| (name(number), "no room".to_owned())).collect()
+    };
+    for number in [0, 16, 17, 500] {
+        cluster.index.upsert(&good(&format!("p{number:04}"), 1));
+    }
+    let mut said = |count: usize| {
+        let digests = cluster.digests();
+        cluster.report(0);
+        cluster.report_of(1, Report::new(digests, &held(count), None));
+        cluster.compute();
+        let snapshot = Snapshot::of(&cluster.index);
+        ["p0000", "p0016", "p0500"].map(|name| {
+            let (kind, object, version) = snapshot.objects().find(|(_, object, _)| object.name == name).unwrap();
+            let standing = snapshot.standing(&(kind, object.clone()), version, Counts::default(), &cluster.reports, false);
+            (standing.conditions[1].reason, standing.conditions[1].message.clone())
+        })
+    };
+    let [first, later, free] = said(17);
+    assert!(first.0 == Reason::DoesNotFit && first.1.contains("n0001: no room"), "{first:?}");
+    assert!(later.0 == Reason::DoesNotFit && later.1.contains("n0001: held back; the log"), "{later:?}");
+    assert_eq!(free.0, Reason::AllNodes);
+    let [_, _, perhaps] = said(501);
+    assert!(perhaps.0 == Reason::Unknown && perhaps.1.contains("1 of 2 nodes") && perhaps.1.contains("held back by: n0001"), "{perhaps:?}");
 }
 
 proptest! {

@@ -50,6 +50,9 @@ impl Kernel {
                     tracing::warn!(%policy, reason = held.reason, "the policy does not fit");
                 }
                 self.held = held;
+                if let Err(error) = self.last_good.save(&self.held) {
+                    tracing::warn!(%error, "the last good versions of policies that do not fit cannot be written down for the next agent");
+                }
                 if tried_anew {
                     self.note_room();
                 }

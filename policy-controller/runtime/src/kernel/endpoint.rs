@@ -2,12 +2,14 @@
 
 use super::takeover::{is_there, links};
 use super::{Kernel, KernelError, chain, pod_name};
-use crate::state::Realised;
+use crate::services::closed_outside;
+use crate::state::{Realised, since};
 use palisade_cni::link::MacAddress;
 use palisade_datapath_core::abi::{Direction, Endpoint, IDENTITY_ANY, LocalPod, PolicyKey, SUBJECT_NONE};
 use palisade_loader::endpoint_attached;
 use palisade_protocol::{Attachment, EndpointSpec};
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 impl Kernel {
     /// Puts everything that polices an endpoint into the kernel: the rows of its policy first, the endpoint's own row
@@ -23,8 +25,14 @@ impl Kernel {
         // The record before the rows: what a killed agent leaves behind is known to the next, which sweeps it or finishes it.
         self.records.write(&spec)?;
         let attachment = spec.attachment.clone();
-        self.endpoints.insert(attachment.clone(), Realised { spec: spec.clone(), subject: SUBJECT_NONE, audit: SUBJECT_NONE });
+        let before = self.endpoints.get(&attachment).map(|endpoint| (endpoint.since.clone(), endpoint.spec.host_ports.clone()));
+        let (since, ports_before) = before.unwrap_or_else(|| (since(SystemTime::now()), Vec::new()));
+        self.endpoints.insert(attachment.clone(), Realised { spec: spec.clone(), subject: SUBJECT_NONE, audit: SUBJECT_NONE, since });
         self.tell_addresses(&spec);
+        if spec.host_ports != ports_before {
+            self.tell_closed_ports(&spec);
+            self.state.change(|_| true);
+        }
         let written = self.reconcile().and_then(|()| self.write_rows(&spec, &rows));
         if let Err(error) = written {
             if let Err(undo) = self.release(&attachment) {
@@ -116,10 +124,11 @@ impl Kernel {
         if differences.is_empty() { Ok(()) } else { Err(KernelError::Differs(differences.join("; "))) }
     }
 
-    /// Releases endpoints whose interfaces vanished without a DEL, so that nothing stays open for an index that is given anew.
+    /// Releases endpoints whose interfaces vanished without a DEL, so that nothing stays open for an index that is given anew. One that cannot be
+    /// released keeps no other waiting.
     ///
     /// # Errors
-    /// The interfaces cannot be listed, or a row cannot be removed.
+    /// The interfaces cannot be listed, or a row or record cannot be removed; of several errors, the first.
     pub fn release_vanished(&mut self) -> Result<(), KernelError> {
         let vanished = self.vanished()?;
         let gone: Vec<Attachment> = self
@@ -128,11 +137,19 @@ impl Kernel {
             .filter(|(_, endpoint)| vanished.contains(&endpoint.spec.host_index))
             .map(|(name, _)| name.clone())
             .collect();
+        let mut failed = Ok(());
         for attachment in gone {
             tracing::info!(container = attachment.container_id, "the endpoint's interface is gone");
-            self.release(&attachment)?;
+            failed = failed.and(self.release(&attachment));
         }
-        Ok(())
+        failed
+    }
+
+    /// Logs host ports that are not reached from outside, since nothing is.
+    pub(super) fn tell_closed_ports(&self, spec: &EndpointSpec) {
+        if let Some(problem) = closed_outside(spec).filter(|_| !self.state.config.serves_outside()) {
+            tracing::warn!("{problem}");
+        }
     }
 
     /// Tells the index the addresses of an endpoint.
@@ -163,6 +180,7 @@ impl Kernel {
 
     /// Refuses an index or address that another endpoint has, unless that one's interface is gone.
     fn make_room(&mut self, spec: &EndpointSpec) -> Result<(), KernelError> {
+        self.refuse_addresses_of_nodes(spec)?;
         let in_the_way = |endpoint: &&Realised| {
             let other = &endpoint.spec;
             other.attachment != spec.attachment
@@ -183,6 +201,20 @@ impl Kernel {
             self.release(&spec.attachment)?;
         }
         Ok(())
+    }
+
+    /// Refuses an address that a node has: rules about nodes would hold for the pod, and what is for the node would go to the pod. A node that
+    /// claims an address which a pod may have refuses nobody: the model does not have such claims, but for this node's own.
+    fn refuse_addresses_of_nodes(&self, spec: &EndpointSpec) -> Result<(), KernelError> {
+        let nodes = self.state.index().model().nodes;
+        let owner = |address: &IpAddr| nodes.iter().find(|(_, node)| node.addresses.contains(address)).map(|(name, _)| name);
+        match spec.addresses.iter().find_map(|address| Some((address, owner(address)?))) {
+            Some((address, node)) => {
+                tracing::warn!(pod = %pod_name(spec), %address, node, "a pod is refused: its address is a node's");
+                Err(KernelError::Invalid(format!("{address} is an address of node {node}: give nodes and pods ranges of their own")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The subject of an endpoint's pod, once its rows and its addresses' are in the kernel.

@@ -93,8 +93,10 @@ pub(super) struct Fitting {
     pub held: BTreeMap<PolicyName, Held>,
 }
 
-/// How many rows each map has, to be compared.
-pub(super) type Taken = [usize; 6];
+/// The maps of policy.
+const TAKEN: [&str; 6] = [map::ADDRESS_V4, map::ADDRESS_V6, map::PREFIX_V4, map::PREFIX_V6, map::POLICY, map::PORTS];
+/// How many rows each of them has, to be compared.
+pub(super) type Taken = [usize; TAKEN.len()];
 
 impl Kernel {
     /// A model that fits where `model` does not: as few policies as possible are held back. `None` where it is not for policies
@@ -139,7 +141,7 @@ impl Kernel {
         for (name, _) in candidates[needed..enough].iter().rev().skip(1).take(TRIES) {
             let mut with = fitting.model.clone();
             with.policies.insert(name.clone(), model.policies[name].clone());
-            with.policies.remove(&name.refused_version());
+            with.policies.remove(&name.held_version());
             if fits(&with) {
                 fitting.model = with;
                 fitting.held.remove(name);
@@ -183,7 +185,8 @@ impl Kernel {
     /// room for them: to find that out anew costs several compilations from nothing.
     pub(super) fn still_held(&self, model: &Model) -> Option<Fitting> {
         let before = self.without_room?;
-        let freed = taken(self.applied.as_ref()?).iter().zip(before).any(|(now, before)| *now < before);
+        let lacks = |map: &str| self.held.values().any(|held| held.too_many.is_none_or(|(of, _)| of == map));
+        let freed = TAKEN.iter().zip(taken(self.applied.as_ref()?)).zip(before).any(|((map, now), before)| now < before && lacks(map));
         let same = |(name, held): (&PolicyName, &Held)| model.policies.get(name) == Some(&held.refused);
         (!self.held.is_empty() && !freed && self.held.iter().all(same))
             .then(|| Fitting { model: stand_in(model, &self.held), held: self.held.clone() })
@@ -199,7 +202,10 @@ impl Kernel {
     fn instead(&self, name: &PolicyName, policy: &Arc<Policy>, error: &KernelError) -> Held {
         let before = match self.held.get(name) {
             Some(held) => held.last_good.then_some(&held.instead),
-            None => self.good.as_ref().and_then(|good| good.model.policies.get(name)).map(|policy| &**policy),
+            None => match &self.good {
+                Some(good) => good.model.policies.get(name).map(|policy| &**policy),
+                None => self.last_good.of(name, policy),
+            },
         };
         let covers = |good: &Policy| {
             good.subject == policy.subject
@@ -238,7 +244,7 @@ fn stand_in(model: &Model, held: &BTreeMap<PolicyName, Held>) -> Model {
     for (name, held) in held {
         model.policies.insert(name.clone(), held.instead.clone());
         if let Some(beside) = &held.beside {
-            model.policies.insert(name.refused_version(), beside.clone());
+            model.policies.insert(name.held_version(), beside.clone());
         }
     }
     model
@@ -271,4 +277,40 @@ fn weight(policy: &Policy) -> usize {
         peers + ports
     };
     [&policy.ingress, &policy.egress].into_iter().flatten().flatten().map(rule).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_policy::model::{PodSet, PolicyKind, Tier};
+
+    #[test]
+    fn a_version_without_room_and_a_later_one_that_is_refused_both_isolate_their_pods() {
+        let name = PolicyName::new(PolicyKind::NetworkPolicy, ObjectName::new("shop", "p"));
+        // The priority tells one version from another.
+        let of = |priority| Policy {
+            tier: Tier::Admin(priority),
+            mode: Mode::Enforce,
+            subject: PodSet::default(),
+            ingress: Some(Vec::new()),
+            egress: None,
+        };
+        let [good, wide, refused] = [1, 2, 3].map(of);
+        let model = Model {
+            policies: [(name.clone(), Arc::new(wide.clone())), (name.refused_version(), Arc::new(refused.clone()))].into_iter().collect(),
+            ..Model::default()
+        };
+        let held = Held {
+            refused: Arc::new(wide.clone()),
+            instead: good.clone(),
+            beside: Some(wide.closed()),
+            last_good: true,
+            reason: String::new(),
+            too_many: None,
+        };
+        let model = stand_in(&model, &BTreeMap::from([(name.clone(), held)]));
+        let versions = [name.clone(), name.held_version(), name.refused_version()].map(|name| (*model.policies[&name]).clone());
+        assert_eq!(versions, [good, wide.closed(), refused]);
+        assert!([name.held_version(), name.refused_version()].iter().all(PolicyName::is_stand_in) && !name.is_stand_in());
+    }
 }

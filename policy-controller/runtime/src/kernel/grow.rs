@@ -16,6 +16,9 @@ impl Kernel {
         match self.datapath()?.grow(needs) {
             Ok(grown) => {
                 grown.iter().for_each(|grown| self.state.metrics.map_grown(grown.map));
+                if !grown.is_empty() {
+                    self.mend_node_services();
+                }
                 Ok(())
             }
             Err(error) => {

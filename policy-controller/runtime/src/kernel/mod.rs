@@ -7,15 +7,22 @@ mod apply;
 mod endpoint;
 mod fit;
 mod grow;
+mod last_good;
+mod nodes;
 mod numbering;
 mod service;
+mod sockets;
 mod takeover;
 
+pub use nodes::{NodeRows, PastTheStack};
+
 use fit::Held;
+use nodes::{NodeCounts, NodeNumbers};
 
 use crate::lock::RunLock;
 use crate::record::Records;
-use crate::state::{MapSize, Published, Realised, State};
+use crate::state::{MapSize, NodeServices, Published, Realised, State};
+use last_good::LastGood;
 use numbering::Numbering;
 use palisade_cni::link::LinkError;
 use palisade_datapath_core::abi::{Counter, Outcome, map};
@@ -27,6 +34,7 @@ use palisade_policy::{Compiled, Planner};
 use palisade_protocol::Attachment;
 use palisade_service::model::Services;
 use service::Served;
+pub use service::interface;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -136,8 +144,15 @@ pub struct Kernel {
     good: Option<Good>,
     /// Policies whose present version does not fit.
     held: BTreeMap<PolicyName, Held>,
+    last_good: LastGood,
     /// What the maps hold of services.
     served: Served,
+    /// The numbers by which the overlay knows the other nodes.
+    node_numbers: NodeNumbers,
+    /// How many rows are about nodes.
+    node_counts: NodeCounts,
+    /// Whether the node's own processes are served.
+    node_services: NodeServices,
     /// How full the maps were when policies were found not to fit.
     without_room: Option<fit::Taken>,
     /// Held as long as anybody may write: an operation outlives the task that asked for it.
@@ -166,6 +181,7 @@ impl Kernel {
     pub fn new(state: Arc<State>, lock: RunLock) -> std::io::Result<Self> {
         let records = Records::open(state.config.records())?;
         let numbering = Numbering::new(state.config.numbers());
+        let last_good = LastGood::new(state.config.last_good());
         let pin = PinDir::new(&state.config.pin_dir);
         Ok(Self {
             state,
@@ -180,7 +196,11 @@ impl Kernel {
             incomplete: false,
             good: None,
             held: BTreeMap::new(),
+            last_good,
             served: Served::default(),
+            node_numbers: NodeNumbers::default(),
+            node_counts: NodeCounts::default(),
+            node_services: NodeServices::Off,
             without_room: None,
             _lock: lock,
         })
@@ -192,7 +212,7 @@ impl Kernel {
     /// # Errors
     /// No bpffs, no way to attach, no permission, foreign layouts; files of the run directory.
     pub fn open(&mut self) -> Result<EventRing, KernelError> {
-        let mut datapath = Datapath::open(&self.pin, &self.state.config.sizes)?;
+        let mut datapath = Datapath::open_timed(&self.pin, &self.state.config.sizes, &self.state.config.lifetimes)?;
         // An agent that was killed may have left it on; where maps had to be replaced, somebody may still want it.
         datapath.observe_allowed(*self.state.events.wanting_allowed().borrow() > 0)?;
         let ring = datapath.events()?;
@@ -202,6 +222,7 @@ impl Kernel {
             self.datapath = None;
         }
         taken?;
+        self.serve_node();
         self.publish()?;
         Ok(ring)
     }
@@ -225,15 +246,22 @@ impl Kernel {
             .unwrap_or_default()
     }
 
-    /// Removes connections that have expired, endpoints whose interfaces vanished without a DEL, and pins of such.
-    pub fn sweep(&mut self) -> Result<(), KernelError> {
+    /// Removes connections that have expired, endpoints whose interfaces vanished without a DEL, and pins of such. What fails keeps nothing
+    /// else from being swept; all that failed is told.
+    pub fn sweep(&mut self) -> Vec<KernelError> {
+        let mut failed = Vec::new();
         if let Some(datapath) = &mut self.datapath {
-            let expired = datapath.sweep_connections()?;
-            self.state.metrics.connections_expired(expired);
-            self.release_vanished()?;
-            self.sweep_pins()?;
+            match datapath.sweep_connections() {
+                Ok(swept) => self.state.metrics.connections_swept(&swept),
+                Err(error) => failed.push(error.into()),
+            }
+            failed.extend(self.release_vanished().err());
+            failed.extend(self.sweep_pins().err());
         }
-        Ok(())
+        if self.mend_node_services() {
+            failed.extend(self.publish().err());
+        }
+        failed
     }
 
     fn datapath(&mut self) -> Result<&mut Datapath, KernelError> {
@@ -262,8 +290,9 @@ impl Kernel {
             reconciled,
             attach: Some(datapath.attach_kind()),
             epoch: datapath.epoch()?,
-            sizes: sizes(datapath, &compiled, &served, &self.endpoints),
+            sizes: sizes(datapath, &compiled, &served, &self.endpoints, self.node_counts),
             services: before.services.clone(),
+            node_services: self.node_services.clone(),
             served,
             model,
             digests,
@@ -282,8 +311,10 @@ impl Kernel {
         let Some(datapath) = &self.datapath else { return Ok(()) };
         let before = self.state.published();
         let served = self.served.rows().unwrap_or_else(|| Arc::clone(&before.served));
-        let sizes = sizes(datapath, &before.compiled, &served, &self.endpoints);
-        self.state.publish(Published { services, served, sizes, ..(*before).clone() });
+        let sizes = sizes(datapath, &before.compiled, &served, &self.endpoints, self.node_counts);
+        // Maps that grew for them may have cost the node its own.
+        let node_services = self.node_services.clone();
+        self.state.publish(Published { services, served, sizes, node_services, ..(*before).clone() });
         Ok(())
     }
 }
@@ -326,6 +357,7 @@ fn sizes(
     compiled: &Compiled,
     served: &palisade_service::Compiled,
     endpoints: &BTreeMap<Attachment, Realised>,
+    nodes: NodeCounts,
 ) -> Vec<MapSize> {
     let frontends_v4 = served.frontends.keys().filter(|frontend| frontend.address.is_ipv4()).count();
     let v4 = compiled.addresses.len_of_groups(IpAddr::is_ipv4);
@@ -345,7 +377,7 @@ fn sizes(
         map::SERVICES_V6 => served.frontends.len() - frontends_v4,
         map::CHUNKS => served.chunks().count(),
         map::BACKENDS => served.backends.len(),
-        _ => endpoints.len(),
+        name => nodes.of(name).unwrap_or(endpoints.len()),
     };
     datapath.room().into_iter().map(|room| MapSize { map: room.map, rows: rows(room.map), room: room.rows, limit: room.limit }).collect()
 }
@@ -353,6 +385,9 @@ fn sizes(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{AgentConfig, Source};
+    use palisade_protocol::EndpointSpec;
+    use palisade_test_support::private_host;
 
     #[test]
     fn a_cause_that_is_told_already_is_not_told_again() {
@@ -361,5 +396,54 @@ mod tests {
         let text = chain(&error);
         assert_eq!(text.matches("neither TCX").count(), 1, "{text}");
         assert_eq!(text.matches("os error 2").count(), 1, "{text}");
+    }
+
+    /// An endpoint whose interface is on no node.
+    fn vanished(container: &str, index: u32) -> Realised {
+        let spec = EndpointSpec {
+            attachment: Attachment { container_id: container.to_owned(), interface: "eth0".to_owned() },
+            namespace: "shop".to_owned(),
+            pod: container.to_owned(),
+            uid: None,
+            host_interface: "pal0".to_owned(),
+            host_index: index,
+            pod_mac: "02:00:00:00:00:01".to_owned(),
+            host_mac: "02:00:00:00:00:02".to_owned(),
+            addresses: Vec::new(),
+            host_ports: Vec::new(),
+        };
+        Realised { spec, subject: 0, audit: 0, since: String::new() }
+    }
+
+    /// Needs root, as all tests with network namespaces do.
+    #[test]
+    fn what_cannot_be_swept_keeps_nothing_else_from_being_swept_and_all_of_it_is_told() {
+        private_host(|host| {
+            let mut config = AgentConfig::new("node", Source::Directory("/nowhere".into()));
+            (config.pin_dir, config.run_dir) = (host.bpffs().join("palisade"), host.run_dir());
+            let pins = PinDir::new(&config.pin_dir);
+            let records = config.records();
+            let lock = RunLock::take(&config.run_dir).unwrap();
+            let mut kernel = Kernel::new(Arc::new(State::new(config)), lock).unwrap();
+            let _ring = kernel.open().unwrap();
+            // The record of the first endpoint and a pin of the first interface cannot be removed: they are directories that are not empty.
+            let endpoints = [("a", 9_997), ("b", 9_998)].map(|(container, index)| vanished(container, index));
+            let in_the_way = [records.join(endpoints[0].spec.attachment.record_name()), pins.links_dir().join("9997-from_pod")];
+            in_the_way.iter().for_each(|path| std::fs::create_dir_all(path.join("in-the-way")).unwrap());
+            let pin = pins.links_dir().join("9999-from_pod");
+            std::fs::create_dir(&pin).unwrap();
+            kernel.endpoints = endpoints.into_iter().map(|endpoint| (endpoint.spec.attachment.clone(), endpoint)).collect();
+
+            let failed = kernel.sweep();
+            assert_eq!(failed.len(), 2, "{failed:?}");
+            let left: Vec<_> = kernel.endpoints.keys().map(|attachment| attachment.container_id.as_str()).collect();
+            assert!(!left.contains(&"b") && !pin.exists(), "{left:?} {}", pin.exists());
+
+            in_the_way.iter().for_each(|path| std::fs::remove_dir_all(path).unwrap());
+            assert!(kernel.sweep().is_empty() && kernel.endpoints.is_empty());
+            drop(kernel);
+            std::fs::remove_dir_all(host.bpffs().join("palisade")).unwrap();
+            let _ = std::fs::remove_file(host.run_dir().join("agent.lock"));
+        });
     }
 }

@@ -1,10 +1,15 @@
 //! Services, put into the kernel.
 
-use super::{Kernel, KernelError};
+use super::{Kernel, KernelError, pod_name};
+use crate::news::Told;
+use crate::state::Realised;
 use palisade_datapath_core::abi::map;
 use palisade_identity::Protocol;
 use palisade_loader::{FrontendKey, Room};
-use palisade_service::{Compiled, Frontend, Numbers, Plan, Planner, Step};
+use palisade_policy::shared::SharedMap;
+use palisade_protocol::{Attachment, EndpointSpec, Transport};
+use palisade_service::model::{HostPort, HostPorts, PodInterface, Services};
+use palisade_service::{Compiled, Frontend, Numbers, Plan, Planner, Problem, Step, Trouble};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -16,6 +21,8 @@ pub(super) struct Served {
     numbers: Option<Numbers>,
     /// What the maps hold; `None` when it must be read back first.
     applied: Option<Arc<Compiled>>,
+    /// What is wrong and was logged.
+    told: Told<Problem>,
 }
 
 impl Served {
@@ -26,15 +33,39 @@ impl Served {
 }
 
 impl Kernel {
-    /// Puts the services that are known now into the kernel.
+    /// Puts the services that are known now into the kernel. One that does not fit goes on with those of its backends that are there, or without, and
+    /// [`Trouble::NoRoom`](palisade_service::Trouble::NoRoom) tells of it; the others go on.
     ///
     /// A write that fails ends the change: each service has what stood behind it before or what stands behind it now.
     ///
     /// # Errors
-    /// The datapath is not open, a map has no room, or a write failed.
+    /// The datapath is not open, a map cannot grow, or a write failed.
     pub fn serve(&mut self) -> Result<(), KernelError> {
         self.mend()?;
-        let services = self.state.index().services();
+        let mut services = self.state.index().services();
+        services.host_ports = self.host_ports();
+        let mut writes = 0;
+        loop {
+            let steps = self.change_services(&services)?;
+            writes += steps.len();
+            let removes = |step: &Step| matches!(step, Step::RemoveFrontend(_) | Step::RemoveChunk(_) | Step::RemoveBackend(_));
+            if !self.holds_services_back() || !steps.iter().any(removes) {
+                break;
+            }
+            // What was removed may make room for what was held back.
+        }
+        self.tell_service_problems();
+        if writes > 0 {
+            tracing::debug!(writes, "the services are in the kernel");
+        }
+        if writes > 0 || self.state.published().services != services {
+            self.publish_services(services)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the writes from what the maps hold to what services want, as far as they fit. Returns them.
+    fn change_services(&mut self, services: &Services) -> Result<Vec<Step>, KernelError> {
         let old = match self.served.applied.take() {
             Some(applied) => applied,
             None => Arc::new(self.read_services()?),
@@ -43,7 +74,8 @@ impl Kernel {
             Some(numbers) => numbers,
             None => Numbers::after(self.datapath()?.service_number()?),
         };
-        let Plan { steps, next } = self.served.planner.plan(&old, &services, &mut numbers);
+        let limits = self.datapath()?.room().into_iter().map(|room| (room.map, room.limit)).collect();
+        let Plan { steps, next } = self.served.planner.plan_within(&old, services, &mut numbers, &limits);
         self.served.numbers = Some(numbers);
         if let Err(error) = self.room_for(&old, &steps) {
             self.served.applied = Some(old);
@@ -58,24 +90,33 @@ impl Kernel {
             // Flows that went there before there was a service are judged again, and go to a backend.
             self.datapath()?.bump_epoch()?;
         }
-        let known = old.problems().collect::<Vec<_>>();
-        for problem in next.problems().filter(|problem| !known.contains(problem)) {
-            tracing::warn!(service = %problem.service, problem = %problem.what, "the service is not served as it is written");
-        }
+        self.end_datagrams(&old, &next)?;
         self.served.applied = Some(next);
-        if !steps.is_empty() {
-            tracing::debug!(writes = steps.len(), "the services are in the kernel");
+        Ok(steps)
+    }
+
+    fn holds_services_back(&self) -> bool {
+        self.served.applied.iter().flat_map(|served| served.problems()).any(|problem| matches!(problem.what, Trouble::NoRoom { .. }))
+    }
+
+    /// Logs what is wrong with services and host ports, each problem once as long as it is there.
+    fn tell_service_problems(&mut self) {
+        let now = self.served.applied.iter().flat_map(|served| served.problems()).collect();
+        let is_still = |now: &Problem, told: &Problem| now.owner == told.owner && now.what.is_still(&told.what);
+        for problem in self.served.told.news(now, is_still) {
+            tracing::warn!(of = %problem.owner, problem = %problem.what, "a service or host port is not served as it is written");
         }
-        let published = self.state.published();
-        if !steps.is_empty() || published.services != services {
-            self.publish_services(services)?;
-        }
-        Ok(())
+    }
+
+    /// The ports of the node that lead to its pods.
+    fn host_ports(&self) -> SharedMap<PodInterface, Arc<HostPorts>> {
+        let with_ports = self.endpoints.values().filter(|endpoint| !endpoint.spec.host_ports.is_empty());
+        with_ports.map(|endpoint| (interface(&endpoint.spec), Arc::new(host_ports(endpoint)))).collect()
     }
 
     /// Forgets what is known of the rows: they are read back at the next change.
     pub(super) fn forget_services(&mut self) {
-        self.served = Served::default();
+        self.served = Served { told: std::mem::take(&mut self.served.told), ..Served::default() };
     }
 
     /// What the maps hold.
@@ -88,14 +129,14 @@ impl Kernel {
         Ok(Compiled::read(frontends, datapath.backends.rows()?, datapath.chunks.rows()?))
     }
 
-    /// Makes room for what a change writes, before what it removes is gone.
+    /// Makes room for what a change writes, before what it removes is gone. The plan is within the limits.
     fn room_for(&mut self, old: &Compiled, steps: &[Step]) -> Result<(), KernelError> {
         let of_v4 = old.frontends.keys().filter(|frontend| frontend.address.is_ipv4()).count();
         let mut rows = BTreeMap::from([
             (map::SERVICES_V4, of_v4),
             (map::SERVICES_V6, old.frontends.len() - of_v4),
             (map::BACKENDS, old.backends.len()),
-            (map::CHUNKS, old.chunks().count()),
+            (map::CHUNKS, old.chunks().count() + old.remnants.len()),
         ]);
         for step in steps {
             let map = match step {
@@ -113,11 +154,8 @@ impl Kernel {
             rows.entry(map).and_modify(|rows| *rows += 1);
         }
         let mut needs = Vec::new();
-        for Room { map, rows: room, limit } in self.datapath()?.room() {
+        for Room { map, rows: room, .. } in self.datapath()?.room() {
             let Some(rows) = rows.get(map).copied() else { continue };
-            if rows > limit as usize {
-                return Err(KernelError::TooLarge { map, rows, limit });
-            }
             if rows > room as usize {
                 needs.push((map, rows));
             }
@@ -139,6 +177,30 @@ impl Kernel {
             Step::RemoveBackend(number) => drop(datapath.backends.remove(number)?),
         }
         Ok(())
+    }
+}
+
+/// The interface of an endpoint, as services know it.
+pub fn interface(spec: &EndpointSpec) -> PodInterface {
+    let Attachment { container_id, interface } = &spec.attachment;
+    PodInterface { pod: pod_name(spec), interface: format!("{container_id}/{interface}") }
+}
+
+fn host_ports(endpoint: &Realised) -> HostPorts {
+    let port = |port: &palisade_protocol::HostPort| HostPort {
+        address: port.host_ip,
+        protocol: match port.protocol {
+            Transport::Tcp => Protocol::Tcp,
+            Transport::Udp => Protocol::Udp,
+            Transport::Sctp => Protocol::Sctp,
+        },
+        port: port.host_port.get(),
+        target: port.container_port.get(),
+    };
+    HostPorts {
+        created: Some(endpoint.since.clone()),
+        addresses: endpoint.spec.addresses.iter().copied().collect(),
+        ports: endpoint.spec.host_ports.iter().map(port).collect(),
     }
 }
 

@@ -2,13 +2,14 @@
 
 use super::{Kernel, KernelError, pod_name};
 use crate::problem::Part;
-use crate::state::Realised;
+use crate::state::{Realised, since};
 use palisade_cni::link::{Link, Netlink};
 use palisade_datapath_core::abi::SUBJECT_NONE;
-use palisade_loader::{detach_endpoint, pinned_links};
+use palisade_loader::{Role, detach_endpoint, pinned_links};
 use palisade_policy::Planner;
 use palisade_protocol::EndpointSpec;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 impl Kernel {
     /// Reads the numbering and the endpoint records, compares them with the interfaces and rows of the kernel, and removes
@@ -19,6 +20,7 @@ impl Kernel {
     /// without an endpoint row it is closed.
     pub(super) fn take_over(&mut self) -> Result<(), KernelError> {
         self.numbering.load()?;
+        self.last_good.load()?;
         // It knows the numbers that were in memory, which may be ahead of those that were written down.
         self.planner = Planner::new();
         self.applied = None;
@@ -37,7 +39,9 @@ impl Kernel {
             let row = self.datapath()?.endpoints.get(&spec.host_index)?;
             let (subject, audit) = row.map_or((SUBJECT_NONE, SUBJECT_NONE), |row| (row.subject, row.audit));
             self.tell_addresses(&spec);
-            self.endpoints.insert(spec.attachment.clone(), Realised { spec, subject, audit });
+            self.tell_closed_ports(&spec);
+            let since = since(found.written.get(&spec.attachment).copied().unwrap_or_else(SystemTime::now));
+            self.endpoints.insert(spec.attachment.clone(), Realised { spec, subject, audit, since });
         }
         if found.unreadable.is_empty() {
             self.state.problems.clear(Part::Records);
@@ -76,20 +80,26 @@ impl Kernel {
         Ok(())
     }
 
-    /// Removes pins of interfaces that are gone.
+    /// Removes pins of interfaces that are gone. One that cannot be removed keeps no other waiting.
+    ///
+    /// # Errors
+    /// The pins or the interfaces cannot be listed, or a pin cannot be removed; of several errors, the first.
     pub(super) fn sweep_pins(&mut self) -> Result<(), KernelError> {
         // In this order: a pin that is there before an interface is looked for is no pin of a later one. An index that is given
         // anew in between shows when its endpoint is realised, which waits for this and looks for its programs.
-        let pinned = pinned_links(&self.pin)?;
+        let pinned = pinned_links(&self.pin, Role::Endpoint)?;
         if pinned.is_empty() {
             return Ok(());
         }
         let links = links()?;
+        let mut failed = Ok(());
         for index in pinned.iter().filter(|index| !links.contains_key(index)) {
-            detach_endpoint(&self.pin, *index)?;
-            tracing::info!(index, "removed the pins of an interface that is gone");
+            match detach_endpoint(&self.pin, *index) {
+                Ok(()) => tracing::info!(index, "removed the pins of an interface that is gone"),
+                Err(error) => failed = failed.and(Err(error.into())),
+            }
         }
-        Ok(())
+        failed
     }
 
     /// Indices of the interfaces of endpoints that have vanished without a DEL.

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::oneshot;
 
 /// How often the directory is looked at.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -20,9 +21,11 @@ const SETTLED: Duration = Duration::from_secs(1);
 /// Names, sizes and times of what lies in the directory: cheap to take, different after every edit.
 type Fingerprint = BTreeMap<PathBuf, (u64, Option<SystemTime>)>;
 
-/// Keeps the index as the directory says, for ever. An error anywhere keeps the last good state whole, and is shown.
-pub async fn follow(state: Arc<State>, directory: PathBuf) -> Infallible {
+/// Keeps the index as the directory says, for ever. An error anywhere keeps the last good state whole, and is shown. `declares_nodes` is told
+/// once Node objects were read there.
+pub async fn follow(state: Arc<State>, directory: PathBuf, declares_nodes: oneshot::Sender<()>) -> Infallible {
     let mut seen: Option<Fingerprint> = None;
+    let mut declares_nodes = Some(declares_nodes);
     loop {
         let (path, before) = (directory.clone(), seen.clone());
         let looked = tokio::task::spawn_blocking(move || look(&path, before.as_ref())).await;
@@ -30,7 +33,11 @@ pub async fn follow(state: Arc<State>, directory: PathBuf) -> Infallible {
             // A file can be edited twice within one tick of the file system's clock: as long as an edit is fresh, what was
             // read is not taken for the last of it.
             seen = is_settled(&fingerprint).then_some(fingerprint);
+            let nodes = read.as_ref().is_ok_and(|manifest| !manifest.nodes.is_empty());
             take(&state, read);
+            if let Some(tell) = declares_nodes.take_if(|_| nodes) {
+                let _ = tell.send(());
+            }
         }
         tokio::time::sleep(INTERVAL).await;
     }
@@ -75,16 +82,19 @@ fn fingerprint(directory: &Path) -> Fingerprint {
 
 fn take(state: &State, read: Result<Manifest, ManifestErrors>) {
     let result = match read {
+        Ok(manifest) if !manifest.nodes.is_empty() => Ok((manifest, None)),
+        Ok(_) if state.config.ranges.is_empty() => {
+            Err("it has no Node objects, which tell the node's pod ranges; --ranges 10.0.0.0/24,fd00::/64 does so, too".to_owned())
+        }
         Ok(manifest) => {
-            own_node(state).map_err(|error| format!("the node's addresses cannot be read: {error}")).map(|node| (manifest, node))
+            own_node(state).map_err(|error| format!("the node's addresses cannot be read: {error}")).map(|node| (manifest, Some(node)))
         }
         Err(errors) => Err(errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
     };
     match result {
         Ok((manifest, node)) => {
-            let nodes = BTreeMap::from([(state.config.node.clone(), node)]);
             state.change(|index| {
-                let nodes = index.set_nodes(nodes);
+                let nodes = node.is_some_and(|node| index.set_nodes(BTreeMap::from([(state.config.node.clone(), node)])));
                 let changed = manifest.feed(index) | nodes;
                 if changed {
                     tracing::info!(pods = manifest.pods.len(), policies = manifest.policies.len(), "the directory is read");
@@ -100,7 +110,7 @@ fn take(state: &State, read: Result<Manifest, ManifestErrors>) {
     }
 }
 
-/// This node: there are no Node objects in a directory.
+/// This node, where the directory has no Node objects.
 fn own_node(state: &State) -> Result<Node, LinkError> {
     let addresses = if state.config.node_addresses.is_empty() { own_addresses()? } else { state.config.node_addresses.clone() };
     Ok(Node { addresses, pod_ranges: state.config.ranges.clone(), ..Node::default() })
@@ -127,6 +137,7 @@ mod tests {
     fn state(directory: &Path) -> State {
         let mut config = AgentConfig::new("node", Source::Directory(directory.to_owned()));
         config.node_addresses = vec!["192.0.2.1".parse().unwrap()];
+        config.ranges = vec!["10.0.0.0/24".parse().unwrap()];
         State::new(config)
     }
 
@@ -160,6 +171,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut config = AgentConfig::new("node", Source::Directory(directory.path().to_owned()));
         config.node_addresses = vec!["192.0.2.1".parse().unwrap()];
+        config.ranges = vec!["10.0.0.0/24".parse().unwrap()];
         config.service_ranges = vec!["10.96.0.1/32".parse().unwrap()];
         let state = State::new(config);
         let service = |name: &str| {
@@ -172,6 +184,35 @@ mod tests {
         let rows = palisade_service::compile(&state.index().services(), &old, &mut numbers);
         let problems: Vec<String> = rows.problems().map(|problem| problem.to_string()).collect();
         assert!(problems.len() == 1 && problems[0].starts_with("service shop/b has no cluster IP"), "{problems:?}");
+    }
+
+    #[test]
+    fn node_objects_take_the_place_of_what_the_configuration_says_of_this_node() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = state(directory.path());
+        let node = |name: &str, number: u8| {
+            format!(
+                "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [10.{number}.0.0/24]}}\nstatus: {{addresses: [{{type: InternalIP, address: 192.0.2.{number}}}]}}\n"
+            )
+        };
+        let placed =
+            PODS.replace("containers", "nodeName: other, containers").replace("spec:", "status: {podIPs: [{ip: 10.2.0.5}]}\nspec:");
+        fs::write(directory.path().join("all.yaml"), placed + &node("node", 1) + &node("other", 2)).unwrap();
+        let (_, read) = look(directory.path(), None).unwrap();
+        take(&state, read);
+        let model = state.index().model();
+        assert_eq!((model.nodes.len(), model.nodes[&"node".to_owned()].pod_ranges.len()), (2, 1));
+        assert_eq!(model.pods.values().next().unwrap().addresses, ["10.2.0.5".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn without_node_objects_the_configuration_has_to_tell_the_ranges() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::new(AgentConfig::new("node", Source::Directory(directory.path().to_owned())));
+        fs::write(directory.path().join("all.yaml"), PODS).unwrap();
+        take(&state, look(directory.path(), None).unwrap().1);
+        let problem = state.problems.of(Part::Source).unwrap();
+        assert!(!state.index().synced() && problem.contains("--ranges"), "{problem}");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Nothing of an object is kept but what the index makes of it, at once when it arrives.
 
+mod installed;
+
 use super::access::configuration;
 use super::fault::{Asked, SourceError};
 use super::order::{Order, Use, version};
@@ -34,8 +36,6 @@ use std::time::Duration;
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// How long one watch lasts, in seconds; also the time after which a silent connection counts as dead.
 const WATCH_SECONDS: u32 = 60;
-/// How often a kind is looked for that the API server does not know.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The code of the answer about a kind that the API server does not know.
 const NOT_FOUND: u16 = 404;
 
@@ -273,56 +273,6 @@ impl Reader {
             }
             state.problems.clear(part);
         }
-    }
-
-    /// The API server has no such resource. Where it says that it does not know the kind, there are no objects of it, until it comes;
-    /// anything else is a fault, and what is known stays in force.
-    async fn without_the_kind(&self, state: &State, watch: &Watch, api: &Api<DynamicObject>) {
-        let part = Part::Watch(watch.plural);
-        let taken = |event| drop((watch.take)(self, state, event));
-        let mut told = false;
-        loop {
-            match self.knows(watch).await {
-                Ok(false) if !state.index().holds(watch.kind) => {
-                    if !std::mem::replace(&mut told, true) {
-                        taken(Event::Init);
-                        taken(Event::InitDone);
-                        tracing::info!(kind = %watch.kind, "the API server does not know this kind; it is looked for every {} s", LOOK_AGAIN.as_secs());
-                    }
-                    state.problems.clear(part);
-                }
-                Ok(false) => {
-                    let ApiResource { group, version, .. } = &watch.resource;
-                    state.problems.set(
-                        part,
-                        format!("the API server serves no {} of {group}/{version} any more; what was known stays in force", watch.plural),
-                    );
-                }
-                Ok(true) => {}
-                Err(fault) => state.problems.set(part, fault.to_string()),
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-            match api.list_metadata(&ListParams::default().limit(1)).await {
-                Err(kube::Error::Api(status)) if status.code == NOT_FOUND => {}
-                // Whatever else is wrong, the watch says.
-                _ => break,
-            }
-        }
-        state.problems.clear(part);
-    }
-
-    /// Whether the API server says that it knows a kind. That one answer was "not found" says little: a proxy may have given it.
-    async fn knows(&self, watch: &Watch) -> Result<bool, SourceError> {
-        let asked = watch.asked(&self.server, "discover");
-        let groups = self.client.list_api_groups().await.map_err(|error| SourceError::of(&error, asked))?;
-        let ApiResource { group, version, .. } = &watch.resource;
-        let served = groups.groups.iter().any(|known| known.name == *group && known.versions.iter().any(|known| known.version == *version));
-        if !served {
-            return Ok(false);
-        }
-        let resources = self.client.list_api_group_resources(&format!("{group}/{version}")).await;
-        let resources = resources.map_err(|error| SourceError::of(&error, asked))?;
-        Ok(resources.resources.iter().any(|resource| resource.name == watch.plural))
     }
 
     /// Feeds what a watch brings into the index.

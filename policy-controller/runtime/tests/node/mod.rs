@@ -33,8 +33,11 @@ pub const SIZES: Sizes = Sizes {
     services: 64,
     backends: 64,
     chunks: 64,
+    nodes: 64,
     affinity: 64,
+    sockets: 64,
     connections: 1024,
+    outside: 64,
     fragments: 64,
     events_bytes: 65_536,
     limits: Limits::DEFAULT,
@@ -254,7 +257,7 @@ impl Node<'_> {
 
     pub fn explain(&self, from: &str, to: &str, port: u16, family: Family) -> Explained {
         let (from, to) = (FlowEnd::Pod(from.to_owned()), FlowEnd::Pod(to.to_owned()));
-        match self.call(Call::Explain(FlowQuery { from, to, protocol: "TCP".to_owned(), port, family, rules: false })) {
+        match self.call(Call::Explain(FlowQuery { from, to, protocol: "TCP".to_owned(), port, family, service: false, rules: false })) {
             Ok(Reply::Explained(explained)) => explained,
             other => panic!("not explained: {other:?}"),
         }

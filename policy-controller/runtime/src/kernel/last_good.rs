@@ -1,0 +1,232 @@
+//! `last-good.json`: the versions that are in force of policies whose present version does not fit, for the next agent.
+
+use super::fit::Held;
+use crate::record::replace_file;
+use palisade_k8s::index::Digest;
+use palisade_policy::model::{Policy, PolicyName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+/// Of the file; one of another version is not read.
+const VERSION: u32 = 1;
+
+/// The last good versions that an earlier agent has left, and the file that they are kept in.
+#[derive(Debug)]
+pub(super) struct LastGood {
+    path: PathBuf,
+    /// What an earlier agent has left; nothing once this one knows by itself what was in force.
+    found: Vec<Entry>,
+    /// What the file says, where that is known.
+    saved: Option<Vec<Entry>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    version: u32,
+    /// Of `policies`, as they are written.
+    digest: Digest,
+    policies: Vec<Entry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Entry {
+    policy: PolicyName,
+    /// Of the version that does not fit.
+    refused: Digest,
+    last_good: Policy,
+}
+
+/// Why the file is of no use.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    #[error("it is of version {0}, not {VERSION}")]
+    Version(u32),
+    #[error("its content does not have the digest that it states: it was damaged or altered")]
+    Altered,
+    #[error(transparent)]
+    Malformed(#[from] serde_json::Error),
+}
+
+impl LastGood {
+    /// What a run directory holds of it, not read yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, found: Vec::new(), saved: None }
+    }
+
+    /// Reads the file. One that cannot be used counts as none, with a warning: policies that do not fit allow nothing then.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read.
+    pub fn load(&mut self) -> io::Result<()> {
+        self.found.clear();
+        let text = match std::fs::read(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.saved = Some(Vec::new());
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        match parse(&text) {
+            Ok(entries) => {
+                self.found.clone_from(&entries);
+                self.saved = Some(entries);
+            }
+            Err(error) => {
+                self.saved = None;
+                tracing::warn!(
+                    path = %self.path.display(),
+                    %error,
+                    "the last good versions of policies that do not fit cannot be used: these policies allow nothing until they fit"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The last good version that an earlier agent has left of a policy. None where the policy was changed since: then nobody knows whether
+    /// it is the same object still.
+    pub fn of(&self, name: &PolicyName, policy: &Policy) -> Option<&Policy> {
+        let entry = self.found.iter().find(|entry| entry.policy == *name)?;
+        if digest(policy).is_some_and(|digest| digest == entry.refused) {
+            return Some(&entry.last_good);
+        }
+        tracing::warn!(policy = %name, "its last good version is not used: the policy was changed while no agent ran");
+        None
+    }
+
+    /// Writes down what is held back from now on; what an earlier agent has left is of no use any more.
+    ///
+    /// # Errors
+    /// The file cannot be written; it is tried again at the next call.
+    pub fn save(&mut self, held: &BTreeMap<PolicyName, Held>) -> io::Result<()> {
+        self.found = Vec::new();
+        let entry = |(name, held): (&PolicyName, &Held)| {
+            Some(Entry { policy: name.clone(), refused: digest(&held.refused)?, last_good: held.instead.clone() })
+        };
+        let entries: Vec<Entry> = held.iter().filter(|(_, held)| held.last_good).filter_map(entry).collect();
+        if self.saved.as_ref() == Some(&entries) {
+            return Ok(());
+        }
+        self.saved = None;
+        if entries.is_empty() {
+            match std::fs::remove_file(&self.path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        } else {
+            let file = File { version: VERSION, digest: Digest::of(&serde_json::to_vec(&entries)?), policies: entries.clone() };
+            replace_file(&self.path, &serde_json::to_vec(&file)?)?;
+        }
+        self.saved = Some(entries);
+        Ok(())
+    }
+}
+
+fn parse(text: &[u8]) -> Result<Vec<Entry>, Unusable> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    let Head { version } = serde_json::from_slice(text)?;
+    if version != VERSION {
+        return Err(Unusable::Version(version));
+    }
+    let File { digest, policies, .. } = serde_json::from_slice(text)?;
+    if Digest::of(&serde_json::to_vec(&policies)?) == digest { Ok(policies) } else { Err(Unusable::Altered) }
+}
+
+/// `None` for what has no JSON, which no policy is.
+fn digest(policy: &Policy) -> Option<Digest> {
+    serde_json::to_vec(policy).ok().map(|text| Digest::of(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_policy::model::{Mode, ObjectName, PodSet, PolicyKind, Rule, Tier};
+    use std::sync::Arc;
+
+    fn name() -> PolicyName {
+        PolicyName::new(PolicyKind::NetworkPolicy, ObjectName::new("shop", "web"))
+    }
+
+    /// A policy with that many rules.
+    fn policy(rules: usize) -> Policy {
+        Policy {
+            tier: Tier::Workload,
+            mode: Mode::Enforce,
+            subject: PodSet::default(),
+            ingress: Some(vec![Rule::deny_all(); rules]),
+            egress: None,
+        }
+    }
+
+    fn held(last_good: bool) -> BTreeMap<PolicyName, Held> {
+        let held =
+            Held { refused: Arc::new(policy(3)), instead: policy(1), beside: None, last_good, reason: String::new(), too_many: None };
+        BTreeMap::from([(name(), held)])
+    }
+
+    fn loaded(path: &std::path::Path) -> LastGood {
+        let mut file = LastGood::new(path.to_owned());
+        file.load().unwrap();
+        file
+    }
+
+    #[test]
+    fn the_next_agent_finds_the_last_good_version_of_the_policy_that_was_held_back_and_of_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("last-good.json");
+        loaded(&path).save(&held(true)).unwrap();
+        let next = loaded(&path);
+        assert_eq!(next.of(&name(), &policy(3)), Some(&policy(1)));
+        assert_eq!(next.of(&name(), &policy(2)), None, "another version, maybe of another object of the name");
+        let other = PolicyName::new(PolicyKind::NetworkPolicy, ObjectName::new("shop", "other"));
+        assert_eq!(next.of(&other, &policy(3)), None);
+    }
+
+    #[test]
+    fn the_file_goes_when_nothing_is_held_back_or_no_version_was_good() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("last-good.json");
+        for nothing in [BTreeMap::new(), held(false)] {
+            let mut file = loaded(&path);
+            file.save(&held(true)).unwrap();
+            assert!(path.exists());
+            assert_eq!(file.of(&name(), &policy(3)), None, "this agent knows by itself from here on");
+            file.save(&nothing).unwrap();
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_damaged_or_is_of_another_version_is_ignored_and_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("last-good.json");
+        loaded(&path).save(&held(true)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let altered = [
+            text.replace("\"version\":1", "\"version\":2"),
+            text.replace("\"mode\":\"enforce\"", "\"mode\":\"audit\""),
+            text.replace("\"egress\":null", "\"egress\":null,\"more\":1"),
+            text[..text.len() / 2].to_owned(),
+            String::new(),
+        ];
+        for altered in altered {
+            assert_ne!(altered, text);
+            std::fs::write(&path, &altered).unwrap();
+            let mut file = loaded(&path);
+            assert_eq!(file.of(&name(), &policy(3)), None, "{altered}");
+            file.save(&held(true)).unwrap();
+            assert_eq!(loaded(&path).of(&name(), &policy(3)), Some(&policy(1)));
+        }
+        std::fs::write(&path, "nonsense").unwrap();
+        loaded(&path).save(&BTreeMap::new()).unwrap();
+        assert!(!path.exists());
+    }
+}

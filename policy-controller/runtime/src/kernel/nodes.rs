@@ -1,0 +1,355 @@
+//! The rows by which the overlay knows the nodes: whose address is whose, and where each range of pods is.
+
+use super::{Kernel, KernelError};
+use crate::route::{Peer, Reach, Way};
+use ipnet::IpNet;
+use palisade_datapath_core::abi::{NODE_SELF, Tunnel, map, tunnel_way};
+use palisade_loader::Overlay;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// What the rows should say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeRows {
+    /// The addresses of this node.
+    own: Vec<IpAddr>,
+    /// The other nodes, by name.
+    peers: BTreeMap<String, PeerRows>,
+    /// The overlay; `None` where there is none to be.
+    overlay: Option<Overlay>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct PeerRows {
+    addresses: Vec<IpAddr>,
+    /// Its pod ranges, and what there is to say of each but the node's number.
+    tunnels: BTreeMap<IpNet, Tunnel>,
+}
+
+/// Which packets of pods go past the stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PastTheStack {
+    /// Whether any do.
+    pub allowed: bool,
+    /// The interfaces by which they do, since answers to them do so there, beside the overlay.
+    pub uplinks: BTreeSet<u32>,
+    /// MTU of pods, in bytes: what is longer is left to the stack, which tells the sender.
+    pub mtu: u32,
+}
+
+impl NodeRows {
+    /// The rows about these nodes.
+    pub fn of(own: &Peer, peers: &[Peer], reaches: &[Reach], overlay: Option<Overlay>, past_the_stack: &PastTheStack) -> Self {
+        let addresses = || peers.iter().chain([own]).flat_map(|peer| &peer.addresses);
+        let mut rows: BTreeMap<String, PeerRows> =
+            peers.iter().map(|peer| (peer.name.clone(), PeerRows { addresses: peer.addresses.clone(), ..PeerRows::default() })).collect();
+        for reach in reaches {
+            if let (Some(rows), Some(outer)) = (rows.get_mut(&reach.node), reach.outer) {
+                // Packets to the address of a node are routed to that node, whatever range it lies in.
+                let has_node = addresses().any(|address| reach.range.contains(address));
+                let (way, ifindex) = match reach.way {
+                    _ if has_node || !past_the_stack.allowed => (tunnel_way::STACK, 0),
+                    Way::Vxlan(_) => (tunnel_way::OVERLAY, 0),
+                    Way::Native { link, .. } if past_the_stack.uplinks.contains(&link) => (tunnel_way::LINK, link),
+                    Way::Native { .. } | Way::Network | Way::Nowhere(_) => (tunnel_way::STACK, 0),
+                };
+                let mtu = reach.mtu.map_or(0, |mtu| u16::try_from(mtu.min(past_the_stack.mtu)).unwrap_or(u16::MAX));
+                rows.tunnels.insert(reach.range, Tunnel { way, ifindex, mtu, ..tunnel(outer) });
+            }
+        }
+        Self { own: own.addresses.clone(), peers: rows, overlay }
+    }
+}
+
+/// The numbers of the other nodes. A node keeps its number as long as it exists, over restarts of the agent too: while rows change, those
+/// that are written already and those that are not yet mean the same node.
+#[derive(Debug, Default)]
+pub(super) struct NodeNumbers {
+    numbers: BTreeMap<String, u32>,
+    /// The highest number that was given.
+    highest: u32,
+}
+
+impl NodeNumbers {
+    /// Gives each node its number: the one that it has, else the one that its rows have, else one that nobody has had.
+    fn assign(&mut self, rows: &NodeRows, present: &Present) {
+        self.numbers.retain(|name, _| rows.peers.contains_key(name));
+        let seen = present.nodes.values().copied().chain(present.tunnels.values().map(|tunnel| tunnel.node)).max();
+        self.highest = self.highest.max(seen.unwrap_or(0)).max(NODE_SELF);
+        let mut taken: BTreeSet<u32> = self.numbers.values().copied().collect();
+        for (name, peer) in &rows.peers {
+            if self.numbers.contains_key(name) {
+                continue;
+            }
+            let by_address = peer.addresses.iter().filter_map(|address| present.nodes.get(address).copied());
+            let by_range = peer.tunnels.keys().filter_map(|range| present.tunnels.get(range)).map(|tunnel| tunnel.node);
+            let known = by_address.chain(by_range).find(|number| *number > NODE_SELF && !taken.contains(number));
+            let number = known.unwrap_or_else(|| {
+                self.highest += 1;
+                self.highest
+            });
+            taken.insert(number);
+            self.numbers.insert(name.clone(), number);
+        }
+    }
+
+    /// The rows as they stand in the maps.
+    fn rows(&self, rows: &NodeRows) -> Present {
+        let mut wanted = Present { nodes: rows.own.iter().map(|address| (*address, NODE_SELF)).collect(), tunnels: BTreeMap::new() };
+        for (name, peer) in &rows.peers {
+            let Some(&number) = self.numbers.get(name) else { continue };
+            wanted.nodes.extend(peer.addresses.iter().map(|address| (*address, number)));
+            wanted.tunnels.extend(peer.tunnels.iter().map(|(range, tunnel)| (*range, Tunnel { node: number, ..*tunnel })));
+        }
+        wanted
+    }
+}
+
+/// The rows of the maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Present {
+    nodes: BTreeMap<IpAddr, u32>,
+    tunnels: BTreeMap<IpNet, Tunnel>,
+}
+
+impl Present {
+    fn counts(&self) -> NodeCounts {
+        let nodes_v4 = self.nodes.keys().filter(|address| address.is_ipv4()).count();
+        let tunnels_v4 = self.tunnels.keys().filter(|range| range.addr().is_ipv4()).count();
+        NodeCounts { nodes_v4, nodes_v6: self.nodes.len() - nodes_v4, tunnels_v4, tunnels_v6: self.tunnels.len() - tunnels_v4 }
+    }
+}
+
+/// How many rows the maps have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct NodeCounts {
+    nodes_v4: usize,
+    nodes_v6: usize,
+    tunnels_v4: usize,
+    tunnels_v6: usize,
+}
+
+impl NodeCounts {
+    /// The rows of a map, where it is one of nodes.
+    pub(super) fn of(self, name: &str) -> Option<usize> {
+        Some(match name {
+            map::NODES_V4 => self.nodes_v4,
+            map::NODES_V6 => self.nodes_v6,
+            map::TUNNELS_V4 => self.tunnels_v4,
+            map::TUNNELS_V6 => self.tunnels_v6,
+            _ => return None,
+        })
+    }
+}
+
+impl Kernel {
+    /// Writes the rows of nodes that are missing or different, before anything is sent by them. Rows of what is gone stay. Where the overlay's
+    /// device is about to go, nothing is sent by it any more.
+    ///
+    /// # Errors
+    /// The datapath is not open, a map has no room, or a write failed.
+    pub fn write_nodes(&mut self, rows: &NodeRows, device_stays: bool) -> Result<(), KernelError> {
+        self.mend()?;
+        if !device_stays {
+            self.set_overlay_device(None)?;
+        }
+        let present = self.read_nodes()?;
+        self.node_numbers.assign(rows, &present);
+        let wanted = self.node_numbers.rows(rows);
+        // Addresses first: what a node sends from a new one is believed before anything is sent there.
+        for (address, number) in wanted.nodes.iter().filter(|(address, number)| present.nodes.get(*address) != Some(number)) {
+            self.write_growing(|datapath| datapath.nodes.insert(address, number))?;
+        }
+        for (range, tunnel) in wanted.tunnels.iter().filter(|(range, tunnel)| present.tunnels.get(*range) != Some(tunnel)) {
+            self.write_growing(|datapath| datapath.tunnels.insert(range, tunnel))?;
+        }
+        if rows.overlay.is_some() {
+            self.set_overlay(rows.overlay)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the rows of nodes that are gone, once nothing is sent by them; pods' packets go by the overlay's device, where there is one now.
+    ///
+    /// # Errors
+    /// As [`write_nodes`](Self::write_nodes).
+    pub fn prune_nodes(&mut self, rows: &NodeRows, device: Option<u32>) -> Result<(), KernelError> {
+        self.set_overlay_device(device)?;
+        let present = self.read_nodes()?;
+        // Where nothing could be written, they have no numbers yet, and would count as gone.
+        self.node_numbers.assign(rows, &present);
+        let wanted = self.node_numbers.rows(rows);
+        let datapath = self.datapath()?;
+        for range in present.tunnels.keys().filter(|range| !wanted.tunnels.contains_key(*range)) {
+            datapath.tunnels.remove(range)?;
+        }
+        for address in present.nodes.keys().filter(|address| !wanted.nodes.contains_key(*address)) {
+            datapath.nodes.remove(address)?;
+        }
+        if rows.overlay.is_none() {
+            self.set_overlay(None)?;
+        }
+        let counts = wanted.counts();
+        if self.node_counts != counts {
+            self.node_counts = counts;
+            self.publish()?;
+        }
+        Ok(())
+    }
+
+    fn set_overlay_device(&mut self, device: Option<u32>) -> Result<(), KernelError> {
+        let datapath = self.datapath()?;
+        if datapath.overlay_device()? != device {
+            datapath.set_overlay_device(device)?;
+        }
+        Ok(())
+    }
+
+    fn set_overlay(&mut self, overlay: Option<Overlay>) -> Result<(), KernelError> {
+        let datapath = self.datapath()?;
+        if datapath.overlay()? != overlay {
+            datapath.set_overlay(overlay)?;
+            // A flow to what is now the overlay's port is judged again.
+            datapath.bump_epoch()?;
+        }
+        Ok(())
+    }
+
+    fn read_nodes(&mut self) -> Result<Present, KernelError> {
+        let datapath = self.datapath()?;
+        Ok(Present { nodes: datapath.nodes.rows()?, tunnels: datapath.tunnels.rows()? })
+    }
+}
+
+/// The row of a range whose packets are sent to this address.
+fn tunnel(outer: IpAddr) -> Tunnel {
+    let mut tunnel = Tunnel::default();
+    match outer {
+        IpAddr::V4(address) => {
+            tunnel.version = 4;
+            tunnel.address[..4].copy_from_slice(&address.octets());
+        }
+        IpAddr::V6(address) => (tunnel.version, tunnel.address) = (6, address.octets()),
+    }
+    tunnel
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn direct<const N: usize>(uplinks: [u32; N]) -> PastTheStack {
+        PastTheStack { allowed: true, uplinks: uplinks.into(), mtu: 1450 }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// Name, addresses, and ranges with the address to which packets there go.
+    type Other<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
+
+    /// This node at 192.0.2.1, and others.
+    fn rows(peers: &[Other<'_>]) -> NodeRows {
+        let peer = |name: &str, addresses: &[&str]| Peer {
+            name: name.to_owned(),
+            ranges: Vec::new(),
+            addresses: addresses.iter().map(|address| ip(address)).collect(),
+        };
+        let others: Vec<Peer> = peers.iter().map(|(name, addresses, _)| peer(name, addresses)).collect();
+        let reaches: Vec<Reach> = peers
+            .iter()
+            .flat_map(|(name, _, ranges)| ranges.iter().map(|(range, outer)| (*name, *range, ip(outer))))
+            .map(|(node, range, outer)| Reach {
+                node: node.to_owned(),
+                range: range.parse().unwrap(),
+                way: Way::Vxlan(outer),
+                outer: Some(outer),
+                mtu: Some(1450),
+            })
+            .collect();
+        NodeRows::of(&peer("a", &["192.0.2.1"]), &others, &reaches, Overlay::new(4789, 1), &direct([]))
+    }
+
+    #[test]
+    fn each_address_has_its_nodes_number_and_each_range_its_tunnel() {
+        let mut numbers = NodeNumbers::default();
+        let rows = rows(&[
+            ("b", &["192.0.2.2", "2001:db8::2"], &[("10.2.0.0/24", "192.0.2.2"), ("fd00:2::/64", "2001:db8::2")]),
+            ("c", &["192.0.2.3"], &[]),
+        ]);
+        numbers.assign(&rows, &Present::default());
+        let present = numbers.rows(&rows);
+        let nodes: Vec<_> = present.nodes.iter().map(|(address, number)| (address.to_string(), *number)).collect();
+        let node = |address: &str, number| (address.to_owned(), number);
+        assert_eq!(nodes, [node("192.0.2.1", NODE_SELF), node("192.0.2.2", 2), node("192.0.2.3", 3), node("2001:db8::2", 2)]);
+        let address = [192, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let v4 = Tunnel { node: 2, version: 4, address, mtu: 1450, way: tunnel_way::OVERLAY, ..Tunnel::default() };
+        let v6 = Tunnel { version: 6, address: "2001:db8::2".parse::<std::net::Ipv6Addr>().unwrap().octets(), ..v4 };
+        assert_eq!(present.tunnels.into_values().collect::<Vec<_>>(), [v4, v6]);
+    }
+
+    #[test]
+    fn a_node_keeps_its_number_and_no_other_gets_one_that_was_given() {
+        let mut numbers = NodeNumbers::default();
+        let both = rows(&[("b", &["192.0.2.2"], &[]), ("c", &["192.0.2.3"], &[])]);
+        numbers.assign(&both, &Present::default());
+        let only_c = rows(&[("c", &["192.0.2.9"], &[])]);
+        numbers.assign(&only_c, &numbers.rows(&both));
+        assert_eq!(numbers.rows(&only_c).nodes[&ip("192.0.2.9")], 3, "another address, the same node");
+        let again = rows(&[("b", &["192.0.2.2"], &[]), ("c", &["192.0.2.9"], &[])]);
+        numbers.assign(&again, &numbers.rows(&only_c));
+        assert_eq!(numbers.rows(&again).nodes[&ip("192.0.2.2")], 4);
+    }
+
+    #[test]
+    fn the_next_agent_gives_the_numbers_that_the_rows_have() {
+        let written = rows(&[("b", &["192.0.2.2"], &[("10.2.0.0/24", "192.0.2.2")]), ("c", &["192.0.2.3"], &[])]);
+        let mut numbers = NodeNumbers { highest: 40, ..NodeNumbers::default() };
+        numbers.assign(&written, &Present::default());
+        let left = numbers.rows(&written);
+        // Meanwhile `c` is gone, and `d` is new.
+        let now = rows(&[("b", &["192.0.2.2"], &[]), ("d", &["192.0.2.4"], &[])]);
+        let mut next = NodeNumbers::default();
+        next.assign(&now, &left);
+        assert_eq!(next.rows(&now).nodes[&ip("192.0.2.2")], 41);
+        assert_eq!(next.rows(&now).nodes[&ip("192.0.2.4")], 43, "42 was that of `c`");
+        let moved = rows(&[("b", &["192.0.2.8"], &[("10.2.0.0/24", "192.0.2.8")])]);
+        let mut next = NodeNumbers::default();
+        next.assign(&moved, &left);
+        assert_eq!(next.rows(&moved).nodes[&ip("192.0.2.8")], 41, "by its range");
+    }
+
+    #[test]
+    fn packets_pass_the_stack_by_where_answers_do_and_no_address_of_a_node_is_taken_for_a_pods() {
+        let gateway = ip("192.0.2.2");
+        let reach =
+            |range: &str, way| Reach { node: "b".to_owned(), range: range.parse().unwrap(), way, outer: Some(gateway), mtu: Some(1500) };
+        let reaches = [
+            reach("10.2.0.0/24", Way::Native { gateway, link: 2 }),
+            reach("10.2.1.0/24", Way::Native { gateway, link: 3 }),
+            reach("10.2.2.0/24", Way::Network),
+            reach("192.0.2.0/28", Way::Vxlan(gateway)),
+        ];
+        let peer = |name: &str, address: &str| Peer { name: name.to_owned(), addresses: vec![ip(address)], ..Peer::default() };
+        let rows = NodeRows::of(&peer("a", "192.0.2.1"), &[peer("b", "192.0.2.2")], &reaches, None, &direct([2]));
+        let ways = |rows: &NodeRows| -> Vec<(u8, u32)> {
+            assert!(rows.peers["b"].tunnels.values().all(|tunnel| tunnel.mtu == 1450), "pods' own is the smaller");
+            rows.peers["b"].tunnels.values().map(|tunnel| (tunnel.way, tunnel.ifindex)).collect()
+        };
+        assert_eq!(ways(&rows), [(tunnel_way::LINK, 2), (tunnel_way::STACK, 0), (tunnel_way::STACK, 0), (tunnel_way::STACK, 0)]);
+        let none = PastTheStack { allowed: false, ..direct([2]) };
+        let rows = NodeRows::of(&peer("a", "192.0.2.1"), &[peer("b", "192.0.2.2")], &reaches, None, &none);
+        assert_eq!(ways(&rows), [(tunnel_way::STACK, 0); 4]);
+    }
+
+    #[test]
+    fn a_range_without_an_outer_address_has_no_tunnel() {
+        let reach = Reach { node: "b".to_owned(), range: "10.2.0.0/24".parse().unwrap(), way: Way::Network, outer: None, mtu: None };
+        let peer = |name: &str| Peer { name: name.to_owned(), ..Peer::default() };
+        let rows = NodeRows::of(&peer("a"), &[peer("b")], &[reach], None, &direct([]));
+        let mut numbers = NodeNumbers::default();
+        numbers.assign(&rows, &Present::default());
+        assert!(numbers.rows(&rows).tunnels.is_empty());
+    }
+}

@@ -1,0 +1,45 @@
+//! What tells that somebody else has changed links or routes.
+
+use super::{INTERVAL, RETRY};
+use palisade_cni::command::is_host_interface;
+use palisade_cni::link::{Change, ROUTE_PROTOCOL, Watch};
+use std::future::pending;
+use tokio::io::unix::AsyncFd;
+
+/// What tells of links and routes that others change; without it they are looked at now and then.
+pub fn watch() -> Option<AsyncFd<Watch>> {
+    // As in `event`: what replaces it is `unsafe`, and a `Watch` owns its descriptor.
+    #[expect(deprecated, reason = "sound here, and `unsafe` has no place in this crate")]
+    let register = AsyncFd::new;
+    let opened = Watch::open().map_err(|error| error.to_string());
+    let watch = opened.and_then(|watch| register(watch).map_err(|error| error.to_string()));
+    watch.inspect_err(|error| tracing::warn!(error, "changes of links and routes are noticed only every {INTERVAL:?}")).ok()
+}
+
+/// Ends when somebody has changed a link or a route that the ways to other nodes may depend on.
+pub async fn touched(watch: Option<&AsyncFd<Watch>>) {
+    let Some(watch) = watch else { return pending().await };
+    loop {
+        let Ok(mut ready) = watch.readable().await else { return pending().await };
+        let changes = ready.get_inner().changes();
+        ready.clear_ready();
+        match changes {
+            Ok(changes) if changes.iter().any(matters) => return,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "changes of links and routes cannot be read");
+                return tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// Whether a change may be one of the way to other nodes. Pods come and go all the time, and what is written here is known here.
+pub(super) fn matters(change: &Change) -> bool {
+    match change {
+        Change::Link(link) | Change::LinkGone(link) => !is_host_interface(&link.name),
+        Change::Route(route) => route.protocol != ROUTE_PROTOCOL,
+        Change::RouteGone(route) => route.protocol != ROUTE_PROTOCOL || route.destination.prefix_len() < route.destination.max_prefix_len(),
+        Change::Anything => true,
+    }
+}

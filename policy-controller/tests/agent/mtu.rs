@@ -1,0 +1,269 @@
+//! The longest packet between pods of two nodes, and one byte more, by each way.
+
+use crate::node::{Agent, add, clear, command_with_kubeconfig, inside, remove, wait};
+use crate::server::{Answer, Server};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, recv, sendto, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use palisade_cni::link::{MacAddress, Namespace, Netlink, Route, Veth};
+use palisade_test_support::packet::{self, ETHERNET, IPV4, IPV6, Way};
+use palisade_test_support::{Host, private_host};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+const CLIENT: (&str, &str) = ("shop", "client");
+/// A pod of the other node, which is an address there: what goes to it and what comes from it is all that counts here.
+const OTHERS: [&str; 2] = ["10.78.0.5", "fd78::5"];
+const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+const PEER: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+const UPLINK: &str = "uplink";
+const PORT: u16 = 4789;
+/// What pods are told, less than what any way takes at first.
+const POD_MTU: usize = 1400;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A node with an agent and a pod, and another node that only this test plays.
+struct Stage<'a> {
+    host: &'a Host,
+    peer: Namespace,
+    pod: Vec<IpAddr>,
+    by_overlay: bool,
+}
+
+fn stage(mode: &str, test: impl FnOnce(&Stage<'_>) + Send) {
+    private_host(|host| {
+        let (netlink, peer) = (Netlink::open().unwrap(), Namespace::create().unwrap());
+        join(&netlink, &peer);
+        let directory = tempfile::tempdir().unwrap();
+        let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
+        let _server = Server::start(address, Answer::Two);
+        let mut command = command_with_kubeconfig(host, directory.path(), address);
+        command.args(["--routing-mode", mode, "--mtu", &POD_MTU.to_string()]);
+        let agent = Agent::spawn(command);
+        wait(host, "the agent is ready, and knows the way", |status| {
+            status.ready && status.routing.as_ref().is_some_and(|routing| routing.ranges.len() == 2)
+        });
+        let pod = add(host, CLIENT.0, CLIENT.1);
+        test(&Stage { host, peer, pod, by_overlay: mode == "vxlan" });
+        remove(host, CLIENT.0, CLIENT.1);
+        agent.kill();
+        for name in [UPLINK, "palisade_vxlan"] {
+            if let Some(link) = netlink.link(name).unwrap() {
+                netlink.delete_link(link.index).unwrap();
+            }
+        }
+        clear(host);
+    });
+}
+
+/// Joins both nodes by a link with an MTU of 1500, and gives the other node its pod.
+fn join(netlink: &Netlink, peer: &Namespace) {
+    let [mac, peer_mac] = [MacAddress::local(1), MacAddress::local(2)];
+    let veth = Veth { name: UPLINK, mac, peer_name: UPLINK, peer_mac, peer_namespace: Some(peer), mtu: 1500 };
+    netlink.create_veth(&veth).unwrap();
+    let inside = Netlink::open_in(peer).unwrap();
+    inside.set_up(1).unwrap();
+    for (netlink, addresses) in [(netlink, NODE), (&inside, PEER)] {
+        let link = netlink.link(UPLINK).unwrap().unwrap().index;
+        for (address, length) in addresses.into_iter().zip([24, 64]) {
+            netlink.add_address(link, format!("{address}/{length}").parse().unwrap()).unwrap();
+        }
+        netlink.set_up(link).unwrap();
+    }
+    let link = inside.link(UPLINK).unwrap().unwrap().index;
+    for (other, (range, node)) in OTHERS.into_iter().zip(["10.77.0.0/24", "fd77::/64"].into_iter().zip(NODE)) {
+        inside.add_address(1, ip(other).into()).unwrap();
+        inside.add_route(&Route::via(range.parse().unwrap(), ip(node), link)).unwrap();
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A frame with a datagram that must not be fragmented, whose IP packet is so long.
+fn frame(source: IpAddr, destination: IpAddr, length: usize) -> Vec<u8> {
+    // Nobody's address: a VXLAN device drops what comes from its own.
+    let way = Way::new([2, 0, 0, 0, 0, 9], source, *b"\x02pal01", destination);
+    let data = |header: usize| packet::udp(7, 9, &vec![0x5a; length - header - 8]);
+    packet::summed(match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => way.frame(&packet::ipv4(source, destination, 64, 17, 0, 0x4000, &[], &data(IPV4))),
+        _ => way.frame(&way.ip(17, &data(IPV6))),
+    })
+}
+
+/// A raw socket: of `Raw` to send whole IP packets, else to receive those of a protocol.
+struct Raw {
+    socket: OwnedFd,
+    ipv6: bool,
+}
+
+impl Raw {
+    fn open(namespace: &Namespace, ipv6: bool, protocol: SockProtocol) -> Self {
+        let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        let socket = namespace.enter(|| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)).unwrap().unwrap();
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(200)).unwrap();
+        Self { socket, ipv6 }
+    }
+
+    fn send(&self, frame: &[u8], destination: IpAddr) -> Result<usize, Errno> {
+        let (fd, packet) = (self.socket.as_raw_fd(), &frame[ETHERNET..]);
+        match SocketAddr::new(destination, 0) {
+            SocketAddr::V4(address) => sendto(fd, packet, &SockaddrIn::from(address), MsgFlags::empty()),
+            SocketAddr::V6(address) => sendto(fd, packet, &SockaddrIn6::from(address), MsgFlags::empty()),
+        }
+    }
+
+    /// What of the packets that come soon is wanted. IPv6 comes without its header.
+    fn find<T>(&self, wanted: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
+        let began = Instant::now();
+        let mut buffer = [0; 2000];
+        while began.elapsed() < PATIENCE {
+            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(length) => match wanted(&buffer[if self.ipv6 { 0 } else { IPV4 }..length]) {
+                    None => {}
+                    found => return found,
+                },
+                Err(Errno::EAGAIN) if began.elapsed() > Duration::from_secs(1) => return None,
+                Err(_) => {}
+            }
+        }
+        None
+    }
+
+    /// Whether a datagram comes whose IP packet is so long.
+    fn gets(&self, length: usize) -> bool {
+        let header = if self.ipv6 { IPV6 } else { IPV4 };
+        self.find(|payload| (payload.len() + header == length).then_some(())).is_some()
+    }
+}
+
+/// The MTU that an ICMP error tells, from its first byte.
+fn told(icmp: &[u8], ipv6: bool) -> Option<usize> {
+    match (ipv6, icmp) {
+        (false, [3, 4, _, _, _, _, a, b, ..]) => Some(u16::from_be_bytes([*a, *b]).into()),
+        (true, [2, 0, _, _, a, b, c, d, ..]) => Some(u32::from_be_bytes([*a, *b, *c, *d]) as usize),
+        _ => None,
+    }
+}
+
+impl Stage<'_> {
+    fn pod(&self) -> Namespace {
+        inside(self.host, CLIENT.0, CLIENT.1)
+    }
+
+    /// Gives the link between the nodes another MTU, at both ends.
+    fn set_mtu(&self, mtu: u32) {
+        for netlink in [Netlink::open().unwrap(), Netlink::open_in(&self.peer).unwrap()] {
+            netlink.set_mtu(netlink.link(UPLINK).unwrap().unwrap().index, mtu).unwrap();
+        }
+    }
+
+    /// The socket on which the other node gets what is in the overlay.
+    fn overlay(&self, ipv6: bool) -> UdpSocket {
+        let at = SocketAddr::new(ip(PEER[usize::from(ipv6)]), PORT);
+        let socket = self.peer.enter(|| UdpSocket::bind(at)).unwrap().unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        socket
+    }
+
+    /// The next packet in the overlay that is wanted, from its IP header on.
+    fn find_inside<T>(socket: &UdpSocket, wanted: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
+        let mut buffer = [0; 2000];
+        while let Ok(length) = socket.recv(&mut buffer) {
+            assert_eq!(buffer[..8], [8, 0, 0, 0, 0, 0, 1, 0], "a VXLAN header with the network 1");
+            if let Some(found) = wanted(&buffer[8 + ETHERNET..length]) {
+                return Some(found);
+            }
+        }
+        None
+    }
+
+    /// The pod sends a packet so long; whether the other node gets it, and the MTU that an ICMP error tells the pod.
+    fn out(&self, ipv6: bool, length: usize) -> (bool, Option<usize>) {
+        let (pod, other) = (self.pod[usize::from(ipv6)], ip(OTHERS[usize::from(ipv6)]));
+        let sender = Raw::open(&self.pod(), ipv6, SockProtocol::Raw);
+        let errors = Raw::open(&self.pod(), ipv6, if ipv6 { SockProtocol::IcmpV6 } else { SockProtocol::Icmp });
+        let packet = frame(pod, other, length);
+        let got = if self.by_overlay {
+            let socket = self.overlay(ipv6);
+            sender.send(&packet, other).unwrap();
+            Self::find_inside(&socket, |inner| (inner.len() == length).then_some(())).is_some()
+        } else {
+            let receiver = Raw::open(&self.peer, ipv6, SockProtocol::Udp);
+            sender.send(&packet, other).unwrap();
+            receiver.gets(length)
+        };
+        (got, errors.find(|icmp| told(icmp, ipv6)))
+    }
+
+    /// The other node's pod sends a packet so long; whether the pod gets it, and the MTU that an ICMP error tells the sender.
+    fn back(&self, ipv6: bool, length: usize) -> (bool, Option<usize>) {
+        let (pod, other) = (self.pod[usize::from(ipv6)], ip(OTHERS[usize::from(ipv6)]));
+        let receiver = Raw::open(&self.pod(), ipv6, SockProtocol::Udp);
+        let packet = frame(other, pod, length);
+        if self.by_overlay {
+            let socket = self.overlay(ipv6);
+            let outer = [&[8, 0, 0, 0, 0, 0, 1, 0], packet.as_slice()].concat();
+            socket.send_to(&outer, SocketAddr::new(ip(NODE[usize::from(ipv6)]), PORT)).unwrap();
+            let header = if ipv6 { IPV6 } else { IPV4 };
+            (receiver.gets(length), Self::find_inside(&socket, |inner| told(&inner[header..], ipv6)))
+        } else {
+            let errors = Raw::open(&self.peer, ipv6, if ipv6 { SockProtocol::IcmpV6 } else { SockProtocol::Icmp });
+            Raw::open(&self.peer, ipv6, SockProtocol::Raw).send(&packet, pod).unwrap();
+            (receiver.gets(length), errors.find(|icmp| told(icmp, ipv6)))
+        }
+    }
+
+    fn both_ways(&self) {
+        for ipv6 in [false, true] {
+            assert_eq!(self.out(ipv6, POD_MTU), (true, None), "IPv6: {ipv6}");
+            let sender = Raw::open(&self.pod(), ipv6, SockProtocol::Raw);
+            let other = ip(OTHERS[usize::from(ipv6)]);
+            let longer = frame(self.pod[usize::from(ipv6)], other, POD_MTU + 1);
+            assert_eq!(sender.send(&longer, other), Err(Errno::EMSGSIZE), "the pod's own kernel knows");
+            assert_eq!(self.back(ipv6, POD_MTU), (true, None), "IPv6: {ipv6}");
+            assert_eq!(self.back(ipv6, POD_MTU + 1), (false, Some(POD_MTU)), "IPv6: {ipv6}");
+        }
+    }
+}
+
+#[test]
+fn native_takes_the_longest_packet_and_answers_one_byte_more_also_after_the_link_has_shrunk() {
+    stage("native", |stage| {
+        stage.both_ways();
+        // The pod runs, and its interface has 1400.
+        stage.set_mtu(1300);
+        for ipv6 in [false, true] {
+            assert_eq!(stage.out(ipv6, 1300), (true, None), "IPv6: {ipv6}");
+            assert_eq!(stage.out(ipv6, 1301), (false, Some(1300)), "IPv6: {ipv6}");
+            assert_eq!(stage.back(ipv6, 1300), (true, None), "IPv6: {ipv6}");
+        }
+    });
+}
+
+#[test]
+fn the_overlay_takes_the_longest_packet_and_answers_one_byte_more_also_after_the_link_has_shrunk() {
+    stage("vxlan", |stage| {
+        // The outer packets are of both families: that of IPv6 costs the most.
+        let overlay = |mtu: u32| {
+            let began = Instant::now();
+            wait(stage.host, "the overlay's MTU", |status| {
+                status.routing.as_ref().and_then(|routing| routing.overlay.as_ref()).is_some_and(|overlay| overlay.mtu == mtu)
+            });
+            assert!(began.elapsed() < PATIENCE, "it is found when it changes, not at the next look");
+        };
+        overlay(1430);
+        stage.both_ways();
+        stage.set_mtu(1400);
+        overlay(1330);
+        for ipv6 in [false, true] {
+            assert_eq!(stage.out(ipv6, 1330), (true, None), "IPv6: {ipv6}");
+            assert_eq!(stage.out(ipv6, 1331), (false, Some(1330)), "IPv6: {ipv6}");
+            assert_eq!(stage.back(ipv6, 1330), (true, None), "IPv6: {ipv6}");
+        }
+    });
+}
