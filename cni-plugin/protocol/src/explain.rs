@@ -17,6 +17,9 @@ pub struct FlowQuery {
     pub port: u16,
     /// Address family: `ipv4` or `ipv6`; picks the pod's address.
     pub family: Family,
+    /// Whether the flow goes to a service behind which `to` stands: a pod that reaches itself so is judged, by ClusterNetworkPolicies.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub service: bool,
     /// Whether the rules that were considered are wanted too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rules: bool,
@@ -58,6 +61,12 @@ pub struct Explained {
     /// The same of the responder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress_unjudged: Option<Unjudged>,
+    /// What the opener's side would say, were the policies in audit mode enforced, where one of these selects it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_audit: Option<SideVerdict>,
+    /// The same of the responder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_audit: Option<SideVerdict>,
     /// What becomes of the flow whatever policies say; then neither side is judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settled: Option<Settled>,
@@ -77,6 +86,8 @@ impl Explained {
             ingress,
             egress_unjudged: None,
             ingress_unjudged: None,
+            egress_audit: None,
+            ingress_audit: None,
             settled: None,
             egress_rules: Vec::new(),
             ingress_rules: Vec::new(),
@@ -107,7 +118,7 @@ pub enum Unjudged {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Settled {
-    /// It passes: a pod always reaches itself.
+    /// It passes: a pod always reaches itself at its own address.
     Itself,
     /// It passes: the node always reaches its own pods.
     OwnNode,
@@ -130,6 +141,9 @@ pub struct RuleSaid {
     pub name: Option<String>,
     /// What it does with a flow that matches.
     pub action: RuleAction,
+    /// Whether its policy is in audit mode. Then nothing came of it, and `fate` is what would have, were all such policies enforced.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub audit: bool,
     /// What came of it.
     pub fate: RuleFate,
 }

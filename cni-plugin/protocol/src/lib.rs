@@ -3,10 +3,14 @@
 
 mod client;
 mod explain;
+mod host_port;
+mod routing;
 mod service;
 
 pub use client::{Client, ClientError};
 pub use explain::{Explained, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, Settled, SideVerdict, Unjudged, VerdictName};
+pub use host_port::{HostPort, Transport};
+pub use routing::{NodeFault, OverlayStatus, RangeStatus, RoutingStatus, WayName};
 pub use service::{FrontendState, FrontendView, ServiceBackend, ServiceFrontend, ServiceKind, ServicePort, ServiceStatus};
 
 use ipnet::IpNet;
@@ -163,6 +167,9 @@ pub struct EndpointSpec {
     pub host_mac: String,
     /// The pod's addresses, at most one per family.
     pub addresses: Vec<IpAddr>,
+    /// Ports of the node that lead to the pod (`runtimeConfig.portMappings`), of which no two clash.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
 }
 
 /// What `palisade-cni` needs to know to wire a pod.
@@ -178,6 +185,9 @@ pub struct NodeConfig {
     /// The directory of this ABI below which programs and links are pinned.
     pub pin_dir: String,
 }
+
+/// What [`Status::node_services`] says where the node's own processes are served.
+pub const NODE_SERVED: &str = "served";
 
 /// The agent's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,6 +205,8 @@ pub struct Status {
     pub problems: Vec<String>,
     /// Attach mechanism: `tcx` or `clsact`.
     pub attach: String,
+    /// Whether services are served to the node's own processes: [`NODE_SERVED`], `off`, or why not.
+    pub node_services: String,
     /// Version of the kernel-shared layouts.
     pub abi: u32,
     /// The policy epoch.
@@ -205,6 +217,15 @@ pub struct Status {
     pub outcomes: Vec<OutcomeCount>,
     /// Policies that could not be compiled, with the reason.
     pub refused: Vec<Refused>,
+    /// How the pods of other nodes are reached; absent where nobody looks: in a directory without Node objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<RoutingStatus>,
+    /// Names of the interfaces by which clients outside the cluster reach services; none: they are not served.
+    #[serde(default)]
+    pub uplinks: Vec<String>,
+    /// Those by which they should and do not, each with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uplinks_missing: Vec<String>,
 }
 
 /// Numbers of things that the agent holds.
@@ -275,6 +296,9 @@ pub struct EndpointStatus {
     pub ingress_isolated_by: Vec<String>,
     /// The policies that isolate its egress.
     pub egress_isolated_by: Vec<String>,
+    /// Which of its host ports do not lead to it, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
 }
 
 /// A policy, as the agent of this node sees it.

@@ -68,8 +68,11 @@ pub struct ServiceFrontend {
     pub protocol: String,
     /// Whose address it is.
     pub view: FrontendView,
-    /// What becomes of new flows.
+    /// What becomes of new flows of the cluster: of pods, and of processes of the node.
     pub state: FrontendState,
+    /// What becomes of new flows from outside the cluster; absent where they find no service there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<FrontendState>,
     /// Seconds for which a client stays with its backend; absent where it need not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<u32>,
@@ -110,8 +113,11 @@ pub struct ServiceBackend {
     pub port: u16,
     /// `namespace/name` of the pod, `node`, or empty.
     pub name: String,
-    /// It takes new flows.
+    /// It takes new flows of the cluster.
     pub chosen: bool,
+    /// It takes new flows from outside the cluster.
+    #[serde(default)]
+    pub chosen_outside: bool,
     /// It answers: the flows that it has go on. Where it does not, its connections stay, and flows of datagrams go elsewhere.
     pub serving: bool,
 }

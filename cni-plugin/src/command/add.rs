@@ -1,24 +1,23 @@
+use super::addresses::{self, Given};
 use super::call::{Call, Pod};
 use super::record::{self, Record};
 use super::undo::Undo;
 use super::wire::{self, Wire};
-use crate::spec::{CniResult, Code, Error, Interface, Ip, Route};
+use crate::spec::{CniResult, Code, Demand, Error, Interface, Ip, Route};
 use ipnet::IpNet;
 use palisade_loader::{LoaderError, PinDir, attach_endpoint, detach_endpoint};
 use palisade_protocol::{EndpointSpec, NodeConfig};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
-use std::time::SystemTime;
 
 /// ADD: connects a pod, and returns when its policy is in the kernel and its links are up. When a step fails, all is
 /// as it was before.
-pub(super) fn add(call: &Call, pod: &Pod) -> Result<CniResult, Error> {
+pub(super) fn add(call: &Call, pod: &Pod, demand: &Demand) -> Result<CniResult, Error> {
     let previous = call.config.previous.clone().map(CniResult::parse).transpose()?;
     call.open_namespace()?;
     let _lock = call.lock()?;
     let node = call.agent().node()?;
     let mut undo = Undo::default();
-    match connect(call, pod, &node, &mut undo) {
+    match connect(call, pod, demand, &node, &mut undo) {
         Ok(ours) => {
             undo.forget();
             let mut result = previous.unwrap_or_default();
@@ -29,24 +28,22 @@ pub(super) fn add(call: &Call, pod: &Pod) -> Result<CniResult, Error> {
     }
 }
 
-fn connect<'a>(call: &'a Call, pod: &Pod, node: &'a NodeConfig, undo: &mut Undo<'a>) -> Result<CniResult, Error> {
+fn connect<'a>(call: &'a Call, pod: &Pod, demand: &Demand, node: &'a NodeConfig, undo: &mut Undo<'a>) -> Result<CniResult, Error> {
     let owner = call.owner();
     let interface = &call.attachment.interface;
     let (namespace, path) = call.open_namespace()?;
     let pins = PinDir::from_abi_dir(&node.pin_dir);
     require_programs(&pins)?;
-    let ranges = wire::usable_ranges(&node.ranges)?;
     Wire::require_free(&owner, &namespace)?;
-    let addresses = call.store().lease(&owner, &ranges, SystemTime::now())?;
-    undo.remember("the addresses", || Ok(call.store().release(&call.owner(), SystemTime::now()).map(|_| ())?));
-    let wire = Wire::create(&owner, &namespace, node.mtu)?;
+    let given = addresses::give(call, demand, node, undo)?;
+    let wire = Wire::create(&owner, &namespace, node.mtu, demand.mac)?;
     let (host_interface, host_index) = (wire.host_interface.clone(), wire.host_index);
     undo.remember("the interface", move || Wire::remove(&host_interface));
     Record::new(owner, host_index, &node.pin_dir)?.write(&call.config)?;
     undo.remember("the record", || Record::remove(&call.config, &call.owner()));
     undo.remember("the programs", move || detach_endpoint(&PinDir::from_abi_dir(&node.pin_dir), host_index).map_err(refused));
     attach_endpoint(&pins, &wire.host_interface, host_index).map_err(refused)?;
-    wire.configure(interface, &namespace, &addresses)?;
+    wire.configure(interface, &namespace, &given.addresses)?;
 
     undo.remember("the endpoint's record", || record::remove_endpoint(&call.config, &call.owner()));
     // An agent that is gone needs not forget anything; one that hangs reads the records when it comes to itself.
@@ -63,10 +60,11 @@ fn connect<'a>(call: &'a Call, pod: &Pod, node: &'a NodeConfig, undo: &mut Undo<
         host_index,
         pod_mac: wire.pod_mac.to_string(),
         host_mac: wire.host_mac.to_string(),
-        addresses: addresses.clone(),
+        addresses: given.addresses.clone(),
+        host_ports: demand.host_ports.clone(),
     })?;
-    wire.raise(&addresses)?;
-    Ok(result(call, path, node, &wire, &addresses))
+    wire.raise(&given.addresses, &given.routes)?;
+    Ok(result(call, path, node, &wire, given))
 }
 
 /// Before anything is made: without programs nothing may come up.
@@ -76,7 +74,7 @@ fn require_programs(pins: &PinDir) -> Result<(), Error> {
 }
 
 /// What the runtime is told.
-fn result(call: &Call, namespace: &Path, node: &NodeConfig, wire: &Wire, addresses: &[IpAddr]) -> CniResult {
+fn result(call: &Call, namespace: &Path, node: &NodeConfig, wire: &Wire, given: Given) -> CniResult {
     let interface = |name: &str, mac: String, sandbox: Option<String>| Interface {
         name: name.to_owned(),
         mac: Some(mac),
@@ -84,29 +82,27 @@ fn result(call: &Call, namespace: &Path, node: &NodeConfig, wire: &Wire, address
         sandbox,
         ..Interface::default()
     };
-    let everything = |address: &IpAddr| match address {
-        IpAddr::V4(_) => IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0),
-        IpAddr::V6(_) => IpNet::new_assert(Ipv6Addr::UNSPECIFIED.into(), 0),
-    };
     CniResult {
         interfaces: vec![
             interface(&wire.host_interface, wire.host_mac.to_string(), None),
             interface(&call.attachment.interface, wire.pod_mac.to_string(), Some(namespace.display().to_string())),
         ],
-        ips: addresses
-            .iter()
+        ips: given
+            .addresses
+            .into_iter()
             .map(|address| Ip {
-                address: IpNet::from(*address),
-                gateway: Some(wire::gateway(*address)),
+                address: IpNet::from(address),
+                gateway: Some(wire::gateway(address)),
                 interface: Some(1),
                 unknown: serde_json::Map::new(),
             })
             .collect(),
-        routes: addresses
-            .iter()
-            .map(|address| Route { dst: everything(address), gw: Some(wire::gateway(*address)), unknown: serde_json::Map::new() })
+        routes: given
+            .routes
+            .into_iter()
+            .map(|dst| Route { dst, gw: Some(wire::gateway(dst.addr())), unknown: serde_json::Map::new() })
             .collect(),
-        unknown: serde_json::Map::new(),
+        unknown: given.others,
     }
 }
 

@@ -1,4 +1,5 @@
 use super::agent::Agent;
+use super::delegate::Delegate;
 use crate::ipam::{Owner, Store};
 use crate::link::{LinkError, Namespace};
 use crate::lock::{FileLock, LockError};
@@ -16,6 +17,8 @@ pub(super) struct Call {
     pub(super) attachment: Attachment,
     /// Path of the container's network namespace; `None` where the runtime says that it is gone.
     pub(super) namespace: Option<PathBuf>,
+    /// Who gives the addresses, where it is not us.
+    pub(super) delegate: Option<Delegate>,
 }
 
 /// The pod that a container belongs to, as Kubernetes' runtimes tell.
@@ -37,7 +40,8 @@ impl Call {
         environment.require(required)?;
         let attachment = environment.attachment()?;
         let config = read_config(input)?;
-        Ok(Self { config, attachment, namespace: environment.namespace() })
+        let delegate = Delegate::of(&config, environment, input);
+        Ok(Self { config, attachment, namespace: environment.namespace(), delegate })
     }
 
     /// Who the addresses belong to.
@@ -80,12 +84,21 @@ impl Call {
 /// Waits until no other call is at work on an attachment.
 pub(super) fn lock(config: &NetworkConfig, owner: &Owner) -> Result<FileLock, Error> {
     let patience = config.agent_timeout * 4 + Duration::from_secs(10);
-    // The name of the veth stands for the attachment, and is short enough.
-    let path = config.state_dir.join("locks").join(super::host_interface(owner));
-    FileLock::temporary(path, patience).map_err(|error| {
-        let code = if matches!(error, LockError::Busy { .. }) { Code::TryAgain } else { Code::Io };
-        Error::new(code, error.to_string())
-    })
+    Ok(FileLock::temporary(lock_file(config, owner), patience)?)
+}
+
+/// As [`lock`], without waiting; `None` while another call is at work.
+pub(super) fn try_lock(config: &NetworkConfig, owner: &Owner) -> Result<Option<FileLock>, Error> {
+    match FileLock::temporary(lock_file(config, owner), Duration::ZERO) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(LockError::Busy { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The name of the veth stands for the attachment, and is short enough.
+fn lock_file(config: &NetworkConfig, owner: &Owner) -> PathBuf {
+    config.state_dir.join("locks").join(super::host_interface(owner))
 }
 
 /// The addresses of the node.
@@ -108,6 +121,13 @@ impl Pod {
     }
 }
 
+impl From<LockError> for Error {
+    fn from(error: LockError) -> Self {
+        let code = if matches!(error, LockError::Busy { .. }) { Code::TryAgain } else { Code::Io };
+        Self::new(code, error.to_string())
+    }
+}
+
 impl From<LinkError> for Error {
     fn from(error: LinkError) -> Self {
         let code = if matches!(error, LinkError::NoNamespace { .. }) { Code::UnknownContainer } else { Code::Network };
@@ -120,6 +140,8 @@ impl From<crate::ipam::IpamError> for Error {
         use crate::ipam::IpamError;
         let code = match error {
             IpamError::Full { .. } => Code::AddressesExhausted,
+            IpamError::NotUsable { .. } => Code::InvalidConfig,
+            IpamError::Taken { .. } => Code::AddressTaken,
             IpamError::NoRange | IpamError::Resting { .. } | IpamError::Busy(_) => Code::TryAgain,
             IpamError::Damaged { .. } | IpamError::Io { .. } => Code::Io,
         };

@@ -1,16 +1,18 @@
 use super::add::refused;
 use super::call::Call;
-use super::record::Record;
+use super::record::{self, Record};
 use super::wire;
-use crate::link::{Link, Netlink};
-use crate::spec::{CniResult, Code, Error, Interface};
+use crate::link::{Link, Netlink, everything};
+use crate::spec::{CniResult, Code, Demand, Error, Interface};
 use ipnet::IpNet;
 use palisade_loader::{PinDir, endpoint_attached};
+use palisade_protocol::HostPort;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// CHECK: whether all is as ADD left it. What later plugins of the chain have added or changed is theirs: the result
 /// of the whole chain says what to expect, and more addresses or routes are no fault.
-pub(super) fn check(call: &Call) -> Result<(), Error> {
+pub(super) fn check(call: &Call, demand: &Demand) -> Result<(), Error> {
     let previous =
         call.config.previous.clone().ok_or_else(|| {
             Error::new(Code::InvalidConfig, "CHECK needs the result of ADD: the network configuration has no \"prevResult\"")
@@ -47,14 +49,29 @@ pub(super) fn check(call: &Call) -> Result<(), Error> {
         return Err(differs(format!("{missing} is {owner}'s in the store, but not in prevResult")));
     }
     compare_addresses(&pod, &pod_link, &addresses)?;
-    compare_routes(&host, &host_link, &pod, &pod_link, &addresses)?;
+    compare_routes((&host, &host_link), (&pod, &pod_link), &addresses, &expected_routes(call, &result, &addresses))?;
 
     let record = Record::read(&call.config, &owner).ok_or_else(|| differs(format!("the record of {owner} is gone")))?;
     let pins = PinDir::from_abi_dir(record.pin_dir);
     if !endpoint_attached(&pins, &host_interface, host_link.index).map_err(refused)? {
         return Err(differs(format!("the programs are not attached to {host_interface}")));
     }
-    call.agent().check(&call.attachment)
+    compare_host_ports(call, demand)?;
+    call.agent().check(&call.attachment)?;
+    call.delegate.as_ref().map_or(Ok(()), |delegate| delegate.tell("CHECK"))
+}
+
+/// What the agent keeps, so that one that starts anew serves the same.
+fn compare_host_ports(call: &Call, demand: &Demand) -> Result<(), Error> {
+    let owner = call.owner();
+    let endpoint = record::endpoint(&call.config, &owner).ok_or_else(|| differs(format!("the agent's record of {owner} is gone")))?;
+    let set = |ports: &[HostPort]| ports.iter().copied().collect::<BTreeSet<HostPort>>();
+    let (kept, asked) = (set(&endpoint.host_ports), set(&demand.host_ports));
+    match (asked.difference(&kept).next(), kept.difference(&asked).next()) {
+        (Some(port), _) => Err(differs(format!("the host port {port} is not {owner}'s"))),
+        (None, Some(port)) => Err(differs(format!("the host port {port} is {owner}'s, but it is not asked for"))),
+        (None, None) => Ok(()),
+    }
 }
 
 fn compare_link(netlink: &Netlink, expected: &Interface, place: &str) -> Result<Link, Error> {
@@ -78,19 +95,35 @@ fn compare_addresses(pod: &Netlink, link: &Link, expected: &[IpAddr]) -> Result<
     missing.map_or(Ok(()), |missing| Err(differs(format!("{} has lost its address {missing}", link.name))))
 }
 
-fn compare_routes(host: &Netlink, host_link: &Link, pod: &Netlink, pod_link: &Link, addresses: &[IpAddr]) -> Result<(), Error> {
+/// The pod's routes through us: the default ones, or those that the IPAM plugin gave.
+fn expected_routes(call: &Call, result: &CniResult, addresses: &[IpAddr]) -> Vec<IpNet> {
+    if call.delegate.is_none() {
+        return addresses.iter().map(|address| everything(address.is_ipv6())).collect();
+    }
+    result.routes.iter().filter(|route| route.gw == Some(wire::gateway(route.dst.addr()))).map(|route| route.dst).collect()
+}
+
+fn compare_routes(
+    (host, host_link): (&Netlink, &Link),
+    (pod, pod_link): (&Netlink, &Link),
+    addresses: &[IpAddr],
+    routes: &[IpNet],
+) -> Result<(), Error> {
     let (on_host, in_pod) = (host.routes()?, pod.routes()?);
     for address in addresses {
         let own = IpNet::from(*address);
         if !on_host.iter().any(|route| route.destination == own && route.link == Some(host_link.index)) {
             return Err(differs(format!("the node has no route to {address} through {}", host_link.name)));
         }
-        let gateway = wire::gateway(*address);
-        let default = |route: &crate::link::Route| {
-            route.destination.prefix_len() == 0 && route.gateway == Some(gateway) && route.link == Some(pod_link.index)
+    }
+    for destination in routes {
+        let gateway = wire::gateway(destination.addr());
+        let expected = |route: &crate::link::Route| {
+            route.destination == *destination && route.gateway == Some(gateway) && route.link == Some(pod_link.index)
         };
-        if !in_pod.iter().any(default) {
-            return Err(differs(format!("the container has no default route through {gateway}")));
+        if !in_pod.iter().any(expected) {
+            let which = if destination.prefix_len() == 0 { "default route".to_owned() } else { format!("route to {destination}") };
+            return Err(differs(format!("the container has no {which} through {gateway}")));
         }
     }
     Ok(())

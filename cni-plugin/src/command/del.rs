@@ -1,6 +1,7 @@
 use super::add::refused;
 use super::agent::Agent;
 use super::call::{self, Call};
+use super::delegate::Delegate;
 use super::log;
 use super::record::{self, Record};
 use super::wire::Wire;
@@ -13,12 +14,12 @@ use std::time::SystemTime;
 
 /// DEL: removes an attachment. What is missing already is no error; neither is an agent that does not answer.
 pub(super) fn del(call: &Call) -> Result<(), Error> {
-    disconnect(&call.config, &call.owner())
+    disconnect(&call.config, &call.owner(), call.delegate.as_ref())
 }
 
 /// Removes all that an attachment can have left. Goes on after an error, so that as much as possible is gone, and
 /// returns the first.
-pub(super) fn disconnect(config: &NetworkConfig, owner: &Owner) -> Result<(), Error> {
+pub(super) fn disconnect(config: &NetworkConfig, owner: &Owner, delegate: Option<&Delegate>) -> Result<(), Error> {
     let _lock = call::lock(config, owner)?;
     let interface = super::host_interface(owner);
     let record = Record::read(config, owner);
@@ -37,7 +38,14 @@ pub(super) fn disconnect(config: &NetworkConfig, owner: &Owner) -> Result<(), Er
     if let Err(error) = Agent::new(config).release(&owner.attachment) {
         log(format!("{owner} is removed without the agent: {error}"));
     }
-    results.push(match call::store(config).release(owner, SystemTime::now()) {
+    let taken_back = delegate.map_or(Ok(()), |delegate| delegate.del(owner));
+    let released = match &taken_back {
+        Ok(()) => call::store(config).release(owner, SystemTime::now()),
+        // GC is to find whose it is.
+        Err(_) => Ok(false),
+    };
+    results.push(taken_back);
+    results.push(match released {
         // The pod must be able to go. That its address stays taken in a damaged store does no harm.
         Err(error @ IpamError::Damaged { .. }) => {
             log(format!("{owner} is removed, its address stays taken: {error}"));

@@ -1,3 +1,4 @@
+use super::delegate::Delegate;
 use super::record::Record;
 use super::{call, del, log};
 use crate::ipam::{IpamError, Owner};
@@ -5,8 +6,9 @@ use crate::spec::{Code, Error, NetworkConfig};
 use palisade_protocol::Attachment;
 use std::collections::BTreeSet;
 
-/// GC: removes all attachments of this network that the runtime does not name. Goes on after an error.
-pub(super) fn gc(config: &NetworkConfig) -> Result<(), Error> {
+/// GC: removes all attachments of this network that the runtime does not name, then has the IPAM plugin do the same with what
+/// nobody here knows of. Goes on after an error.
+pub(super) fn gc(config: &NetworkConfig, delegate: Option<&Delegate>) -> Result<(), Error> {
     // A list that is missing is not an empty one: that would remove every pod's network.
     let valid = config.valid_attachments.as_ref().ok_or_else(|| {
         Error::new(Code::InvalidConfig, "the network configuration has no \"cni.dev/valid-attachments\": GC would not know what to keep")
@@ -19,14 +21,16 @@ pub(super) fn gc(config: &NetworkConfig) -> Result<(), Error> {
         .filter(|owner| !valid.contains(&owner.attachment))
         .filter_map(|owner| {
             log(format!("{owner} belongs to no container and is removed"));
-            del::disconnect(config, &owner).err().map(|error| format!("{owner}: {error}"))
+            del::disconnect(config, &owner, delegate).err().map(|error| format!("{owner}: {error}"))
         })
         .collect();
     let removed_all = failures.is_empty();
     failures.extend(unread);
+    let told = delegate.map_or(Ok(()), |delegate| delegate.tell("GC"));
     if failures.is_empty() {
-        return Ok(());
+        return told;
     }
+    failures.extend(told.err().map(|error| error.to_string()));
     let what = if removed_all {
         "some attachments could not be listed, those that could are removed; try GC again".to_owned()
     } else {

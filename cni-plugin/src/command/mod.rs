@@ -3,21 +3,25 @@
 //! Results and error objects go to standard output, everything else to standard error.
 
 mod add;
+mod addresses;
 mod agent;
 mod call;
 mod check;
 mod del;
+mod delegate;
 mod gc;
 mod names;
+mod reconcile;
 mod record;
 mod status;
 mod undo;
 mod version;
 mod wire;
 
-pub use names::host_interface;
+pub use names::{host_interface, is_host_interface};
 
-use crate::spec::{Command, Environment, Error, NetworkConfig, SpecVersion};
+use crate::spec::{Command, Demand, Environment, Error, NetworkConfig, SpecVersion};
+use delegate::Delegate;
 use std::io::{Read, Write};
 
 /// What the program says of itself when it is started without a verb.
@@ -66,7 +70,8 @@ fn dispatch(command: Command, environment: &Environment, input: &[u8]) -> Result
         Command::Add => {
             let call = call::Call::read(environment, input, &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"])?;
             let pod = call::Pod::read(environment)?;
-            add::add(&call, &pod).map(|result| Some(result.to_json(call.config.version)))
+            let demand = Demand::read(&call.config, environment)?;
+            add::add(&call, &pod, &demand).map(|result| Some(result.to_json(call.config.version)))
         }
         Command::Del => {
             let call = call::Call::read(environment, input, &["CNI_CONTAINERID", "CNI_IFNAME"])?;
@@ -75,17 +80,17 @@ fn dispatch(command: Command, environment: &Environment, input: &[u8]) -> Result
         Command::Check => {
             let call = call::Call::read(environment, input, &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"])?;
             call.config.require_version("CHECK", SpecVersion::V0_4_0)?;
-            check::check(&call).map(|()| None)
+            check::check(&call, &Demand::read(&call.config, environment)?).map(|()| None)
         }
         Command::Gc => {
             let config = call::read_config(input)?;
             config.require_version("GC", SpecVersion::V1_1_0)?;
-            gc::gc(&config).map(|()| None)
+            gc::gc(&config, Delegate::of(&config, environment, input).as_ref()).map(|()| None)
         }
         Command::Status => {
             let config = call::read_config(input)?;
             config.require_version("STATUS", SpecVersion::V1_1_0)?;
-            status::status(&config).map(|()| None)
+            status::status(&config, Delegate::of(&config, environment, input).as_ref()).map(|()| None)
         }
         Command::Version => Ok(Some(version::version())),
     }

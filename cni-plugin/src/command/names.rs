@@ -7,6 +7,11 @@ pub fn host_interface(owner: &Owner) -> String {
     format!("pal{:011x}", hash(owner, 0) & 0xfff_ffff_ffff)
 }
 
+/// Whether an interface of this name may be the host's end of an attachment's veth.
+pub fn is_host_interface(name: &str) -> bool {
+    name.strip_prefix("pal").is_some_and(|digits| digits.len() == 11 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
+
 /// Ethernet address of the host's end.
 pub(super) fn host_mac(owner: &Owner) -> MacAddress {
     MacAddress::local(hash(owner, 1))
@@ -43,6 +48,7 @@ mod tests {
     fn a_name_is_the_same_in_every_build_and_fits_the_kernel() {
         let owner = owner("net", "0123456789abcdef", "eth0");
         assert_eq!(host_interface(&owner), "pal06d4a1cd542");
+        assert!(is_host_interface("pal06d4a1cd542") && !is_host_interface("palisade_vxlan") && !is_host_interface("eth0"));
         assert_eq!((host_mac(&owner), pod_mac(&owner)), (host_mac(&owner), pod_mac(&owner)));
         assert_ne!(host_mac(&owner), pod_mac(&owner));
     }

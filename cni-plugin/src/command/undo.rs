@@ -22,13 +22,13 @@ impl<'a> Undo<'a> {
     /// Undoes everything. What cannot be undone is added to the details of the error that made it necessary: the DEL
     /// that the runtime sends after a failed ADD tries again.
     pub(super) fn after(self, mut error: Error) -> Error {
-        let failures: Vec<String> = self
+        let failures = self
             .steps
             .into_iter()
             .rev()
-            .filter_map(|(what, step)| step().err().map(|failure| format!("{what} could not be removed: {failure}")))
-            .collect();
-        error.details = failures.join("; ");
+            .filter_map(|(what, step)| step().err().map(|failure| format!("{what} could not be removed: {failure}")));
+        let details: Vec<String> = Some(error.details).filter(|details| !details.is_empty()).into_iter().chain(failures).collect();
+        error.details = details.join("; ");
         error
     }
 }
@@ -51,9 +51,9 @@ mod tests {
             order.borrow_mut().push("link");
             Err(Error::new(Code::Network, "busy"))
         });
-        let error = undo.after(Error::new(Code::TryAgain, "no agent"));
+        let error = undo.after(Error { details: "at once".to_owned(), ..Error::new(Code::TryAgain, "no agent") });
         assert_eq!(*order.borrow(), ["link", "address"]);
         assert_eq!((error.code, error.message.as_str()), (Code::TryAgain, "no agent"));
-        assert_eq!(error.details, "the link could not be removed: busy");
+        assert_eq!(error.details, "at once; the link could not be removed: busy");
     }
 }

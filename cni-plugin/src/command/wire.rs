@@ -32,8 +32,7 @@ pub(super) fn gateway(address: IpAddr) -> IpAddr {
 
 /// Those of the node's ranges whose family the node speaks.
 pub(super) fn usable_ranges(ranges: &[IpNet]) -> Result<Vec<IpNet>, Error> {
-    // Absent where IPv6 was turned off at boot, 1 where it was turned off later.
-    let ipv6 = sysctl::read_if_any("net/ipv6/conf/all/disable_ipv6")?.is_some_and(|disabled| disabled == "0");
+    let ipv6 = sysctl::ipv6_is_on()?;
     let usable: Vec<IpNet> = ranges.iter().copied().filter(|range| ipv6 || range.addr().is_ipv4()).collect();
     if usable.is_empty() && !ranges.is_empty() {
         let message = "the node has only an IPv6 pod range, but IPv6 is turned off on it: set the sysctl net.ipv6.conf.all.disable_ipv6=0";
@@ -58,13 +57,13 @@ impl Wire {
         Ok(())
     }
 
-    /// Makes the veth, both ends down.
-    pub(super) fn create(owner: &Owner, namespace: &Namespace, mtu: u32) -> Result<Self, Error> {
+    /// Makes the veth, both ends down; the pod's with this Ethernet address, where one is asked for.
+    pub(super) fn create(owner: &Owner, namespace: &Namespace, mtu: u32, mac: Option<MacAddress>) -> Result<Self, Error> {
         let host = Netlink::open()?;
         let pod = Netlink::open_in(namespace)?;
         let interface = &owner.attachment.interface;
         let host_interface = names::host_interface(owner);
-        let (host_mac, pod_mac) = (names::host_mac(owner), names::pod_mac(owner));
+        let (host_mac, pod_mac) = (names::host_mac(owner), mac.unwrap_or_else(|| names::pod_mac(owner)));
         let link = host.create_veth(&Veth {
             name: &host_interface,
             mac: host_mac,
@@ -123,7 +122,7 @@ impl Wire {
     }
 
     /// Sets both ends up, and adds what needs them up: neighbours and routes.
-    pub(super) fn raise(&self, addresses: &[IpAddr]) -> Result<(), Error> {
+    pub(super) fn raise(&self, addresses: &[IpAddr], routes: &[IpNet]) -> Result<(), Error> {
         self.host.set_up(self.host_index)?;
         self.pod.set_up(self.pod_index)?;
         for address in addresses {
@@ -135,7 +134,9 @@ impl Wire {
                 let other = if error.is_exists() { ": another interface of this node has the address; remove its route" } else { "" };
                 Error::new(Code::Network, format!("{error}{other}"))
             })?;
-            self.pod.add_route(&Route::default_via(gateway, self.pod_index))?;
+        }
+        for route in routes {
+            self.pod.add_route(&Route::via(*route, gateway(route.addr()), self.pod_index))?;
         }
         Ok(())
     }

@@ -29,15 +29,24 @@ pub(super) struct Lease {
     #[serde(flatten)]
     pub(super) owner: Owner,
     pub(super) addresses: Vec<IpAddr>,
+    /// Another plugin gave them, and only that one takes them back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) delegated: bool,
 }
 
 /// Why a range has no address to give.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NoAddress {
     /// All are taken.
-    Full { taken: usize },
+    Full { range: IpNet, taken: usize },
     /// Some rest; the first one will be ready in this many seconds.
-    Resting { seconds: u64 },
+    Resting { range: IpNet, seconds: u64 },
+    /// The one that was asked for rests.
+    AskedRests { address: IpAddr, seconds: u64 },
+    /// The one that was asked for is another one's.
+    AskedTaken { address: IpAddr, holder: Owner },
+    /// The one that was asked for is none that can be given.
+    AskedNotUsable { address: IpAddr },
 }
 
 impl Records {
@@ -65,10 +74,28 @@ impl Records {
         self.leases.iter().find(|lease| lease.owner == *owner)
     }
 
-    /// Gives an owner one address of each range; what it has already, as long as that fits the ranges.
-    pub(super) fn lease(&mut self, owner: &Owner, ranges: &[IpNet], now: u64, cool_down: u64) -> Result<Vec<IpAddr>, (IpNet, NoAddress)> {
+    /// Gives an owner one address of each range, that which is asked for where one is; what it has already, as long as that fits.
+    pub(super) fn lease(
+        &mut self,
+        owner: &Owner,
+        ranges: &[IpNet],
+        asked: &[IpAddr],
+        now: u64,
+        cool_down: u64,
+    ) -> Result<Vec<IpAddr>, NoAddress> {
+        let can_be_given = |address: &&IpAddr| {
+            let within = |range: &&IpNet| {
+                range::usable(range).is_some_and(|(first, last)| range.contains(*address) && (first..=last).contains(*address))
+            };
+            ranges.iter().any(|range| within(&range))
+        };
+        if let Some(address) = asked.iter().find(|address| !can_be_given(address)) {
+            return Err(NoAddress::AskedNotUsable { address: *address });
+        }
         if let Some(lease) = self.lease_of(owner) {
             let fits = lease.addresses.len() == ranges.len()
+                && !lease.delegated
+                && asked.iter().all(|address| lease.addresses.contains(address))
                 && ranges.iter().all(|range| lease.addresses.iter().any(|address| range.contains(address)));
             if fits {
                 return Ok(lease.addresses.clone());
@@ -78,12 +105,42 @@ impl Records {
         let taken: BTreeSet<IpAddr> = self.leases.iter().flat_map(|lease| lease.addresses.iter().copied()).collect();
         let mut addresses = Vec::new();
         for range in ranges {
-            let address = self.choose(range, &taken, now, cool_down).map_err(|reason| (*range, reason))?;
+            let address = match asked.iter().find(|address| range.contains(*address)) {
+                Some(address) => self.give(*address, now, cool_down)?,
+                None => self.choose(range, &taken, now, cool_down)?,
+            };
             self.freed.remove(&address);
             addresses.push(address);
         }
-        self.leases.push(Lease { owner: owner.clone(), addresses: addresses.clone() });
+        self.leases.push(Lease { owner: owner.clone(), addresses: addresses.clone(), delegated: false });
         Ok(addresses)
+    }
+
+    /// Writes down what an owner has, whoever gave it; else the first address that is another one's, and whose.
+    pub(super) fn adopt(&mut self, owner: &Owner, addresses: &[IpAddr], delegated: bool, now: u64) -> Result<(), (IpAddr, Owner)> {
+        let held = |address: &IpAddr| self.holder(address).filter(|holder| *holder != owner).map(|holder| (*address, holder.clone()));
+        if let Some(taken) = addresses.iter().find_map(held) {
+            return Err(taken);
+        }
+        self.release(owner, now);
+        self.freed.retain(|address, _| !addresses.contains(address));
+        self.leases.push(Lease { owner: owner.clone(), addresses: addresses.to_vec(), delegated });
+        Ok(())
+    }
+
+    fn holder(&self, address: &IpAddr) -> Option<&Owner> {
+        self.leases.iter().find(|lease| lease.addresses.contains(address)).map(|lease| &lease.owner)
+    }
+
+    /// An address that was asked for.
+    fn give(&self, address: IpAddr, now: u64, cool_down: u64) -> Result<IpAddr, NoAddress> {
+        if let Some(holder) = self.holder(&address) {
+            return Err(NoAddress::AskedTaken { address, holder: holder.clone() });
+        }
+        match self.freed.get(&address).map(|freed| now.saturating_sub(*freed)).filter(|rested| *rested < cool_down) {
+            Some(rested) => Err(NoAddress::AskedRests { address, seconds: cool_down - rested }),
+            None => Ok(address),
+        }
     }
 
     /// Takes an owner's addresses back. False: it had none.
@@ -113,7 +170,7 @@ impl Records {
     /// An address that was never given out; else one that was given back before all that is remembered; else the one
     /// that has rested longest.
     fn choose(&mut self, range: &IpNet, taken: &BTreeSet<IpAddr>, now: u64, cool_down: u64) -> Result<IpAddr, NoAddress> {
-        let full = || NoAddress::Full { taken: taken.iter().filter(|address| range.contains(*address)).count() };
+        let full = || NoAddress::Full { range: *range, taken: taken.iter().filter(|address| range.contains(*address)).count() };
         let (first, last) = range::usable(range).ok_or_else(full)?;
         let fresh = self.fresh.get(&range.trunc()).copied().unwrap_or(first);
         // As long as there are free addresses these searches end soon: only what is taken or remembered is passed over.
@@ -138,6 +195,6 @@ impl Records {
             .min_by_key(|(address, freed)| (*freed, *address))
             .ok_or_else(full)?;
         let rested = now.saturating_sub(freed);
-        if rested < cool_down { Err(NoAddress::Resting { seconds: cool_down - rested }) } else { Ok(address) }
+        if rested < cool_down { Err(NoAddress::Resting { range: *range, seconds: cool_down - rested }) } else { Ok(address) }
     }
 }

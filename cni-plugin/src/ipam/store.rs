@@ -54,11 +54,29 @@ pub enum IpamError {
         /// Addresses taken in it.
         taken: usize,
     },
+    /// An address that was asked for is in none of the node's ranges, or no pod can have it.
+    #[error(
+        "the address {address} was asked for, but it is none that a pod of this node can have: its ranges are {ranges}, less the first two addresses of each and the last of an IPv4 range"
+    )]
+    NotUsable {
+        /// The address.
+        address: IpAddr,
+        /// The ranges, with commas.
+        ranges: String,
+    },
+    /// An address is another one's.
+    #[error("the address {address} is taken: {holder} has it; DEL that one first, or take another")]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Who has it.
+        holder: Owner,
+    },
     /// All addresses that are not taken were given back a moment ago.
-    #[error("the pod range {range} has no address that has rested long enough: try again in {seconds} s")]
+    #[error("{of} rests, so that nobody takes its next holder for its last: try again in {seconds} s")]
     Resting {
-        /// The range.
-        range: IpNet,
+        /// What was asked for: an address, or whatever is free of a range.
+        of: String,
         /// When the first one is ready.
         seconds: u64,
     },
@@ -104,24 +122,42 @@ impl Store {
         }
     }
 
-    /// Gives an owner one address of each range. One that has addresses of these ranges already keeps them: an ADD
-    /// that was killed is done again with the same. On the disk before it returns.
-    pub fn lease(&self, owner: &Owner, ranges: &[IpNet], now: SystemTime) -> Result<Vec<IpAddr>, IpamError> {
+    /// Gives an owner one address of each range: of those that are asked for, the one of the range. One that has such addresses
+    /// already keeps them: an ADD that was killed is done again with the same. On the disk before it returns.
+    pub fn lease(&self, owner: &Owner, ranges: &[IpNet], asked: &[IpAddr], now: SystemTime) -> Result<Vec<IpAddr>, IpamError> {
         if ranges.is_empty() {
             return Err(IpamError::NoRange);
         }
         self.change(now, |records, now, cool_down| {
-            records.lease(owner, ranges, now, cool_down).map_err(|(range, reason)| match reason {
-                NoAddress::Full { taken } => IpamError::Full { range, taken },
-                NoAddress::Resting { seconds } => IpamError::Resting { range, seconds },
+            records.lease(owner, ranges, asked, now, cool_down).map_err(|reason| match reason {
+                NoAddress::Full { range, taken } => IpamError::Full { range, taken },
+                NoAddress::Resting { range, seconds } => {
+                    IpamError::Resting { of: format!("every free address of the pod range {range}"), seconds }
+                }
+                NoAddress::AskedRests { address, seconds } => {
+                    IpamError::Resting { of: format!("the address {address}, which was asked for,"), seconds }
+                }
+                NoAddress::AskedTaken { address, holder } => IpamError::Taken { address, holder },
+                NoAddress::AskedNotUsable { address } => {
+                    let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+                    IpamError::NotUsable { address, ranges: ranges.join(", ") }
+                }
             })
+        })
+    }
+
+    /// Writes down which addresses another IPAM plugin gave an owner, so that nobody is given them here, CHECK knows them and GC
+    /// finds whose they are.
+    pub fn adopt(&self, owner: &Owner, addresses: &[IpAddr], delegated: bool, now: SystemTime) -> Result<(), IpamError> {
+        self.change(now, |records, now, _| {
+            records.adopt(owner, addresses, delegated, now).map_err(|(address, holder)| IpamError::Taken { address, holder })
         })
     }
 
     /// Takes an owner's addresses back. False: it had none.
     pub fn release(&self, owner: &Owner, now: SystemTime) -> Result<bool, IpamError> {
         // Not even a lock file is made for nothing.
-        if !self.file().exists() {
+        if !self.exists() {
             return Ok(false);
         }
         self.change(now, |records, now, _| Ok(records.release(owner, now)))
@@ -130,6 +166,16 @@ impl Store {
     /// The addresses that an owner has; empty when it has none.
     pub fn addresses(&self, owner: &Owner) -> Result<Vec<IpAddr>, IpamError> {
         Ok(self.read()?.lease_of(owner).map(|lease| lease.addresses.clone()).unwrap_or_default())
+    }
+
+    /// Whether anything was ever written.
+    pub fn exists(&self) -> bool {
+        self.file().exists()
+    }
+
+    /// Whether another plugin gave an owner its addresses; false when it has none.
+    pub fn is_delegated(&self, owner: &Owner) -> Result<bool, IpamError> {
+        Ok(self.read()?.lease_of(owner).is_some_and(|lease| lease.delegated))
     }
 
     /// Everybody who has addresses.

@@ -36,10 +36,10 @@ fn both_families_are_given_and_the_same_owner_keeps_what_it_has() {
     let directory = tempfile::tempdir().unwrap();
     let ranges = ranges(&["10.0.0.0/24", "fd00::/64"]);
     let expected = ips(&["10.0.0.2", "fd00::2"]);
-    assert_eq!(store(directory.path()).lease(&owner(1), &ranges, at(0)).unwrap(), expected);
-    assert_eq!(store(directory.path()).lease(&owner(1), &ranges, at(1)).unwrap(), expected);
+    assert_eq!(store(directory.path()).lease(&owner(1), &ranges, &[], at(0)).unwrap(), expected);
+    assert_eq!(store(directory.path()).lease(&owner(1), &ranges, &[], at(1)).unwrap(), expected);
     assert_eq!(store(directory.path()).addresses(&owner(1)).unwrap(), expected);
-    assert_eq!(store(directory.path()).lease(&owner(2), &ranges, at(1)).unwrap(), ips(&["10.0.0.3", "fd00::3"]));
+    assert_eq!(store(directory.path()).lease(&owner(2), &ranges, &[], at(1)).unwrap(), ips(&["10.0.0.3", "fd00::3"]));
     assert_eq!(store(directory.path()).owners().unwrap(), [owner(1), owner(2)]);
 }
 
@@ -47,9 +47,9 @@ fn both_families_are_given_and_the_same_owner_keeps_what_it_has() {
 fn an_owner_whose_addresses_no_longer_fit_the_ranges_gets_others() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path());
-    store.lease(&owner(1), &ranges(&["10.0.0.0/24"]), at(0)).unwrap();
-    assert_eq!(store.lease(&owner(1), &ranges(&["10.9.0.0/24"]), at(0)).unwrap(), ips(&["10.9.0.2"]));
-    assert_eq!(store.lease(&owner(1), &ranges(&["10.9.0.0/24", "fd00::/64"]), at(0)).unwrap(), ips(&["10.9.0.3", "fd00::2"]));
+    store.lease(&owner(1), &ranges(&["10.0.0.0/24"]), &[], at(0)).unwrap();
+    assert_eq!(store.lease(&owner(1), &ranges(&["10.9.0.0/24"]), &[], at(0)).unwrap(), ips(&["10.9.0.2"]));
+    assert_eq!(store.lease(&owner(1), &ranges(&["10.9.0.0/24", "fd00::/64"]), &[], at(0)).unwrap(), ips(&["10.9.0.3", "fd00::2"]));
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn never_used_addresses_come_first_then_the_one_that_rested_longest() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path());
     let range = ranges(&["10.0.0.0/29"]);
-    let lease = |number, second| store.lease(&owner(number), &range, at(second)).map(|addresses| addresses[0].to_string());
+    let lease = |number, second| store.lease(&owner(number), &range, &[], at(second)).map(|addresses| addresses[0].to_string());
     assert_eq!(lease(1, 0).unwrap(), "10.0.0.2");
     assert_eq!(lease(2, 0).unwrap(), "10.0.0.3");
     assert!(store.release(&owner(2), at(1)).unwrap());
@@ -75,12 +75,58 @@ fn an_address_rests_before_it_is_given_again_and_the_error_says_how_long() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path());
     let range = ranges(&["10.0.0.0/30"]);
-    store.lease(&owner(1), &range, at(0)).unwrap();
-    assert!(matches!(store.lease(&owner(2), &range, at(0)).unwrap_err(), IpamError::Full { taken: 1, .. }));
+    store.lease(&owner(1), &range, &[], at(0)).unwrap();
+    assert!(matches!(store.lease(&owner(2), &range, &[], at(0)).unwrap_err(), IpamError::Full { taken: 1, .. }));
     store.release(&owner(1), at(5)).unwrap();
-    let error = store.lease(&owner(2), &range, at(6)).unwrap_err();
+    let error = store.lease(&owner(2), &range, &[], at(6)).unwrap_err();
     assert!(matches!(error, IpamError::Resting { seconds: 29, .. }), "{error}");
-    assert!(store.lease(&owner(2), &range, at(35)).is_ok());
+    assert!(store.lease(&owner(2), &range, &[], at(35)).is_ok());
+}
+
+#[test]
+fn an_address_that_is_asked_for_is_given_and_the_other_family_is_chosen() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path());
+    let ranges = ranges(&["10.0.0.0/24", "fd00::/64"]);
+    let lease = |number, asked: &[&str], second| store.lease(&owner(number), &ranges, &ips(asked), at(second));
+    assert_eq!(lease(1, &["10.0.0.3"], 0).unwrap(), ips(&["10.0.0.3", "fd00::2"]));
+    assert_eq!(lease(1, &["10.0.0.3"], 0).unwrap(), ips(&["10.0.0.3", "fd00::2"]), "done again");
+    assert_eq!(lease(2, &["fd00::9", "10.0.0.9"], 0).unwrap(), ips(&["10.0.0.9", "fd00::9"]));
+    // What was asked for is passed over by those who ask for nothing.
+    assert_eq!(lease(3, &[], 0).unwrap(), ips(&["10.0.0.2", "fd00::3"]));
+    assert_eq!(lease(4, &[], 0).unwrap(), ips(&["10.0.0.4", "fd00::4"]));
+    let taken = lease(5, &["10.0.0.3"], 0).unwrap_err();
+    assert!(matches!(&taken, IpamError::Taken { holder, .. } if *holder == owner(1)), "{taken}");
+    store.release(&owner(1), at(1)).unwrap();
+    assert!(matches!(lease(5, &["10.0.0.3"], 30).unwrap_err(), IpamError::Resting { seconds: 1, .. }));
+    assert_eq!(lease(5, &["10.0.0.3"], 31).unwrap()[0], ips(&["10.0.0.3"])[0]);
+    assert!(store.addresses(&owner(6)).unwrap().is_empty());
+}
+
+#[test]
+fn an_address_that_no_pod_of_the_node_can_have_is_refused_with_the_ranges() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path());
+    let ranges = ranges(&["10.0.0.0/24", "fd00::/64"]);
+    for address in ["10.0.1.7", "10.0.0.0", "10.0.0.1", "10.0.0.255", "fd00::1", "fd01::7", "192.0.2.1"] {
+        let error = store.lease(&owner(1), &ranges, &ips(&[address]), at(0)).unwrap_err();
+        assert!(matches!(error, IpamError::NotUsable { .. }), "{error}");
+        assert!(error.to_string().contains(address) && error.to_string().contains("10.0.0.0/24, fd00::/64"), "{error}");
+    }
+    assert!(store.owners().unwrap().is_empty());
+}
+
+#[test]
+fn what_another_plugin_gave_is_nobody_else_s() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path());
+    let ranges = ranges(&["10.0.0.0/24"]);
+    store.adopt(&owner(1), &ips(&["10.0.0.2"]), true, at(0)).unwrap();
+    assert_eq!(store.addresses(&owner(1)).unwrap(), ips(&["10.0.0.2"]));
+    assert_eq!(store.lease(&owner(2), &ranges, &[], at(0)).unwrap(), ips(&["10.0.0.3"]));
+    assert!(matches!(store.adopt(&owner(3), &ips(&["10.0.0.3"]), true, at(0)).unwrap_err(), IpamError::Taken { .. }));
+    // The same attachment, whose configuration names no other plugin any more: ours gives anew.
+    assert_eq!(store.lease(&owner(1), &ranges, &[], at(0)).unwrap(), ips(&["10.0.0.4"]));
 }
 
 #[test]
@@ -88,12 +134,12 @@ fn a_clock_that_goes_backwards_delays_but_does_not_block() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path());
     let range = ranges(&["10.0.0.0/30"]);
-    store.lease(&owner(1), &range, at(1_000_000)).unwrap();
+    store.lease(&owner(1), &range, &[], at(1_000_000)).unwrap();
     store.release(&owner(1), at(1_000_000)).unwrap();
-    assert!(matches!(store.lease(&owner(2), &range, at(0)).unwrap_err(), IpamError::Resting { .. }));
+    assert!(matches!(store.lease(&owner(2), &range, &[], at(0)).unwrap_err(), IpamError::Resting { .. }));
     // Any change writes the corrected time down.
     store.release(&owner(9), at(0)).unwrap();
-    assert!(store.lease(&owner(2), &range, at(COOL_DOWN)).is_ok());
+    assert!(store.lease(&owner(2), &range, &[], at(COOL_DOWN)).is_ok());
 }
 
 #[test]
@@ -102,7 +148,7 @@ fn releasing_twice_or_what_was_never_given_changes_nothing() {
     let store = store(directory.path());
     assert!(!store.release(&owner(1), at(0)).unwrap());
     assert!(!directory.path().join("ipam").exists());
-    store.lease(&owner(1), &ranges(&["10.0.0.0/24"]), at(0)).unwrap();
+    store.lease(&owner(1), &ranges(&["10.0.0.0/24"]), &[], at(0)).unwrap();
     assert!(store.release(&owner(1), at(0)).unwrap());
     assert!(!store.release(&owner(1), at(0)).unwrap());
 }
@@ -111,7 +157,7 @@ fn releasing_twice_or_what_was_never_given_changes_nothing() {
 fn a_damaged_file_is_left_untouched_and_the_error_says_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path());
-    store.lease(&owner(1), &ranges(&["10.0.0.0/24"]), at(0)).unwrap();
+    store.lease(&owner(1), &ranges(&["10.0.0.0/24"]), &[], at(0)).unwrap();
     let file = directory.path().join("ipam/addresses.json");
     let whole = std::fs::read_to_string(&file).unwrap();
     let twice = whole.replace(
@@ -122,7 +168,7 @@ fn a_damaged_file_is_left_untouched_and_the_error_says_what_to_do() {
     for damaged in ["", "\0\0\0\0", &whole[..whole.len() / 2], &twice, &newer] {
         std::fs::write(&file, damaged).unwrap();
         for error in [
-            store.lease(&owner(2), &ranges(&["10.0.0.0/24"]), at(0)).unwrap_err(),
+            store.lease(&owner(2), &ranges(&["10.0.0.0/24"]), &[], at(0)).unwrap_err(),
             store.release(&owner(1), at(0)).unwrap_err(),
             store.addresses(&owner(1)).unwrap_err(),
         ] {
@@ -138,7 +184,7 @@ fn what_is_remembered_of_a_large_range_is_bounded() {
     let range = ranges(&["fd00::/64"]);
     for number in 0..6000 {
         records.tidy(number * 100, COOL_DOWN);
-        records.lease(&owner(1), &range, number * 100, COOL_DOWN).unwrap();
+        records.lease(&owner(1), &range, &[], number * 100, COOL_DOWN).unwrap();
         records.release(&owner(1), number * 100);
     }
     assert!(records.freed.len() <= 4097, "{}", records.freed.len());
@@ -185,7 +231,7 @@ proptest! {
             store.crash.set(crash);
             match action {
                 Action::Wait(seconds) => now += seconds,
-                Action::Lease(number) => match store.lease(&owner(number), &ranges, at(now)) {
+                Action::Lease(number) => match store.lease(&owner(number), &ranges, &[], at(now)) {
                     Ok(addresses) => {
                         prop_assert_eq!(addresses.len(), 2);
                         if let Some(before) = held.get(&number) {

@@ -1,7 +1,9 @@
-use super::{LinkError, MacAddress, Namespace, Netlink};
+use super::{LinkError, MacAddress, Namespace, Netlink, VxlanMode};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkHeader, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkHeader, LinkInfo, LinkMessage,
+};
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsFd, AsRawFd};
@@ -25,6 +27,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Index of the interface it is tied to: the other end of a veth, in that end's namespace.
     pub peer: Option<u32>,
+    /// How it tunnels, where it is a VXLAN device.
+    pub vxlan: Option<VxlanMode>,
 }
 
 /// A veth pair to be made. Both ends come into being down, so that nothing passes before it is wanted.
@@ -67,6 +71,25 @@ impl Netlink {
         })
     }
 
+    /// Makes a bridge, down, and returns it. [`LinkError::is_exists`] when the name is taken.
+    pub fn create_bridge(&self, name: &str, mac: MacAddress, mtu: u32) -> Result<Link, LinkError> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(mac.0.to_vec()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+        ];
+        let action = || format!("create bridge {name}");
+        self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, action)?;
+        self.link(name)?.ok_or_else(|| LinkError::Refused { action: action(), errno: Errno::ENODEV, detail: None })
+    }
+
+    /// Makes a link a port of a bridge.
+    pub fn set_bridge(&self, index: u32, bridge: u32) -> Result<(), LinkError> {
+        self.set(index, LinkAttribute::Controller(bridge), || format!("make link number {index} a port of bridge number {bridge}"))
+    }
+
     /// The link of this name, if there is one.
     pub fn link(&self, name: &str) -> Result<Option<Link>, LinkError> {
         if name.is_empty() || name.len() >= libc::IFNAMSIZ {
@@ -97,25 +120,20 @@ impl Netlink {
         self.set_flags(index, LinkFlags::empty(), || format!("set link number {index} down"))
     }
 
-    /// Gives a link another name; older kernels demand that it is down.
-    pub fn set_name(&self, index: u32, name: &str) -> Result<(), LinkError> {
-        self.set(index, LinkAttribute::IfName(name.to_owned()), || format!("rename link number {index} to {name}"))
-    }
-
-    /// Gives a link another Ethernet address.
-    pub fn set_mac(&self, index: u32, mac: MacAddress) -> Result<(), LinkError> {
-        self.set(index, LinkAttribute::Address(mac.0.to_vec()), || format!("set the address of link number {index} to {mac}"))
-    }
-
     /// Gives a link another MTU, in bytes.
     pub fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), LinkError> {
         self.set(index, LinkAttribute::Mtu(mtu), || format!("set the MTU of link number {index} to {mtu}"))
     }
 
-    /// Moves a link to another namespace. It comes out down, without addresses, perhaps with another index.
-    pub fn move_to(&self, index: u32, namespace: &Namespace) -> Result<(), LinkError> {
-        let target = LinkAttribute::NetNsFd(namespace.as_fd().as_raw_fd());
-        self.set(index, target, || format!("move link number {index} to another namespace"))
+    /// Lets a link have no IPv6 addresses but those that it is given: none of its own making, not even a link-local one. Fine where the kernel
+    /// has no IPv6.
+    pub fn make_no_addresses(&self, index: u32) -> Result<(), LinkError> {
+        let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let action = || format!("make no IPv6 addresses on link number {index}");
+        match self.set(index, LinkAttribute::AfSpecUnspec(vec![inet6]), action) {
+            Err(error) if error.errno() == Some(Errno::EAFNOSUPPORT) => Ok(()),
+            other => other,
+        }
     }
 
     /// Removes a link, of a veth both ends. False: there was none.
@@ -156,10 +174,10 @@ fn with_index(index: u32) -> LinkMessage {
 
 /// Reads the few attributes that matter here, and no other: a link of a kind that the packet library does not know
 /// must not hide the rest.
-fn read(payload: &[u8]) -> Result<Link, String> {
+pub(super) fn read(payload: &[u8]) -> Result<Link, String> {
     let header = LinkHeader::parse(payload).map_err(|error| error.to_string())?;
     let up = header.flags.contains(LinkFlags::Up);
-    let mut link = Link { index: header.index, name: String::new(), mac: None, mtu: 0, up, kind: None, peer: None };
+    let mut link = Link { index: header.index, name: String::new(), mac: None, mtu: 0, up, kind: None, peer: None, vxlan: None };
     for attribute in NlasIterator::new(payload.get(HEADER..).unwrap_or_default()) {
         let attribute = attribute.map_err(|error| error.to_string())?;
         let value = attribute.value();
@@ -169,8 +187,10 @@ fn read(payload: &[u8]) -> Result<Link, String> {
             libc::IFLA_MTU => link.mtu = number(value).unwrap_or(0),
             libc::IFLA_LINK => link.peer = number(value).filter(|index| *index != 0),
             libc::IFLA_LINKINFO => {
-                let kind = NlasIterator::new(value).filter_map(Result::ok).find(|inner| inner.kind() == libc::IFLA_INFO_KIND);
-                link.kind = kind.map(|kind| text(kind.value()));
+                let mut inner = NlasIterator::new(value).filter_map(Result::ok);
+                link.kind = inner.find(|inner| inner.kind() == libc::IFLA_INFO_KIND).map(|kind| text(kind.value()));
+                let data = inner.find(|inner| inner.kind() == libc::IFLA_INFO_DATA);
+                link.vxlan = data.filter(|_| link.kind.as_deref() == Some("vxlan")).map(|data| VxlanMode::read(data.value()));
             }
             _ => {}
         }

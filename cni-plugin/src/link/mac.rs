@@ -1,5 +1,4 @@
 use std::fmt;
-use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 /// An Ethernet address, in the order of transmission; read and written as `aa:bb:cc:dd:ee:ff`.
@@ -12,13 +11,6 @@ impl MacAddress {
         let [_, _, a, b, c, d, e, f] = seed.to_be_bytes();
         // Bit 0 would make it a group address, bit 1 says that no vendor assigned it.
         Self([(a & 0xfc) | 0x02, b, c, d, e, f])
-    }
-
-    /// The IPv6 link-local address that an interface with this address gives itself (modified EUI-64).
-    pub const fn link_local(self) -> Ipv6Addr {
-        let [a, b, c, d, e, f] = self.0;
-        let pair = u16::from_be_bytes;
-        Ipv6Addr::new(0xfe80, 0, 0, 0, pair([a ^ 0x02, b]), pair([c, 0xff]), pair([0xfe, d]), pair([e, f]))
     }
 }
 
@@ -73,11 +65,5 @@ mod tests {
         for seed in [0, u64::MAX, 0x0123_4567_89ab_cdef] {
             assert_eq!(MacAddress::local(seed).0[0] & 0x03, 0x02, "{seed:x}");
         }
-    }
-
-    #[test]
-    fn the_link_local_address_is_modified_eui_64() {
-        let mac = MacAddress([0x02, 0x00, 0x5e, 0x10, 0x0a, 0xff]);
-        assert_eq!(mac.link_local().to_string(), "fe80::5eff:fe10:aff");
     }
 }

@@ -1,4 +1,5 @@
-//! What pods send to the outside leaves under the node's own address: one table of nf_tables, of two rules and four sets, replaced as a whole.
+//! What must leave under the node's own address: what pods send to the outside, and what the datapath marks. One table of nf_tables, of up to
+//! five rules and four sets, replaced as a whole.
 //!
 //! The messages are those of `linux/netfilter/nf_tables.h`; all numbers in them are in network byte order.
 
@@ -12,6 +13,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// The name of the table; its family is `inet`.
@@ -27,17 +29,27 @@ const SEND_BUFFER: usize = 8 << 20;
 /// How long the kernel may take to answer, in seconds.
 const PATIENCE: i64 = 10;
 
-/// Which packets leave under the node's address: those from the pods of this node to the outside.
+/// Which packets leave under the node's address: those from the pods of this node to the outside, and those that are marked.
+///
+/// They leave from one of [`PORTS`]. Where a packet has one already, and nobody else uses it, it keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Masquerade {
     /// The pods' addresses.
     pub sources: BTreeSet<IpNet>,
     /// Destinations that see the pods' own addresses. Multicast and link-local ones always do.
     pub inside: BTreeSet<IpNet>,
+    /// The bits of a packet's mark of which each says that it is to be masqueraded, wherever it goes; zero: none does.
+    pub mark: u32,
+    /// Under which address what is marked leaves by which device, where the kernel's choice is not right: one of a family at most.
+    pub by_device: BTreeSet<(String, IpAddr)>,
 }
 
+/// The ports from which masqueraded packets leave. An answer to one comes to the node's address, where the datapath looks for services before
+/// the kernel looks for the connection: so none of them is among those that Kubernetes gives out as node ports, 30000 to 32767.
+pub const PORTS: RangeInclusive<u16> = 32_768..=u16::MAX;
+
 impl Masquerade {
-    /// Makes the table of the calling thread's network namespace say this, in one step; without sources there is none. Connections that are
+    /// Makes the table of the calling thread's network namespace say this, in one step; where nothing is to be masqueraded there is none. Connections that are
     /// translated already go on as they are.
     ///
     /// # Errors
@@ -48,14 +60,26 @@ impl Masquerade {
         // Made if it is not there, so that it can be removed in any case.
         batch.message(NEW_TABLE, NLM_F_CREATE, table);
         batch.message(DELETE_TABLE, 0, table);
-        if !self.sources.is_empty() {
+        if !self.is_empty() {
             batch.message(NEW_TABLE, NLM_F_CREATE, table);
             batch.message(NEW_CHAIN, NLM_F_CREATE, chain);
+            if self.mark != 0 {
+                for (device, address) in &self.by_device {
+                    batch.message(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |message| device_rule(message, self.mark, device, *address));
+                }
+                // First: a destination inside the cluster is no reason to leave what is marked alone.
+                batch.message(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |message| marked_rule(message, self.mark));
+            }
             for ipv6 in [false, true] {
                 self.write_family(&mut batch, ipv6);
             }
         }
         batch.send(&socket, "replace the nf_tables table `inet palisade`")
+    }
+
+    /// Whether no packet is masqueraded.
+    pub fn is_empty(&self) -> bool {
+        self.sources.is_empty() && self.mark == 0
     }
 
     fn write_family(&self, batch: &mut Batch, ipv6: bool) {
@@ -134,6 +158,10 @@ const FAMILY_IPV6: u8 = 10;
 const HOOK_POSTROUTING: u32 = 4;
 /// `NFT_REG_1`.
 const REGISTER: u32 = 1;
+/// `NFT_REG_2`.
+const SECOND_REGISTER: u32 = 2;
+/// `NFT_REG_3`.
+const THIRD_REGISTER: u32 = 3;
 const NESTED: u16 = 0x8000;
 
 fn is_ipv6(block: &IpNet) -> bool {
@@ -188,7 +216,110 @@ fn write_elements(message: &mut Message, name: &str, id: u32, elements: &[(IpAdd
     });
 }
 
-/// `meta nfproto FAMILY saddr @pods daddr != @inside masquerade`.
+/// `meta mark and MARK != 0 masquerade to :PORTS fully-random`.
+fn marked_rule(message: &mut Message, mark: u32) {
+    message.text(1, TABLE);
+    message.text(2, CHAIN);
+    message.nested(4, |list| {
+        is_marked(list, mark);
+        // Clients behind many ports meet at few backends: two packets that look for a free port at once should not find the same.
+        masquerade(list, RANDOM_FULLY);
+    });
+}
+
+/// `meta mark and MARK != 0 meta oifname DEVICE snat to ADDRESS:PORTS fully-random`. A packet of the other family passes it by.
+fn device_rule(message: &mut Message, mark: u32, device: &str, address: IpAddr) {
+    const OUT_INTERFACE_NAME: u32 = 7;
+    const NAME_LENGTH: usize = 16;
+    const SOURCE: u32 = 0;
+    message.text(1, TABLE);
+    message.text(2, CHAIN);
+    message.nested(4, |list| {
+        is_marked(list, mark);
+        expression(list, "meta", |meta| {
+            meta.number(1, REGISTER);
+            meta.number(2, OUT_INTERFACE_NAME);
+        });
+        let mut name = device.as_bytes().to_vec();
+        name.resize(NAME_LENGTH, 0);
+        expression(list, "cmp", |compare| {
+            compare.number(1, REGISTER);
+            compare.number(2, 0);
+            compare.nested(3, |value| value.attribute(1, &name));
+        });
+        ports(list, SECOND_REGISTER, THIRD_REGISTER);
+        immediate(list, REGISTER, &octets(&address));
+        expression(list, "nat", |nat| {
+            nat.number(1, SOURCE);
+            nat.number(2, if address.is_ipv6() { FAMILY_IPV6 } else { FAMILY_IPV4 }.into());
+            nat.number(3, REGISTER);
+            nat.number(5, SECOND_REGISTER);
+            nat.number(6, THIRD_REGISTER);
+            nat.number(7, RANDOM_FULLY);
+        });
+    });
+}
+
+/// `meta mark and MARK != 0`.
+fn is_marked(list: &mut Message, mark: u32) {
+    const MARK: u32 = 3;
+    const NOT_EQUAL: u32 = 1;
+    expression(list, "meta", |meta| {
+        meta.number(1, REGISTER);
+        meta.number(2, MARK);
+    });
+    // The mark of a packet is in the machine's byte order.
+    expression(list, "bitwise", |bitwise| {
+        bitwise.number(1, REGISTER);
+        bitwise.number(2, REGISTER);
+        bitwise.number(3, size_of_val(&mark) as u32);
+        bitwise.nested(4, |mask| mask.attribute(1, &mark.to_ne_bytes()));
+        bitwise.nested(5, |xor| xor.attribute(1, &0_u32.to_ne_bytes()));
+    });
+    expression(list, "cmp", |compare| {
+        compare.number(1, REGISTER);
+        compare.number(2, NOT_EQUAL);
+        compare.nested(3, |value| value.attribute(1, &0_u32.to_ne_bytes()));
+    });
+}
+
+/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.
+const RANDOM_FULLY: u32 = 1 << 4;
+
+/// Puts the bounds of [`PORTS`] into registers.
+fn ports(list: &mut Message, first: u32, last: u32) {
+    immediate(list, first, &PORTS.start().to_be_bytes());
+    immediate(list, last, &PORTS.end().to_be_bytes());
+}
+
+/// Puts a value into a register.
+fn immediate(list: &mut Message, register: u32, value: &[u8]) {
+    expression(list, "immediate", |immediate| {
+        immediate.number(1, register);
+        immediate.nested(2, |data| data.attribute(1, value));
+    });
+}
+
+/// `masquerade to :PORTS`.
+fn masquerade(list: &mut Message, flags: u32) {
+    const PORTS_SPECIFIED: u32 = 1 << 1;
+    ports(list, REGISTER, SECOND_REGISTER);
+    expression(list, "masq", |masq| {
+        masq.number(1, PORTS_SPECIFIED | flags);
+        masq.number(2, REGISTER);
+        masq.number(3, SECOND_REGISTER);
+    });
+}
+
+/// One expression of a rule.
+fn expression(list: &mut Message, name: &str, data: impl FnOnce(&mut Message)) {
+    list.nested(1, |expression| {
+        expression.text(1, name);
+        expression.nested(2, data);
+    });
+}
+
+/// `meta nfproto FAMILY saddr @pods daddr != @inside masquerade to :PORTS`.
 fn rule(message: &mut Message, pods: &str, inside: &str, ipv6: bool) {
     const PROTOCOL_FAMILY: u32 = 15;
     const NETWORK_HEADER: u32 = 1;
@@ -197,35 +328,29 @@ fn rule(message: &mut Message, pods: &str, inside: &str, ipv6: bool) {
     message.text(1, TABLE);
     message.text(2, CHAIN);
     message.nested(4, |list| {
-        let mut expression = |name: &str, data: &dyn Fn(&mut Message)| {
-            list.nested(1, |expression| {
-                expression.text(1, name);
-                expression.nested(2, data);
-            });
-        };
-        expression("meta", &|meta| {
+        expression(list, "meta", |meta| {
             meta.number(1, REGISTER);
             meta.number(2, PROTOCOL_FAMILY);
         });
-        expression("cmp", &|compare| {
+        expression(list, "cmp", |compare| {
             compare.number(1, REGISTER);
             compare.number(2, 0);
             compare.nested(3, |value| value.attribute(1, &[family]));
         });
         for (set, offset, flags) in [(pods, source, 0), (inside, destination, INVERTED)] {
-            expression("payload", &|payload| {
+            expression(list, "payload", |payload| {
                 payload.number(1, REGISTER);
                 payload.number(2, NETWORK_HEADER);
                 payload.number(3, offset);
                 payload.number(4, length);
             });
-            expression("lookup", &|lookup| {
+            expression(list, "lookup", |lookup| {
                 lookup.text(1, set);
                 lookup.number(2, REGISTER);
                 lookup.number(5, flags);
             });
         }
-        expression("masq", &|_| {});
+        masquerade(list, 0);
     });
 }
 

@@ -27,6 +27,8 @@ mod neighbour;
 mod route;
 mod socket;
 pub mod sysctl;
+mod vxlan;
+mod watch;
 
 pub use address::InterfaceAddress;
 pub use device::{Link, Veth};
@@ -35,8 +37,10 @@ pub use mac::{MacAddress, MacAddressError};
 pub use masquerade::Masquerade;
 pub use namespace::{Namespace, NamespaceId};
 pub use neighbour::Neighbour;
-pub use route::{ROUTE_PROTOCOL, Route, RouteKind};
+pub use route::{ROUTE_PROTOCOL, Route, RouteKind, everything};
 pub use socket::Netlink;
+pub use vxlan::{Vxlan, VxlanMode};
+pub use watch::{Change, Watch};
 
 use netlink_packet_route::AddressFamily;
 use std::net::IpAddr;

@@ -32,15 +32,6 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE, action)
     }
 
-    /// Forgets a neighbour. False: it was not known.
-    pub fn delete_neighbour(&self, link: u32, address: IpAddr) -> Result<bool, LinkError> {
-        let action = || format!("delete neighbour {address} of link number {link}");
-        match self.change(RouteNetlinkMessage::DelNeighbour(message(link, address)), 0, action) {
-            Err(error) if error.is_missing() => Ok(false),
-            other => other.map(|()| true),
-        }
-    }
-
     /// The neighbours of all interfaces, both families.
     pub fn neighbours(&self) -> Result<Vec<Neighbour>, LinkError> {
         self.list(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()), || "list neighbours".into(), read)

@@ -3,12 +3,17 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
+use nix::errno::Errno;
 use nix::libc;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const HEADER: usize = 12;
+/// The metric of a route that is its MTU.
+const RTAX_MTU: u16 = 2;
+/// Where `struct rta_cacheinfo` has the time in which a cached route expires; zero for one that does not.
+const EXPIRES: std::ops::Range<usize> = 8..12;
 
 /// The protocol number of routes that Palisade makes (`ip route` shows it as `proto 80`): what carries it is ours to
 /// remove.
@@ -42,6 +47,8 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// Preference, the lower the better; `None` for the kernel's default (0 for IPv4, 1024 for IPv6).
     pub metric: Option<u32>,
+    /// Longest packet in bytes that it takes, where that is not the interface's.
+    pub mtu: Option<u32>,
     /// Who made it (`RTPROT_*`); [`ROUTE_PROTOCOL`] for ours.
     pub protocol: u8,
 }
@@ -69,7 +76,17 @@ impl Route {
 
     fn ours(destination: IpNet, kind: RouteKind) -> Self {
         let destination = destination.trunc();
-        Self { destination, kind, gateway: None, link: None, onlink: false, source: None, metric: None, protocol: ROUTE_PROTOCOL }
+        Self {
+            destination,
+            kind,
+            gateway: None,
+            link: None,
+            onlink: false,
+            source: None,
+            metric: None,
+            mtu: None,
+            protocol: ROUTE_PROTOCOL,
+        }
     }
 }
 
@@ -107,13 +124,17 @@ impl Netlink {
         message.attributes.push(RouteAttribute::Destination(destination.into()));
         let found = self.get(RouteNetlinkMessage::GetRoute(message), || format!("find the route to {destination}"), read);
         match found {
-            Err(error) if matches!(error.errno(), Some(nix::errno::Errno::ENETUNREACH | nix::errno::Errno::EHOSTUNREACH)) => Ok(None),
+            // The last two: the route to it drops or prohibits.
+            Err(error) if matches!(error.errno(), Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL | Errno::EACCES)) => {
+                Ok(None)
+            }
             other => other.map(Option::flatten),
         }
     }
 }
 
-fn everything(ipv6: bool) -> IpNet {
+/// All addresses of a family.
+pub fn everything(ipv6: bool) -> IpNet {
     let unspecified = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
     IpNet::new_assert(unspecified, 0)
 }
@@ -149,10 +170,11 @@ fn message(route: &Route) -> RouteMessage {
     attributes.extend(route.link.map(RouteAttribute::Oif));
     attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
     attributes.extend(route.metric.map(RouteAttribute::Priority));
+    attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     message
 }
 
-fn read(payload: &[u8]) -> Result<Option<Route>, String> {
+pub(super) fn read(payload: &[u8]) -> Result<Option<Route>, String> {
     let header = RouteHeader::parse(payload).map_err(|error| error.to_string())?;
     let kind = match header.kind {
         RouteType::Unicast => RouteKind::Unicast,
@@ -165,6 +187,7 @@ fn read(payload: &[u8]) -> Result<Option<Route>, String> {
     let mut route = Route { kind, ..Route::ours(everything(header.address_family == super::family(Ipv6Addr::UNSPECIFIED.into())), kind) };
     route.protocol = header.protocol.into();
     route.onlink = header.flags.contains(RouteFlags::Onlink);
+    let mut expires = false;
     for attribute in NlasIterator::new(payload.get(HEADER..).unwrap_or_default()) {
         let attribute = attribute.map_err(|error| error.to_string())?;
         let value = attribute.value();
@@ -174,10 +197,17 @@ fn read(payload: &[u8]) -> Result<Option<Route>, String> {
             libc::RTA_OIF => route.link = super::device::number(value),
             libc::RTA_PREFSRC => route.source = super::ip(value),
             libc::RTA_PRIORITY => route.metric = super::device::number(value),
+            libc::RTA_METRICS => {
+                let metrics = NlasIterator::new(value).filter_map(Result::ok);
+                route.mtu = metrics.filter(|metric| metric.kind() == RTAX_MTU).find_map(|metric| super::device::number(metric.value()));
+            }
+            libc::RTA_CACHEINFO => expires = value.get(EXPIRES).is_some_and(|expires| expires != [0; 4]),
             libc::RTA_TABLE => table = super::device::number(value).unwrap_or(table),
             _ => {}
         }
     }
+    // What an ICMP error taught of one destination is no property of the route.
+    route.mtu = route.mtu.filter(|_| !expires);
     // An answer about a cached IPv6 route is of the main table too; tables of others are not shown.
     if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
         return Ok(None);

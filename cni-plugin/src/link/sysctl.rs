@@ -21,6 +21,11 @@ pub fn read_if_any(name: &str) -> Result<Option<String>, LinkError> {
     }
 }
 
+/// Whether the node speaks IPv6: the setting is absent where it was turned off at boot, and 1 where it was turned off later.
+pub fn ipv6_is_on() -> Result<bool, LinkError> {
+    Ok(read_if_any("net/ipv6/conf/all/disable_ipv6")?.is_some_and(|disabled| disabled == "0"))
+}
+
 /// Writes a setting unless it has this value already, so that a read-only `/proc/sys` does no harm where nothing
 /// is to be changed.
 pub fn write(name: &str, value: &str) -> Result<(), LinkError> {

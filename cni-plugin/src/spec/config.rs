@@ -17,12 +17,18 @@ pub struct NetworkConfig {
     pub run_dir: PathBuf,
     /// Where the addresses are kept.
     pub state_dir: PathBuf,
+    /// Which plugin gives the addresses (`ipam.type`); `None`: this one.
+    pub ipam: Option<String>,
     /// How long an answer of the agent may take.
     pub agent_timeout: Duration,
     /// The result of the plugin before this one (ADD), or of the whole chain (CHECK, DEL).
     pub previous: Option<Value>,
     /// The attachments that are to stay (GC); `None` where the runtime did not say.
     pub valid_attachments: Option<Vec<ValidAttachment>>,
+    /// What the runtime asks for by the capabilities of this plugin; see [`Demand`](super::Demand).
+    pub runtime_config: Option<Value>,
+    /// What whoever made the configuration asks for; see [`Demand`](super::Demand).
+    pub args: Option<Value>,
     /// What else the configuration says: kept, and no concern of ours.
     pub unknown: Map<String, Value>,
 }
@@ -47,6 +53,8 @@ struct Wire {
     prev_result: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "list_or_null")]
     valid_attachments: Option<Vec<ValidAttachment>>,
+    runtime_config: Option<Value>,
+    args: Option<Value>,
     ipam: Option<Value>,
     run_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
@@ -76,15 +84,9 @@ impl NetworkConfig {
                 "the network's name is '{name}': it must start with a letter or digit and contain only letters, digits, '_', '.' and '-'"
             )));
         }
-        if wire.kind.as_deref().unwrap_or_default().is_empty() {
+        let Some(kind) = wire.kind.filter(|kind| !kind.is_empty()) else {
             return Err(invalid("the network configuration has no type: add \"type\": \"palisade-cni\""));
-        }
-        if let Some(ipam) = wire.ipam.filter(|ipam| ipam.as_object().is_none_or(|ipam| !ipam.is_empty())) {
-            return Err(Error::new(
-                Code::UnsupportedField,
-                format!("\"ipam\": {ipam} is not supported: palisade-cni assigns addresses from the node's pod ranges itself; remove it"),
-            ));
-        }
+        };
         let seconds = wire.agent_timeout_seconds.unwrap_or(Self::DEFAULT_TIMEOUT);
         if !(1..=Self::LONGEST_TIMEOUT).contains(&seconds) {
             return Err(invalid(format!("\"agentTimeoutSeconds\" is {seconds}: it must be 1 to {}", Self::LONGEST_TIMEOUT)));
@@ -94,9 +96,12 @@ impl NetworkConfig {
             name,
             run_dir: absolute("runDir", wire.run_dir, default_run_dir)?,
             state_dir: absolute("stateDir", wire.state_dir, Self::DEFAULT_STATE_DIR)?,
+            ipam: wire.ipam.map(|ipam| delegate(&ipam, &kind)).transpose()?.flatten(),
             agent_timeout: Duration::from_secs(seconds),
             previous: wire.prev_result,
             valid_attachments: wire.valid_attachments,
+            runtime_config: wire.runtime_config,
+            args: wire.args,
             unknown: wire.unknown,
         })
     }
@@ -128,6 +133,25 @@ fn absolute(key: &str, path: Option<PathBuf>, default: &str) -> Result<PathBuf, 
     if path.is_absolute() { Ok(path) } else { Err(invalid(format!("\"{key}\" is '{}': it must be an absolute path", path.display()))) }
 }
 
+/// The plugin that `ipam` names, where it names one.
+fn delegate(ipam: &Value, own: &str) -> Result<Option<String>, Error> {
+    if ipam.as_object().is_some_and(Map::is_empty) {
+        return Ok(None);
+    }
+    let Some(kind) = ipam.get("type").and_then(Value::as_str) else {
+        return Err(invalid(format!("\"ipam\": {ipam} has no type: name a plugin that assigns addresses, or remove it: then {own} does")));
+    };
+    if kind == own {
+        return Err(invalid(format!(
+            "\"ipam.type\" is {kind} itself: remove \"ipam\", and it assigns the addresses from the node's pod ranges"
+        )));
+    }
+    if kind.contains('/') || ["", ".", ".."].contains(&kind) {
+        return Err(invalid(format!("\"ipam.type\" is '{kind}': it must be the name of a plugin")));
+    }
+    Ok(Some(kind.to_owned()))
+}
+
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(Code::InvalidConfig, message)
 }
@@ -147,7 +171,7 @@ mod tests {
         assert_eq!((config.version, config.name.as_str()), (SpecVersion::V1_1_0, "net"));
         assert_eq!((config.run_dir.to_str(), config.state_dir.to_str()), (Some("/run/palisade"), Some("/var/lib/palisade")));
         assert_eq!(config.agent_timeout, Duration::from_secs(10));
-        assert_eq!((config.previous, config.valid_attachments), (None, None));
+        assert_eq!((config.previous, config.valid_attachments, config.ipam), (None, None, None));
     }
 
     #[test]
@@ -155,14 +179,16 @@ mod tests {
         let config = parse(json!({
             "cniVersion": "0.4.0", "name": "net", "type": "palisade-cni", "runDir": "/a", "stateDir": "/b", "agentTimeoutSeconds": 3,
             "prevResult": {"cniVersion": "0.4.0"}, "runtimeConfig": {"x": 1}, "later.invention": [1],
-            "cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}],
+            "ipam": {"type": "host-local", "subnet": "10.0.0.0/24"}, "cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}],
         }))
         .unwrap();
         assert_eq!((config.run_dir.to_str(), config.state_dir.to_str()), (Some("/a"), Some("/b")));
         assert_eq!(config.agent_timeout, Duration::from_secs(3));
         assert_eq!(config.previous, Some(json!({"cniVersion": "0.4.0"})));
         assert_eq!(config.valid_attachments.unwrap(), [ValidAttachment { container_id: "c".into(), ifname: "eth0".into() }]);
-        assert_eq!(Value::Object(config.unknown), json!({"runtimeConfig": {"x": 1}, "later.invention": [1]}));
+        assert_eq!(config.ipam.as_deref(), Some("host-local"));
+        assert_eq!(config.runtime_config, Some(json!({"x": 1})));
+        assert_eq!(Value::Object(config.unknown), json!({"later.invention": [1]}));
     }
 
     #[test]
@@ -190,7 +216,10 @@ mod tests {
             ("name", json!(""), Code::InvalidConfig, "name"),
             ("name", json!("a/b"), Code::InvalidConfig, "a/b"),
             ("type", json!(null), Code::InvalidConfig, "type"),
-            ("ipam", json!({"type": "host-local"}), Code::UnsupportedField, "host-local"),
+            ("ipam", json!({"subnet": "10.0.0.0/24"}), Code::InvalidConfig, "10.0.0.0/24"),
+            ("ipam", json!("host-local"), Code::InvalidConfig, "host-local"),
+            ("ipam", json!({"type": "palisade-cni"}), Code::InvalidConfig, "itself"),
+            ("ipam", json!({"type": "../sh"}), Code::InvalidConfig, "../sh"),
             ("runDir", json!("run"), Code::InvalidConfig, "runDir"),
             ("stateDir", json!("./x"), Code::InvalidConfig, "stateDir"),
             ("agentTimeoutSeconds", json!(0), Code::InvalidConfig, "agentTimeoutSeconds"),

@@ -88,6 +88,16 @@ impl Environment {
         text.split(';').filter(|part| !part.is_empty()).map(|part| part.split_once('=').ok_or_else(|| pair(part))).collect()
     }
 
+    /// The folders of plugins (`CNI_PATH`).
+    pub fn plugin_folders(&self) -> Vec<PathBuf> {
+        self.get("CNI_PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default()
+    }
+
+    /// All of them, for a plugin that is called on behalf of this call.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     fn get(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str)
     }

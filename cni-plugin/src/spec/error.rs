@@ -1,41 +1,74 @@
 use super::SpecVersion;
 use serde_json::{Value, json};
 
-/// Why a call failed, as the specification numbers it; from 100 on, as this plugin does.
+/// Why a call failed, as the specification numbers it; from 100 on, as this plugin does; or as another plugin did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
     /// The version of the configuration is not spoken, or does not know the verb.
-    IncompatibleVersion = 1,
+    IncompatibleVersion,
     /// A field of the configuration is not supported.
-    UnsupportedField = 2,
+    UnsupportedField,
     /// The container's namespace is gone.
-    UnknownContainer = 3,
+    UnknownContainer,
     /// A `CNI_*` variable is missing or makes no sense.
-    InvalidEnvironment = 4,
+    InvalidEnvironment,
     /// Reading or writing failed.
-    Io = 5,
+    Io,
     /// The configuration is no JSON of the expected form.
-    Decode = 6,
+    Decode,
     /// The configuration makes no sense.
-    InvalidConfig = 7,
+    InvalidConfig,
     /// The container's namespace is the plugin's own.
-    OwnNamespace = 8,
+    OwnNamespace,
     /// It may work later.
-    TryAgain = 11,
+    TryAgain,
     /// STATUS: ADD cannot be served now.
-    NotAvailable = 50,
+    NotAvailable,
     /// No address is left.
-    AddressesExhausted = 100,
+    AddressesExhausted,
     /// The kernel refused a link, an address or a route.
-    Network = 101,
+    Network,
     /// The programs could not be attached.
-    Datapath = 102,
+    Datapath,
     /// The agent refused.
-    Agent = 103,
+    Agent,
     /// CHECK: something is not as ADD left it.
-    Differs = 104,
+    Differs,
     /// GC: something could not be removed.
-    Incomplete = 105,
+    Incomplete,
+    /// An address that was asked for, or that the IPAM plugin gave, is another attachment's.
+    AddressTaken,
+    /// The IPAM plugin does not behave as one.
+    Delegate,
+    /// The number that a plugin gave which was called by this one.
+    OfAnother(u32),
+}
+
+impl Code {
+    /// Its number in an error object.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::IncompatibleVersion => 1,
+            Self::UnsupportedField => 2,
+            Self::UnknownContainer => 3,
+            Self::InvalidEnvironment => 4,
+            Self::Io => 5,
+            Self::Decode => 6,
+            Self::InvalidConfig => 7,
+            Self::OwnNamespace => 8,
+            Self::TryAgain => 11,
+            Self::NotAvailable => 50,
+            Self::AddressesExhausted => 100,
+            Self::Network => 101,
+            Self::Datapath => 102,
+            Self::Agent => 103,
+            Self::Differs => 104,
+            Self::Incomplete => 105,
+            Self::AddressTaken => 106,
+            Self::Delegate => 107,
+            Self::OfAnother(number) => number,
+        }
+    }
 }
 
 /// A failed call.
@@ -58,7 +91,7 @@ impl Error {
 
     /// The error object that goes to standard output.
     pub fn to_json(&self, version: SpecVersion) -> Value {
-        let mut object = json!({ "cniVersion": version.as_str(), "code": self.code as u32, "msg": self.message });
+        let mut object = json!({ "cniVersion": version.as_str(), "code": self.code.number(), "msg": self.message });
         if !self.details.is_empty() {
             object["details"] = self.details.clone().into();
         }

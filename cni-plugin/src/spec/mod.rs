@@ -2,12 +2,14 @@
 //! and no agent.
 
 mod config;
+mod demand;
 mod environment;
 mod error;
 mod result;
 mod version;
 
 pub use config::{NetworkConfig, ValidAttachment};
+pub use demand::Demand;
 pub use environment::{Command, Environment};
 pub use error::{Code, Error};
 pub use result::{CniResult, Interface, Ip, Route};

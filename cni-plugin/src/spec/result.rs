@@ -72,8 +72,12 @@ pub struct Route {
 impl CniResult {
     /// Reads a `prevResult`, of any version.
     pub fn parse(value: Value) -> Result<Self, Error> {
-        let mut result: Self =
-            serde_json::from_value(value).map_err(|error| Error::new(Code::Decode, format!("prevResult cannot be read: {error}")))?;
+        Self::read(value).map_err(|error| Error::new(Code::Decode, format!("prevResult cannot be read: {error}")))
+    }
+
+    /// Reads a result, of any version; that of an IPAM plugin too, which has no interfaces.
+    pub fn read(value: Value) -> Result<Self, String> {
+        let mut result: Self = serde_json::from_value(value).map_err(|error| error.to_string())?;
         result.unknown.remove("cniVersion");
         for ip in &mut result.ips {
             ip.unknown.remove("version");

@@ -1,14 +1,21 @@
 //! The verbs where all goes well: the real binary, real namespaces, the real programs, an agent that works.
 
-use crate::node::{Answer, Behaviour, DUAL, node};
-use palisade_cni::link::{Netlink, ROUTE_PROTOCOL, Route, sysctl};
+use crate::node::{Answer, Behaviour, DUAL, Node, node};
+use palisade_cni::link::{MacAddress, Namespace, Netlink, ROUTE_PROTOCOL, Route, sysctl};
 use palisade_protocol::ErrorKind;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::process::Command;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
+}
+
+/// The IPv6 link-local address that an interface with this Ethernet address gives itself (modified EUI-64).
+fn own_link_local(MacAddress([a, b, c, d, e, f]): MacAddress) -> Ipv6Addr {
+    let pair = u16::from_be_bytes;
+    Ipv6Addr::new(0xfe80, 0, 0, 0, pair([a ^ 0x02, b]), pair([c, 0xff]), pair([0xfe, d]), pair([e, f]))
 }
 
 #[test]
@@ -22,7 +29,7 @@ fn add_wires_the_pod_and_del_leaves_nothing() {
         assert_eq!((host_link.mtu, pod_link.mtu), (1450, 1450));
         assert_eq!(host_link.peer, Some(index));
 
-        let link_local = format!("{}/64", pod_link.mac.unwrap().link_local());
+        let link_local = format!("{}/64", own_link_local(pod_link.mac.unwrap()));
         let list = || pod.addresses_of(index).unwrap().iter().map(|address| address.address.to_string()).collect::<Vec<_>>();
         // The kernel makes its own address when it notices, a moment later, that the link works.
         while !list().contains(&link_local) {
@@ -217,6 +224,13 @@ fn del_works_while_the_agent_is_down_or_hangs() {
     });
 }
 
+/// Gives a pod's `eth0` another Ethernet address.
+fn set_mac(node: &Node<'_>, pod: &str, mac: &str) {
+    let namespace = Namespace::open(&node.host.pod_path(pod)).unwrap();
+    let status = namespace.enter(|| Command::new("ip").args(["link", "set", "eth0", "address", mac]).status()).unwrap().unwrap();
+    assert!(status.success());
+}
+
 #[test]
 fn check_finds_whatever_is_not_as_add_left_it() {
     node(DUAL, |node| {
@@ -237,8 +251,7 @@ fn check_finds_whatever_is_not_as_add_left_it() {
                 assert!(Netlink::open().unwrap().delete_route(&route).unwrap());
             }),
             ("Ethernet address", &|_| {
-                let (pod, index) = node.inside("a");
-                pod.set_mac(index, "02:00:00:00:00:77".parse().unwrap()).unwrap();
+                set_mac(node, "a", "02:00:00:00:00:77");
             }),
             ("programs are not attached", &|result| {
                 let pins = node.host.bpffs().join("palisade/v1/links");
@@ -270,12 +283,57 @@ fn check_tolerates_what_later_plugins_changed() {
         pod.add_address(index, "192.0.2.7/32".parse().unwrap()).unwrap();
         pod.add_route(&Route::via("198.51.100.0/24".parse().unwrap(), ip("169.254.1.1"), index)).unwrap();
         pod.set_mtu(index, 1300).unwrap();
-        pod.set_mac(index, "02:00:00:00:00:77".parse().unwrap()).unwrap();
+        set_mac(node, "a", "02:00:00:00:00:77");
         // The plugin that changed the Ethernet address says so in its result.
         result["interfaces"][1]["mac"] = "02:00:00:00:00:77".into();
         result["interfaces"].as_array_mut().unwrap().push(json!({"name": "ifb0"}));
         node.call("CHECK", "a").key("prevResult", result).run().silent();
         node.remove("a");
+    });
+}
+
+#[test]
+fn host_ports_go_to_the_agent_and_check_compares_them_with_what_it_keeps() {
+    node(DUAL, |node| {
+        let mapping = |port: u16| json!({"HostPort": port, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""});
+        let with = |verb: &str, mappings: Value| node.call(verb, "a").key("runtimeConfig", json!({"portMappings": mappings}));
+        node.host.create_pod("a").unwrap();
+        let result = with("ADD", json!([mapping(8080), mapping(8081)])).run().success();
+        let ports: Vec<String> = node.agent.endpoints()[0].host_ports.iter().map(ToString::to_string).collect();
+        assert_eq!(ports, ["8080/TCP to 80", "8081/TCP to 80"]);
+        let check = |mappings: Value| with("CHECK", mappings).key("prevResult", result.clone()).run();
+        check(json!([mapping(8081), mapping(8080)])).silent();
+        assert!(check(json!([mapping(8080), mapping(8081), mapping(8082)])).failure(104).contains("8082/TCP to 80"));
+        assert!(check(json!([mapping(8080)])).failure(104).contains("8081/TCP to 80"));
+        node.remove("a");
+        assert_eq!((node.left().as_str(), node.leases()), ("", 0));
+    });
+}
+
+#[test]
+fn addresses_and_mac_that_are_asked_for_are_the_pods() {
+    node(DUAL, |node| {
+        let asks = json!({"ips": ["10.77.0.9/24", "fd77::9"], "mac": "02:00:5e:10:0a:ff"});
+        let call = |verb: &str| node.call(verb, "a").key("runtimeConfig", asks.clone());
+        node.host.create_pod("a").unwrap();
+        let result = call("ADD").run().success();
+        assert_eq!((&result["ips"][0]["address"], &result["ips"][1]["address"]), (&json!("10.77.0.9/32"), &json!("fd77::9/128")));
+        assert_eq!(result["interfaces"][1]["mac"], "02:00:5e:10:0a:ff");
+        let (pod, _) = node.inside("a");
+        assert_eq!(pod.link("eth0").unwrap().unwrap().mac, Some("02:00:5e:10:0a:ff".parse().unwrap()));
+        let endpoint = node.agent.endpoints().remove(0);
+        assert_eq!((endpoint.pod_mac.as_str(), &endpoint.addresses[..]), ("02:00:5e:10:0a:ff", &[ip("10.77.0.9"), ip("fd77::9")][..]));
+        let host = Netlink::open().unwrap().neighbours().unwrap();
+        assert!(host.iter().any(|neighbour| neighbour.address == ip("fd77::9") && neighbour.mac == "02:00:5e:10:0a:ff".parse().ok()));
+        call("CHECK").key("prevResult", result).run().silent();
+        node.host.create_pod("b").unwrap();
+        let message = node.call("ADD", "b").key("args", json!({"cni": {"ips": ["10.77.0.9"]}})).run().failure(106);
+        assert!(message.contains("container a"), "{message}");
+        let other = node.call("ADD", "b").env("CNI_ARGS", "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=b;IP=10.78.0.9").run().failure(7);
+        assert!(other.contains("10.77.0.0/24, fd77::/64"), "{other}");
+        node.host.remove_pod("b").unwrap();
+        node.remove("a");
+        assert_eq!((node.left().as_str(), node.leases()), ("", 0));
     });
 }
 

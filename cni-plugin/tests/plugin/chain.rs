@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where Debian's package `containernetworking-plugins` puts them.
-const DEBIAN: &str = "/usr/lib/cni";
+pub const DEBIAN: &str = "/usr/lib/cni";
 /// Where what they call is: not in everybody's PATH.
 const SYSTEM: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// A port of the node that leads to the pod.

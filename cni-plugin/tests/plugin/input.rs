@@ -103,9 +103,25 @@ fn a_configuration_that_makes_no_sense_is_code_7() {
 }
 
 #[test]
-fn a_foreign_ipam_is_code_2_with_key_and_value() {
-    let message = add().key("ipam", json!({"type": "host-local"})).run().failure(2);
-    assert!(message.contains("ipam") && message.contains("host-local"), "{message}");
+fn an_ipam_that_names_no_other_plugin_is_code_7() {
+    for (ipam, said) in [
+        (json!({"subnet": "10.0.0.0/24"}), "no type"),
+        (json!({"type": "palisade-cni"}), "itself"),
+        (json!({"type": "/bin/sh"}), "'/bin/sh'"),
+    ] {
+        let message = add().key("ipam", ipam).run().failure(7);
+        assert!(message.contains("ipam") && message.contains(said), "{message}");
+    }
+}
+
+#[test]
+fn a_capability_that_makes_no_sense_is_code_7_and_bandwidth_is_code_2() {
+    let with = |key: &str, value: Value| add().key("runtimeConfig", json!({key: value})).run();
+    assert!(with("portMappings", json!([{"hostPort": 0, "containerPort": 80}])).failure(7).contains("portMappings[0]"));
+    assert!(with("ips", json!(["10.0.0.300"])).failure(7).contains("10.0.0.300"));
+    assert!(with("mac", json!("01:00:5e:00:00:01")).failure(7).contains("01:00:5e:00:00:01"));
+    let message = with("bandwidth", json!({"ingressRate": 8000})).failure(2);
+    assert!(message.contains("bandwidth") && message.contains("8000"), "{message}");
 }
 
 #[test]

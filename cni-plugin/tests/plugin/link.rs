@@ -71,26 +71,41 @@ fn a_taken_name_is_an_error_on_either_side() {
 }
 
 #[test]
-fn a_link_is_renamed_changed_moved_and_deleted() {
+fn a_link_is_changed_and_deleted() {
     if !root() {
         return;
     }
     let pair = pair();
-    pair.host.set_name(pair.host_index, "other0").unwrap();
-    pair.host.set_mac(pair.host_index, MacAddress([2, 9, 9, 9, 9, 9])).unwrap();
     pair.host.set_mtu(pair.host_index, 1300).unwrap();
     pair.host.set_up(pair.host_index).unwrap();
     let link = pair.host.link_by_index(pair.host_index).unwrap().unwrap();
-    assert_eq!((link.name.as_str(), link.mtu, link.up), ("other0", 1300, true));
-    assert_eq!(link.mac, Some(MacAddress([2, 9, 9, 9, 9, 9])));
+    assert_eq!((link.name.as_str(), link.mtu, link.up, link.mac), ("host0", 1300, true, Some(HOST_MAC)));
     pair.host.set_down(pair.host_index).unwrap();
-    assert!(!pair.host.link("other0").unwrap().unwrap().up);
-    pair.host.move_to(pair.host_index, &pair.pod_namespace).unwrap();
-    assert!(pair.host.link("other0").unwrap().is_none());
-    let moved = pair.pod.link("other0").unwrap().unwrap();
-    assert!(pair.pod.delete_link(moved.index).unwrap());
-    assert!(!pair.pod.delete_link(moved.index).unwrap(), "the second time there is none");
+    assert!(!pair.host.link("host0").unwrap().unwrap().up);
+    assert!(pair.host.delete_link(pair.host_index).unwrap());
+    assert!(!pair.host.delete_link(pair.host_index).unwrap(), "the second time there is none");
     assert!(pair.pod.link("eth0").unwrap().is_none(), "the peer goes with it");
+}
+
+#[test]
+fn ports_of_a_bridge_share_a_link_with_it() {
+    if !root() {
+        return;
+    }
+    let pair = pair();
+    let bridge = pair.host.create_bridge("br0", MacAddress([2, 0, 0, 0, 0, 3]), 1400).unwrap();
+    assert_eq!((bridge.kind.as_deref(), bridge.up, bridge.mtu), (Some("bridge"), false, 1400));
+    assert!(pair.host.create_bridge("br0", HOST_MAC, 1500).unwrap_err().is_exists());
+    pair.host.set_bridge(pair.host_index, bridge.index).unwrap();
+    for index in [bridge.index, pair.host_index] {
+        pair.host.set_up(index).unwrap();
+    }
+    pair.host.add_address(bridge.index, "192.0.2.1/24".parse().unwrap()).unwrap();
+    pair.pod.add_address(pair.pod_index, "192.0.2.2/24".parse().unwrap()).unwrap();
+    pair.pod.set_up(pair.pod_index).unwrap();
+    let listener = pair.host_namespace.enter(|| TcpListener::bind("192.0.2.1:0")).unwrap().unwrap();
+    let at = listener.local_addr().unwrap();
+    pair.pod_namespace.enter(|| TcpStream::connect(at)).unwrap().unwrap();
 }
 
 #[test]
@@ -185,8 +200,6 @@ fn a_host_route_and_permanent_neighbours_carry_traffic_of_both_families() {
         let address = listener.local_addr().unwrap();
         pair.host_namespace.enter(|| TcpStream::connect(address)).unwrap().unwrap();
     }
-    assert!(pair.host.delete_neighbour(pair.host_index, ip("10.0.0.7")).unwrap());
-    assert!(!pair.host.delete_neighbour(pair.host_index, ip("10.0.0.7")).unwrap());
 }
 
 #[test]

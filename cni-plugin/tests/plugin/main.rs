@@ -3,9 +3,11 @@
 mod attachment;
 mod binary;
 mod chain;
+mod delegate;
 mod failure;
 mod input;
 mod libcni;
 mod link;
 mod node;
+mod reconcile;
 mod runtime;

@@ -94,6 +94,11 @@ impl Runtime<'_> {
         })
     }
 
+    /// The same with a key of our plugin's configuration.
+    pub fn key(&self, name: &str, value: &Value) -> Self {
+        self.with(|runtime| runtime.network["plugins"][0][name] = value.clone())
+    }
+
     /// The same with one more folder of plugins.
     pub fn folder(&self, folder: &str) -> Self {
         self.with(|runtime| runtime.folders.push(folder.to_owned()))
