@@ -2,7 +2,7 @@
 
 use crate::arguments::AgentArguments;
 use crate::error::CliError;
-use crate::lab::{paths, registry};
+use crate::lab::{outside, paths, registry};
 use palisade_protocol::{Client, ClientError, Reply, SOCKET_NAME};
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -33,6 +33,15 @@ pub fn unexpected(reply: &Reply) -> CliError {
 fn socket(arguments: &AgentArguments) -> Result<PathBuf, CliError> {
     match &arguments.lab {
         None => Ok(arguments.run_dir().join(SOCKET_NAME)),
-        Some(name) => Ok(registry::find(name.as_deref())?.inside(&paths::run_dir()).join(SOCKET_NAME)),
+        Some(name) => {
+            let lab = registry::find(name.as_deref())?;
+            let node = lab.node(arguments.node.as_deref())?;
+            Ok(lab.inside(&paths::Places::of(&node).run).join(SOCKET_NAME))
+        }
     }
+}
+
+/// How many nodes the lab has that the arguments name, where they name one.
+pub fn lab_nodes(arguments: &AgentArguments) -> Result<Option<outside::Nodes>, CliError> {
+    arguments.lab.as_ref().map(|name| Ok(registry::find(name.as_deref())?.nodes())).transpose()
 }

@@ -70,6 +70,29 @@ pub enum Output {
     Json,
 }
 
+/// How the nodes of a lab reach each other's pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RoutingMode {
+    /// By routes where they share a link, through the overlay else.
+    #[default]
+    Auto,
+    /// By routes, on one link.
+    Native,
+    /// Through the overlay.
+    Vxlan,
+}
+
+impl From<RoutingMode> for palisade_runtime::RoutingMode {
+    fn from(mode: RoutingMode) -> Self {
+        match mode {
+            RoutingMode::Auto => Self::Auto,
+            RoutingMode::Native => Self::Native,
+            RoutingMode::Vxlan => Self::Vxlan,
+        }
+    }
+}
+
 /// Which agent is asked, and how the answer looks.
 #[derive(Debug, Args)]
 pub struct Asking {
@@ -93,6 +116,9 @@ pub struct AgentArguments {
     /// Ask a running lab instead; `=DIR` or `=PID` where several run
     #[arg(long, value_name = "DIR|PID", num_args = 0..=1, require_equals = true)]
     pub lab: Option<Option<String>>,
+    /// Which node's agent, in a lab of several nodes
+    #[arg(long, value_name = "NAME", requires = "lab")]
+    pub node: Option<String>,
 }
 
 /// Names the run directory where no option does.
@@ -127,17 +153,46 @@ pub struct LabArguments {
 pub enum LabCommand {
     /// Run a command in the network of a pod of a running lab (one that has --keep or --watch)
     Exec(ExecArguments),
+    /// Take a node of a running lab away, or bring it back
+    Node {
+        /// Which of both.
+        #[command(subcommand)]
+        command: NodeCommand,
+    },
+}
+
+/// What can be done with a node of a running lab.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Pull its cable and end its agent; its pods are no endpoints of services until it is back
+    Stop(NodeArguments),
+    /// Bring it back
+    Start(NodeArguments),
+}
+
+/// Which node of which lab.
+#[derive(Debug, Args)]
+pub struct NodeArguments {
+    /// Which lab, where several run: its directory, or its process id
+    #[arg(long, value_name = "DIR|PID")]
+    pub lab: Option<String>,
+    /// The name of the Node object
+    #[arg(value_name = "NAME")]
+    pub name: String,
 }
 
 /// Arguments of a lab.
 #[derive(Debug, Args)]
 pub struct LabRun {
-    /// Directory of manifests: Namespace, Pod, Deployment, Service, EndpointSlice, NetworkPolicy, ClusterNetworkPolicy, Identity, IdentityPolicy
+    /// Directory of manifests: Namespace, Node, Pod, Deployment, Service, EndpointSlice, NetworkPolicy, ClusterNetworkPolicy, Identity, IdentityPolicy
     #[arg(value_name = "DIR", required = true)]
     pub directory: Option<PathBuf>,
     /// Compare with the expectations in FILE; end with 1 and a table of differences if they differ
     #[arg(long, value_name = "FILE")]
     pub expect: Option<PathBuf>,
+    /// How nodes reach each other's pods, where the directory has Node objects
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: RoutingMode,
     /// How the result looks
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
@@ -158,7 +213,7 @@ pub struct ExecArguments {
     /// Which lab, where several run: its directory, or its process id
     #[arg(long, value_name = "DIR|PID")]
     pub lab: Option<String>,
-    /// `namespace/pod`, `node` or `outside`
+    /// `namespace/pod`, `node` (`node:NAME` of several) or `outside`
     #[arg(value_name = "NS/POD")]
     pub target: String,
     /// The command and its arguments, after `--`
@@ -267,6 +322,9 @@ pub struct ExplainArguments {
     /// Port at the destination and protocol, e.g. `80`, `53/UDP`, or `ICMP`
     #[arg(long, short, value_name = "PORT[/PROTOCOL]", value_parser = flow_port)]
     pub port: FlowPort,
+    /// The flow goes to a service behind which the destination stands: a pod that reaches itself so is judged, by ClusterNetworkPolicies
+    #[arg(long)]
+    pub service: bool,
     /// Answer from the manifests in DIR, with no agent and no privileges
     #[arg(long, short, value_name = "DIR", conflicts_with_all = ["lab", "run_dir"])]
     pub file: Option<PathBuf>,

@@ -4,7 +4,7 @@ use crate::agent;
 use crate::arguments::Asking;
 use crate::error::CliError;
 use crate::print;
-use crate::table::{Paint, Table};
+use crate::table::{Paint, Table, Tone};
 use palisade_protocol::{Call, EndpointStatus, Reply};
 
 /// Asks the agent for its endpoints and prints them, by pod.
@@ -22,32 +22,37 @@ fn key(endpoint: &EndpointStatus) -> (&str, &str, &palisade_protocol::Attachment
 }
 
 fn rendered(endpoints: &[EndpointStatus], paint: Paint) -> String {
-    let mut table = Table::new(["POD", "ADDRESSES", "INTERFACE", "SUBJECT", "INGRESS ISOLATED BY", "EGRESS ISOLATED BY"]);
+    let mut table = Table::new(["POD", "ADDRESSES", "HOST PORTS", "INTERFACE", "SUBJECT", "INGRESS ISOLATED BY", "EGRESS ISOLATED BY"]);
     for endpoint in endpoints {
         let spec = &endpoint.spec;
         table.row([
             format!("{}/{}", spec.namespace, spec.pod).into(),
-            spec.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ").into(),
+            listed(&spec.addresses, " ").into(),
+            listed(&spec.host_ports, ", ").into(),
             format!("{} ({})", spec.host_interface, spec.host_index).into(),
             endpoint.subject.to_string().into(),
-            policies(&endpoint.ingress_isolated_by).into(),
-            policies(&endpoint.egress_isolated_by).into(),
+            listed(&endpoint.ingress_isolated_by, ", ").into(),
+            listed(&endpoint.egress_isolated_by, ", ").into(),
         ]);
     }
-    table.render(paint)
+    let mut text = table.render(paint);
+    for problem in endpoints.iter().flat_map(|endpoint| &endpoint.problems) {
+        text.push_str(&format!("{}\n", paint.text(Tone::Bad, problem)));
+    }
+    text
 }
 
-fn policies(names: &[String]) -> String {
-    if names.is_empty() { "-".into() } else { names.join(", ") }
+fn listed<T: ToString>(items: &[T], between: &str) -> String {
+    if items.is_empty() { "-".into() } else { items.iter().map(ToString::to_string).collect::<Vec<_>>().join(between) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use palisade_protocol::{Attachment, EndpointSpec};
+    use palisade_protocol::{Attachment, EndpointSpec, HostPort, Transport};
 
     #[test]
-    fn an_endpoint_is_one_row_with_both_addresses_and_who_isolates_it() {
+    fn an_endpoint_is_one_row_with_both_addresses_its_host_ports_and_who_isolates_it() {
         let endpoint = EndpointStatus {
             spec: EndpointSpec {
                 attachment: Attachment { container_id: "c1".into(), interface: "eth0".into() },
@@ -59,15 +64,23 @@ mod tests {
                 pod_mac: "02:00:00:00:00:01".into(),
                 host_mac: "02:00:00:00:00:02".into(),
                 addresses: vec!["10.244.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+                host_ports: vec![HostPort {
+                    host_port: 8080.try_into().unwrap(),
+                    container_port: 80.try_into().unwrap(),
+                    protocol: Transport::Tcp,
+                    host_ip: None,
+                }],
             },
             subject: 3,
             ingress_isolated_by: vec!["backend/a".into(), "backend/b".into()],
             egress_isolated_by: vec![],
+            problems: vec!["pod backend/api is not reached at 192.0.2.1:8080/TCP".into()],
         };
         let text = rendered(&[endpoint], Paint::none());
         assert_eq!(
             text.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>(),
-            ["backend/api", "10.244.0.2", "fd00::2", "pal1", "(4)", "3", "backend/a,", "backend/b", "-"]
+            ["backend/api", "10.244.0.2", "fd00::2", "8080/TCP", "to", "80", "pal1", "(4)", "3", "backend/a,", "backend/b", "-"]
         );
+        assert_eq!(text.lines().nth(2), Some("pod backend/api is not reached at 192.0.2.1:8080/TCP"));
     }
 }

@@ -4,7 +4,7 @@ use crate::agent;
 use crate::arguments::ExplainArguments;
 use crate::error::CliError;
 use crate::files::Files;
-use crate::lab::outside;
+use crate::lab::outside::{self, Nodes};
 use crate::print;
 use crate::table::{Cell, Paint, Table, Tone};
 use palisade_protocol::{
@@ -56,16 +56,17 @@ fn answers(
     ask: impl Fn(&FlowQuery) -> Result<Explained, ClientError>,
     pods: impl Fn() -> Result<String, CliError>,
 ) -> Result<Vec<Answer>, CliError> {
-    let in_lab = arguments.asking.agent.lab.is_some();
+    let lab = agent::lab_nodes(&arguments.asking.agent)?;
     let mut answers = Vec::new();
     let mut problem = None;
-    for family in families(arguments, in_lab)? {
+    for family in families(arguments, lab.is_some())? {
         let query = FlowQuery {
-            from: end(&arguments.from, family, in_lab)?,
-            to: end(&arguments.to, family, in_lab)?,
+            from: end(&arguments.from, family, lab)?,
+            to: end(&arguments.to, family, lab)?,
             protocol: arguments.port.protocol.clone(),
             port: arguments.port.port,
             family,
+            service: arguments.service,
             rules: true,
         };
         match ask(&query) {
@@ -120,19 +121,22 @@ fn family_of(address: IpAddr) -> Family {
     if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
 }
 
-fn end(text: &str, family: Family, in_lab: bool) -> Result<FlowEnd, CliError> {
+fn end(text: &str, family: Family, lab: Option<Nodes>) -> Result<FlowEnd, CliError> {
     if text == "node" {
         return Ok(FlowEnd::Node);
     }
-    if text == "outside" && in_lab {
-        return Ok(FlowEnd::Address(outside::address(family)));
+    if let ("outside", Some(nodes)) = (text, lab) {
+        return Ok(FlowEnd::Address(outside::address(nodes, family)));
     }
     if let Ok(address) = text.parse() {
         return Ok(FlowEnd::Address(address));
     }
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => Ok(FlowEnd::Pod(text.into())),
-        _ => Err(CliError::Input(format!("{text}: write namespace/pod, node or an address{}", if in_lab { ", or outside" } else { "" }))),
+        _ => Err(CliError::Input(format!(
+            "{text}: write namespace/pod, node or an address{}",
+            if lab.is_some() { ", or outside" } else { "" }
+        ))),
     }
 }
 
@@ -165,6 +169,7 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
     }
     let mut text = table.render(paint);
     text.push_str(&overall(answers, paint));
+    text.push_str(&audits(answers));
     let considered: Vec<_> = answers.iter().map(|answer| (&answer.explained.egress_rules, &answer.explained.ingress_rules)).collect();
     // Most rules fare the same in both families.
     let same = considered.windows(2).all(|pair| pair[0] == pair[1]);
@@ -178,10 +183,11 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
         for (side, rule) in egress.iter().map(|rule| ("egress", rule)).chain(ingress.iter().map(|rule| ("ingress", rule))) {
             let number = rule.name.as_ref().map_or_else(|| rule.rule.to_string(), |name| format!("{} {name:?}", rule.rule));
             let (action, fate, tone) = said(rule);
+            let policy = if rule.audit { format!("{} (audit)", rule.policy) } else { rule.policy.clone() };
             table.row([
                 side.into(),
                 rule.tier.as_str().into(),
-                rule.policy.as_str().into(),
+                policy.as_str().into(),
                 number.as_str().into(),
                 action.into(),
                 Cell::toned(fate, tone),
@@ -206,7 +212,7 @@ fn reason(said: &SideVerdict, unjudged: Option<&Unjudged>, settled: Option<Settl
 /// Why no policy is asked.
 const fn regardless(settled: Settled) -> &'static str {
     match settled {
-        Settled::Itself => "a pod always reaches itself",
+        Settled::Itself => "a pod always reaches itself at its own address",
         Settled::OwnNode => "the node always reaches its own pods",
         Settled::Link => "no pod reaches the node's end of its link: no policy can name it",
     }
@@ -226,6 +232,22 @@ fn overall(answers: &[Answer], paint: Paint) -> String {
     let several = lines.len() > 1;
     let of = |families: Vec<&str>| if several { format!("{}: ", families.join(", ")) } else { String::new() };
     lines.into_iter().map(|(line, tone, families)| format!("{}{}\n", of(families), paint.text(tone, &line))).collect()
+}
+
+/// What each side would say, were the policies in audit mode enforced; one line for what is the same in both families.
+fn audits(answers: &[Answer]) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for Answer { explained, .. } in answers {
+        for (side, would) in [("egress", &explained.egress_audit), ("ingress", &explained.ingress_audit)] {
+            let Some(would) = would else { continue };
+            let line =
+                format!("were the policies in audit mode enforced, {side} would say {}: {}\n", verdict_text(would.verdict), would.reason);
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+    }
+    lines.concat()
 }
 
 /// What comes of both sides together.
@@ -260,6 +282,9 @@ fn said(rule: &RuleSaid) -> (&'static str, &'static str, Tone) {
         RuleAction::Pass => "pass",
     };
     let (fate, tone) = match rule.fate {
+        RuleFate::Decides if rule.audit => ("would decide", Tone::Heading),
+        RuleFate::Passes if rule.audit => ("would match: the next tier would decide", Tone::Heading),
+        RuleFate::NotAsked if rule.audit => ("would not be asked", Tone::Faint),
         RuleFate::Decides if rule.action == RuleAction::Allow => ("decides", Tone::Good),
         RuleFate::Decides => ("decides", Tone::Bad),
         RuleFate::Passes => ("matches: the next tier decides", Tone::Heading),
@@ -291,7 +316,7 @@ mod tests {
 
     fn answer(family: Family, explained: Explained) -> Answer {
         let end = || FlowEnd::Pod("a/b".into());
-        let query = FlowQuery { from: end(), to: end(), protocol: "TCP".into(), port: 80, family, rules: false };
+        let query = FlowQuery { from: end(), to: end(), protocol: "TCP".into(), port: 80, family, service: false, rules: false };
         Answer { query, passes: explained.passes(), explained }
     }
 

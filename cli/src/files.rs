@@ -7,6 +7,7 @@ use palisade_k8s::manifest::{self, Manifest, Note};
 use palisade_policy::model::{Model, Node};
 use palisade_policy::{Compiled, Numbers, compile};
 use palisade_protocol::{Explained, Failure, FlowQuery};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
@@ -18,7 +19,7 @@ const NODE_V4: Ipv4Addr = Ipv4Addr::new(198, 19, 255, 254);
 const NODE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 2, 0, 0xffff, 0, 0, 0, 1);
 const NODE: &str = "node";
 
-/// A directory of manifests, compiled for a node that all of its pods are on.
+/// A directory of manifests, compiled for a node that all of its pods are on. Its Node objects are other nodes, as policy may mean them.
 pub struct Files {
     model: Model,
     compiled: Compiled,
@@ -47,7 +48,10 @@ impl Files {
         let ranges = [Ipv4Net::new(PODS_V4, 16).map(IpNet::from).ok(), Ipv6Net::new(PODS_V6, 64).map(IpNet::from).ok()];
         let node =
             Node { addresses: vec![NODE_V4.into(), NODE_V6.into()], pod_ranges: ranges.into_iter().flatten().collect(), ..Node::default() };
-        index.set_nodes([(NODE.to_owned(), node)].into());
+        let mut nodes: BTreeMap<String, Node> =
+            index.node_names().filter_map(|name| Some((name.clone(), index.node(name)?.clone()))).collect();
+        nodes.insert(NODE.to_owned(), node);
+        index.set_nodes(nodes);
         let wired = manifest.declared_pods().into_iter().filter(|pod| !pod.host_network);
         for (number, pod) in (1_u32..u32::from(u16::MAX)).zip(wired) {
             let v4 = Ipv4Addr::from(u32::from(PODS_V4) + number);

@@ -77,12 +77,13 @@ fn whole(services: &[ServiceStatus], paint: Paint) -> String {
 
 /// A row for each backend of each frontend; what is said of the frontend stands in the first of its rows.
 fn frontends(frontends: &[ServiceFrontend]) -> Table {
-    let mut table = Table::new(["FRONTEND", "VIEW", "STATE", "AFFINITY", "BACKEND", "NAME", "TAKES"]);
+    let mut table = Table::new(["FRONTEND", "VIEW", "STATE", "OUTSIDE", "AFFINITY", "BACKEND", "NAME", "TAKES"]);
     for frontend in frontends {
-        let mut of_frontend: [Cell; 4] = [
+        let mut of_frontend: [Cell; 5] = [
             format!("{}/{}", SocketAddr::new(frontend.address, frontend.port), frontend.protocol).into(),
             view(frontend.view).into(),
             state(frontend.state),
+            frontend.outside.map_or_else(|| Cell::toned("closed", Tone::Faint), state),
             frontend.affinity.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s")).into(),
         ];
         if frontend.backends.is_empty() {
@@ -93,7 +94,7 @@ fn frontends(frontends: &[ServiceFrontend]) -> Table {
             let of_backend: [Cell; 3] = [
                 SocketAddr::new(backend.address, backend.port).to_string().into(),
                 if backend.name.is_empty() { "-" } else { backend.name.as_str() }.into(),
-                takes(backend),
+                takes(backend, frontend.outside.is_some()),
             ];
             table.row(std::mem::take(&mut of_frontend).into_iter().chain(of_backend));
         }
@@ -113,8 +114,14 @@ fn note(service: &ServiceStatus) -> Cell {
         ServiceKind::Addressed => {}
     }
     let all = service.frontends.len();
-    for (state, what) in [(FrontendState::Refused, "no endpoints: refused"), (FrontendState::Dropped, "no endpoints here: dropped")] {
-        let of = service.frontends.iter().filter(|frontend| frontend.state == state).count();
+    let count_of = |is: &dyn Fn(&ServiceFrontend) -> bool| service.frontends.iter().filter(|frontend| is(frontend)).count();
+    let counts = [
+        (count_of(&|it| it.state == FrontendState::Refused), "no endpoints: refused"),
+        (count_of(&|it| it.state == FrontendState::Dropped), "no endpoints here: dropped"),
+        // What the cluster is refused, the outside is, too.
+        (count_of(&|it| it.outside == Some(FrontendState::Dropped)), "no endpoints here for clients outside: dropped"),
+    ];
+    for (of, what) in counts {
         if of == 0 {
             continue;
         }
@@ -152,10 +159,14 @@ fn state(state: FrontendState) -> Cell {
     }
 }
 
-/// Which packets a backend still gets.
-fn takes(backend: &ServiceBackend) -> Cell {
-    if backend.chosen {
+/// Which packets a backend still gets, of a frontend that is open to clients outside the cluster or not.
+fn takes(backend: &ServiceBackend, is_open: bool) -> Cell {
+    if backend.chosen && is_open && !backend.chosen_outside {
+        Cell::toned("new flows of the cluster", Tone::Good)
+    } else if backend.chosen {
         Cell::toned("new flows", Tone::Good)
+    } else if backend.chosen_outside {
+        Cell::toned("new flows from outside", Tone::Good)
     } else if backend.serving {
         Cell::toned("flows that it has", Tone::Faint)
     } else {
@@ -175,12 +186,12 @@ mod tests {
     use super::*;
 
     fn backend(address: &str, name: &str, chosen: bool, serving: bool) -> ServiceBackend {
-        ServiceBackend { address: address.parse().unwrap(), port: 8080, name: name.into(), chosen, serving }
+        ServiceBackend { address: address.parse().unwrap(), port: 8080, name: name.into(), chosen, chosen_outside: chosen, serving }
     }
 
     fn frontend(address: &str, state: FrontendState, backends: Vec<ServiceBackend>) -> ServiceFrontend {
         let (address, view) = (address.parse().unwrap(), FrontendView::Cluster);
-        ServiceFrontend { address, port: 80, protocol: "TCP".into(), view, state, affinity: None, backends }
+        ServiceFrontend { address, port: 80, protocol: "TCP".into(), view, state, outside: None, affinity: None, backends }
     }
 
     fn service(name: &str, kind: ServiceKind, frontends: Vec<ServiceFrontend>) -> ServiceStatus {
@@ -219,6 +230,11 @@ mod tests {
                     backends_chosen: 1,
                     ..service("partly", ServiceKind::Addressed, vec![at("10.96.0.3", dropped), at("203.0.113.1", served)])
                 },
+                service(
+                    "local",
+                    ServiceKind::Addressed,
+                    vec![at("10.96.0.4", served), ServiceFrontend { outside: Some(dropped), ..at("203.0.113.2", served) }],
+                ),
                 service("lost", ServiceKind::Addressed, Vec::new()),
                 service("names", ServiceKind::Headless, Vec::new()),
                 service("elsewhere", ServiceKind::ExternalName, Vec::new()),
@@ -232,6 +248,7 @@ mod tests {
                 "shop web addressed 2 2/3",
                 "shop empty addressed 1 0/0 no endpoints: refused",
                 "shop partly addressed 2 1/1 no endpoints here: dropped at 1 of 2 frontends",
+                "shop local addressed 2 0/0 no endpoints here for clients outside: dropped at 1 of 2 frontends",
                 "shop lost addressed 0 0/0 no frontends: not reached",
                 "shop names headless - - headless: nothing to translate",
                 "shop elsewhere external-name - - external name: nothing to translate",
@@ -263,6 +280,11 @@ mod tests {
             backend("10.1.0.2", "", false, true),
             backend("10.1.0.3", "shop/web-2", false, false),
         ];
+        let apart = vec![
+            backend("10.1.0.1", "", true, true),
+            ServiceBackend { chosen_outside: false, ..backend("10.1.0.2", "", true, true) },
+            ServiceBackend { chosen: false, ..backend("10.1.0.3", "", true, true) },
+        ];
         let status = ServiceStatus {
             ports: vec![
                 ServicePort { name: "http".into(), protocol: "TCP".into(), port: 80, node_port: Some(30_080) },
@@ -274,6 +296,12 @@ mod tests {
                 vec![
                     ServiceFrontend { affinity: Some(60), ..frontend("10.96.0.1", FrontendState::Served, backends) },
                     frontend("fd00::1", FrontendState::Refused, Vec::new()),
+                    ServiceFrontend {
+                        view: FrontendView::External,
+                        outside: Some(FrontendState::Served),
+                        ..frontend("203.0.113.1", FrontendState::Served, apart)
+                    },
+                    ServiceFrontend { outside: Some(FrontendState::Dropped), ..frontend("203.0.113.2", FrontendState::Served, Vec::new()) },
                 ],
             )
         };
@@ -282,11 +310,15 @@ mod tests {
             [
                 "service shop/web has http 80/TCP (node port 30080), 53/UDP",
                 "",
-                "FRONTEND VIEW STATE AFFINITY BACKEND NAME TAKES",
-                "10.96.0.1:80/TCP cluster served 60 s 10.1.0.1:8080 shop/web-0 new flows",
+                "FRONTEND VIEW STATE OUTSIDE AFFINITY BACKEND NAME TAKES",
+                "10.96.0.1:80/TCP cluster served closed 60 s 10.1.0.1:8080 shop/web-0 new flows",
                 "10.1.0.2:8080 - flows that it has",
                 "10.1.0.3:8080 shop/web-2 connections that it has",
-                "[fd00::1]:80/TCP cluster refused - -",
+                "[fd00::1]:80/TCP cluster refused closed - -",
+                "203.0.113.1:80/TCP external served served - 10.1.0.1:8080 - new flows",
+                "10.1.0.2:8080 - new flows of the cluster",
+                "10.1.0.3:8080 - new flows from outside",
+                "203.0.113.2:80/TCP cluster served dropped - -",
             ]
         );
     }

@@ -1,8 +1,10 @@
 //! `palisade-cni`, called as a container runtime calls it.
 
 use super::flow::Party;
-use super::paths;
+use super::paths::Places;
+use super::{node, paths};
 use ipnet::IpNet;
+use palisade_cni::link::LinkError;
 use palisade_policy::model::ObjectName;
 use serde::Deserialize;
 use serde_json::json;
@@ -30,6 +32,9 @@ pub enum CniError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The node could not be entered.
+    #[error(transparent)]
+    Node(#[from] LinkError),
     /// It refused, in the error form of the specification.
     #[error("palisade-cni {verb} for {pod} failed with code {code}: {message}")]
     Refused {
@@ -67,6 +72,8 @@ pub struct Sandbox {
     pub pod: ObjectName,
     /// Which sandbox of this pod: a pod that is made anew gets a new one.
     pub generation: u64,
+    /// The node that it is on.
+    pub node: String,
 }
 
 impl Sandbox {
@@ -139,14 +146,16 @@ impl Cni {
 
     fn call(&self, verb: &'static str, sandbox: &Sandbox) -> Result<Vec<u8>, CniError> {
         let started = |source| CniError::Start { binary: self.binary.clone(), source };
+        let places = Places::of(&sandbox.node);
         let configuration = json!({
             "cniVersion": "1.1.0",
             "name": "palisade-lab",
             "type": "palisade-cni",
-            "runDir": paths::run_dir(),
-            "stateDir": paths::state_dir(),
+            "runDir": places.run,
+            "stateDir": places.state,
         });
-        let mut child = Command::new(&self.binary)
+        let mut command = Command::new(&self.binary);
+        command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", sandbox.container_id())
             .env("CNI_NETNS", paths::namespace(&Party::Pod(sandbox.pod.clone())))
@@ -155,9 +164,9 @@ impl Cni {
             .env("CNI_PATH", self.binary.parent().unwrap_or(Path::new("/")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(started)?;
+            .stderr(Stdio::piped());
+        // A process is where the thread is that starts it.
+        let mut child = node::within(&sandbox.node, || command.spawn())?.map_err(started)?;
         let fed = child.stdin.take().map_or(Ok(()), |mut input| input.write_all(configuration.to_string().as_bytes()));
         let output = child.wait_with_output().map_err(started)?;
         if output.status.success() {
@@ -184,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_sandbox_is_named_as_the_specification_allows_and_tells_the_pod() {
-        let sandbox = Sandbox { pod: ObjectName::new("backend", "api-0"), generation: 2 };
+        let sandbox = Sandbox { pod: ObjectName::new("backend", "api-0"), generation: 2, node: "node".to_owned() };
         assert_eq!(sandbox.container_id(), "backend.api-0.2");
         assert_eq!(
             sandbox.arguments(),

@@ -1,6 +1,7 @@
 //! `palisade lab exec`.
 
 use super::flow::Party;
+use super::outside::{self, Nodes};
 use super::{paths, registry};
 use crate::arguments::ExecArguments;
 use crate::error::CliError;
@@ -13,6 +14,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
+/// What stands before the name of one of several nodes.
+const NODE_PREFIX: &str = "node:";
+
 /// Runs a command in the network of a pod of a running lab; its exit code becomes ours.
 pub fn run(arguments: &ExecArguments) -> Result<(), CliError> {
     let party = party(&arguments.target)?;
@@ -22,7 +26,13 @@ pub fn run(arguments: &ExecArguments) -> Result<(), CliError> {
     let lab = registry::find(arguments.lab.as_deref())?;
     let own = |kind: &str| PathBuf::from(format!("/proc/{}/ns/{kind}", lab.first));
     let network = match &party {
-        Party::Node => own("net"),
+        Party::Node(name) if name == outside::NODE => match lab.nodes() {
+            Nodes::One => own("net"),
+            Nodes::Several => {
+                let names = lab.node(Some("")).err().map(|error| error.to_string()).unwrap_or_default();
+                return Err(CliError::Input(format!("node: write node:NAME; {names}")));
+            }
+        },
         other => lab.inside(&paths::namespace(other)),
     };
     let network = Namespace::open(&network).map_err(|_| {
@@ -50,12 +60,15 @@ pub fn run(arguments: &ExecArguments) -> Result<(), CliError> {
 
 fn party(text: &str) -> Result<Party, CliError> {
     match (text, text.split_once('/')) {
-        ("node", _) => Ok(Party::Node),
+        ("node", _) => Ok(Party::Node(outside::NODE.to_owned())),
         ("outside", _) => Ok(Party::Outside),
+        (node, None) if node.len() > NODE_PREFIX.len() && node.starts_with(NODE_PREFIX) => {
+            Ok(Party::Node(node[NODE_PREFIX.len()..].to_owned()))
+        }
         (_, Some((namespace, name))) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok(Party::Pod(ObjectName::new(namespace, name)))
         }
-        _ => Err(CliError::Input(format!("{text}: write namespace/pod, node or outside"))),
+        _ => Err(CliError::Input(format!("{text}: write namespace/pod, node (node:NAME of several) or outside"))),
     }
 }
 
@@ -95,8 +108,9 @@ mod tests {
     #[test]
     fn a_target_is_a_pod_the_node_or_outside() {
         assert_eq!(party("a/b").unwrap(), Party::Pod(ObjectName::new("a", "b")));
-        assert_eq!(party("node").unwrap(), Party::Node);
-        for wrong in ["a", "/b", "a/", "a/b/c", "../x/y"] {
+        assert_eq!(party("node").unwrap(), Party::Node("node".to_owned()));
+        assert_eq!(party("node:left").unwrap(), Party::Node("left".to_owned()));
+        for wrong in ["a", "node:", "/b", "a/", "a/b/c", "../x/y"] {
             assert!(party(wrong).is_err(), "{wrong}");
         }
     }

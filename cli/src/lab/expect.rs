@@ -59,7 +59,8 @@ struct Line {
     verdict: Expected,
 }
 
-/// `namespace/name`, `namespace/*`, `*/*` (every pod), the same after `svc/` (services), `node`, `outside`, or `*` (everybody).
+/// `namespace/name`, `namespace/*`, `*/*` (every pod), the same after `svc/` (services), `node` (every node), `node:NAME`, `outside`, or `*`
+/// (everybody).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
 struct Pattern(String);
@@ -68,10 +69,11 @@ impl TryFrom<String> for Pattern {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        if object(&text).is_some() || ["*", "node", "outside"].contains(&text.as_str()) {
+        let is_node = text.strip_prefix("node:").is_some_and(|name| !name.is_empty() && !name.contains('/'));
+        if object(&text).is_some() || is_node || ["*", "node", "outside"].contains(&text.as_str()) {
             return Ok(Self(text));
         }
-        Err(format!("{text:?} is neither namespace/pod, svc/namespace/service, node, outside nor *"))
+        Err(format!("{text:?} is neither namespace/pod, svc/namespace/service, node, node:NAME, outside nor *"))
     }
 }
 
@@ -90,7 +92,8 @@ impl Pattern {
             _ if self.0 == "*" => return true,
             Party::Pod(name) => (false, name),
             Party::Service(name) => (true, name),
-            Party::Node | Party::Outside => return self.0 == party.to_string(),
+            Party::Node(_) if self.0 == "node" => return true,
+            Party::Node(_) | Party::Outside => return self.0 == party.to_string(),
         };
         let fits = |pattern: &str, text: &str| pattern == "*" || pattern == text;
         object(&self.0).is_some_and(|(services, namespace, name)| {
@@ -340,11 +343,11 @@ probes:
             ),
             (
                 "probes: [{from: a, to: b/y, verdict: allow}]",
-                "expect.yaml:1: probes[0].from: \"a\" is neither namespace/pod, svc/namespace/service, node, outside nor *",
+                "expect.yaml:1: probes[0].from: \"a\" is neither namespace/pod, svc/namespace/service, node, node:NAME, outside nor *",
             ),
             (
                 "probes: [{from: a/x, to: b/y/z, verdict: allow}]",
-                "expect.yaml:1: probes[0].to: \"b/y/z\" is neither namespace/pod, svc/namespace/service, node, outside nor *",
+                "expect.yaml:1: probes[0].to: \"b/y/z\" is neither namespace/pod, svc/namespace/service, node, node:NAME, outside nor *",
             ),
             ("probes: [{from: a/x, to: b/y}]", "expect.yaml:1: probes[0]: missing field `verdict`"),
             ("{}", "expect.yaml: nothing is expected: give `default:` or lines under `probes:`"),
@@ -370,6 +373,10 @@ probes:
             ("a/b", "a/b", true),
             ("outside", "outside", true),
             ("outside", "node", false),
+            ("node", "node:left", true),
+            ("node:left", "node:left", true),
+            ("node:left", "node:right", false),
+            ("*", "node:left", true),
             ("*", "svc/a/b", true),
             ("*/*", "svc/a/b", false),
             ("a/b", "svc/a/b", false),

@@ -1,7 +1,9 @@
 //! Who takes part in a lab, and what is probed between them.
 
+use super::outside::NODE;
 use super::probe::Seen;
 use super::service::{Behind, Fate};
+use super::topology::Link;
 use super::witness::Arrival;
 use palisade_policy::model::ObjectName;
 use palisade_protocol::{Explained, Family, SideVerdict, VerdictName};
@@ -16,8 +18,8 @@ pub enum Party {
     Pod(ObjectName),
     /// A service, by its cluster IPs. Nothing comes from there.
     Service(ObjectName),
-    /// A process of the node.
-    Node,
+    /// A process of the node of this name.
+    Node(String),
     /// A host that is no part of the cluster.
     Outside,
 }
@@ -27,7 +29,8 @@ impl std::fmt::Display for Party {
         match self {
             Self::Pod(name) => name.fmt(f),
             Self::Service(name) => write!(f, "svc/{name}"),
-            Self::Node => f.write_str("node"),
+            Self::Node(name) if name == NODE => f.write_str(name),
+            Self::Node(name) => write!(f, "node:{name}"),
             Self::Outside => f.write_str("outside"),
         }
     }
@@ -87,6 +90,9 @@ impl std::fmt::Display for Protocol {
     }
 }
 
+/// Why packets do not arrive that no policy denies.
+const APART: &str = "pods are not routed from one link to another: the routing mode is native";
+
 /// A port on which somebody listens, or [`ECHO`].
 pub type Port = (Protocol, u16);
 
@@ -110,12 +116,19 @@ pub struct Member {
     pub addresses: Vec<IpAddr>,
     /// The ports on which it listens.
     pub ports: BTreeSet<Port>,
+    /// The link that its packets stay on: that of its node, where pods are not routed beyond. `None`: they go everywhere.
+    pub confined: Option<Link>,
 }
 
 impl Member {
     /// Its address of one family.
     pub fn address(&self, family: Family) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == (family == Family::Ipv4))
+    }
+
+    /// Whether no route leads from it to another, or back.
+    pub fn is_apart_from(&self, other: &Self) -> bool {
+        self.confined.is_some() && other.confined.is_some() && self.confined != other.confined
     }
 }
 
@@ -162,8 +175,8 @@ pub const fn family_name(family: Family) -> &'static str {
 
 /// All probes between members, by each port and by echo: every two pods, pods and the node, pods and the outside host,
 /// both ways. A flow that no pod takes part in has no policy, so it is not tried; neither is a pod with itself, which
-/// never leaves it.
-pub fn probes(members: &[Member]) -> Vec<(Probe, IpAddr)> {
+/// never leaves it. Each with the address it goes to, and whether no route leads there.
+pub fn probes(members: &[Member]) -> Vec<(Probe, IpAddr, bool)> {
     let mut probes = Vec::new();
     for from in members {
         for to in members {
@@ -175,7 +188,7 @@ pub fn probes(members: &[Member]) -> Vec<(Probe, IpAddr)> {
                 for family in [Family::Ipv4, Family::Ipv6] {
                     if let (Some(_), Some(address)) = (from.address(family), to.address(family)) {
                         let probe = Probe { from: from.party.clone(), to: to.party.clone(), family, protocol, port };
-                        probes.push((probe, address));
+                        probes.push((probe, address, from.is_apart_from(to)));
                     }
                 }
             }
@@ -198,6 +211,8 @@ pub struct Asked {
     pub ingress: SideVerdict,
     /// Of a service: who is behind it.
     pub service: Option<Behind>,
+    /// Whether no route leads to its target, or back.
+    pub unrouted: bool,
 }
 
 impl Asked {
@@ -210,17 +225,17 @@ impl Asked {
     pub fn is_answered(&self) -> bool {
         match &self.service {
             Some(behind) => matches!(behind.fate, Fate::Reached | Fate::Refused),
-            None => side_passes(&self.egress) && side_passes(&self.ingress),
+            None => side_passes(&self.egress) && side_passes(&self.ingress) && !self.unrouted,
         }
     }
 
     /// Joins what was seen of each flow with what the rules say.
     pub fn result(self, flows: impl IntoIterator<Item = (Seen, Option<Arrival>)>) -> ProbeResult {
-        let Self { probe, egress, ingress, service, .. } = self;
+        let Self { probe, egress, ingress, service, unrouted, .. } = self;
         let Some(mut behind) = service else {
             let seen =
                 flows.into_iter().next().map_or_else(|| Err("not tried".to_owned()), |(seen, _)| seen.map_err(|how| how.to_string()));
-            return ProbeResult::new(probe, seen, Explained::new(egress, ingress));
+            return ProbeResult::new(probe, seen, Explained::new(egress, ingress), unrouted);
         };
         let mut reached = behind.fate != Fate::Mixed;
         let mut disagreement = None;
@@ -229,7 +244,7 @@ impl Asked {
             let contradicted = behind.judge(&probe, &seen, arrival.as_ref());
             disagreement = disagreement.or(contradicted);
         }
-        ProbeResult { probe, reached, egress, ingress, service: Some(behind), disagreement }
+        ProbeResult { probe, reached, egress, ingress, service: Some(behind), unrouted, disagreement }
     }
 }
 
@@ -248,6 +263,9 @@ pub struct ProbeResult {
     /// Of a service: who is behind it.
     #[serde(flatten)]
     pub service: Option<Behind>,
+    /// Whether no route leads to it, or back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unrouted: bool,
     /// Where packets and policy disagree: what was seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disagreement: Option<String>,
@@ -255,14 +273,16 @@ pub struct ProbeResult {
 
 impl ProbeResult {
     /// Joins what was seen of a party (`Err`: no answer, and how it ended) with what the policies say.
-    pub fn new(probe: Probe, seen: Result<(), String>, explained: Explained) -> Self {
+    pub fn new(probe: Probe, seen: Result<(), String>, explained: Explained, unrouted: bool) -> Self {
         let passes = side_passes(&explained.egress) && side_passes(&explained.ingress);
         let disagreement = match &seen {
             Ok(()) if !passes => Some("reached, although policy denies it".to_owned()),
-            Err(how) if passes => Some(format!("{how}, although policy allows it")),
+            Ok(()) if unrouted => Some("reached, although no route leads there".to_owned()),
+            Err(how) if passes && !unrouted => Some(format!("{how}, although policy allows it")),
             _ => None,
         };
-        Self { probe, reached: seen.is_ok(), egress: explained.egress, ingress: explained.ingress, service: None, disagreement }
+        let reached = seen.is_ok();
+        Self { probe, reached, egress: explained.egress, ingress: explained.ingress, service: None, unrouted, disagreement }
     }
 
     /// What becomes of flows to a service, by the rules.
@@ -270,7 +290,8 @@ impl ProbeResult {
         self.service.as_ref().map(|behind| behind.fate)
     }
 
-    /// Why it is not reached, or not by every flow, each cause once: `egress` or `ingress` and the reason, or `service` and what it lacks.
+    /// Why it is not reached, or not by every flow, each cause once: `egress` or `ingress` and the reason, `service` and what it lacks, or `network` and
+    /// what that does not do.
     pub fn causes(&self) -> BTreeSet<(&'static str, &str)> {
         let sides: Vec<(&'static str, &SideVerdict)> = match &self.service {
             Some(behind) => behind.backends.iter().flat_map(|backend| both(&backend.egress, &backend.ingress)).collect(),
@@ -281,7 +302,8 @@ impl ProbeResult {
             _ => (direction, side.reason.as_str()),
         });
         let of_service = self.service.as_ref().and_then(Behind::why).map(|why| ("service", why));
-        denials.chain(of_service).collect()
+        let unrouted = self.unrouted || self.service.as_ref().is_some_and(|behind| behind.backends.iter().any(|backend| backend.unrouted));
+        denials.chain(of_service).chain(unrouted.then_some(("network", APART))).collect()
     }
 }
 
@@ -317,7 +339,8 @@ pub(crate) mod tests {
         match text.split('/').collect::<Vec<_>>()[..] {
             ["svc", namespace, name] => Party::Service(ObjectName::new(namespace, name)),
             [namespace, name] => Party::Pod(ObjectName::new(namespace, name)),
-            ["node"] => Party::Node,
+            ["node"] => Party::Node(NODE.to_owned()),
+            [text] if text.starts_with("node:") => Party::Node(text["node:".len()..].to_owned()),
             _ => Party::Outside,
         }
     }
@@ -331,12 +354,12 @@ pub(crate) mod tests {
         };
         let probe = Probe { from: party(from), to: party(to), family, protocol: Protocol::Tcp, port: 80 };
         let seen = if reason.is_some() { Err("no answer".to_owned()) } else { Ok(()) };
-        ProbeResult::new(probe, seen, Explained::new(allow, ingress))
+        ProbeResult::new(probe, seen, Explained::new(allow, ingress), false)
     }
 
     fn member(text: &str, ports: &[Port]) -> Member {
         let addresses = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-        Member { party: party(text), addresses, ports: ports.iter().copied().collect() }
+        Member { party: party(text), addresses, ports: ports.iter().copied().collect(), confined: None }
     }
 
     #[test]
@@ -346,10 +369,10 @@ pub(crate) mod tests {
         members.push(member("node", &ports));
         members.push(member("outside", &ports));
         let probes = probes(&members);
-        let to_pods_from_cluster = probes.iter().filter(|(probe, _)| matches!(probe.to, Party::Pod(_)) && probe.from != Party::Outside);
+        let to_pods_from_cluster = probes.iter().filter(|(probe, ..)| matches!(probe.to, Party::Pod(_)) && probe.from != Party::Outside);
         assert_eq!(to_pods_from_cluster.count(), 648, "three ports and an echo");
         assert_eq!(probes.len(), 648 + 3 * 9 * 4 * 2);
-        assert!(!probes.iter().any(|(probe, _)| probe.from == probe.to));
+        assert!(!probes.iter().any(|(probe, ..)| probe.from == probe.to));
     }
 
     #[test]
@@ -357,7 +380,7 @@ pub(crate) mod tests {
         let mut single = member("a/single", &[(Protocol::Tcp, 80)]);
         single.addresses.pop();
         let probes = probes(&[single, member("a/dual", &[(Protocol::Tcp, 80)])]);
-        assert!(probes.iter().all(|(probe, address)| probe.family == Family::Ipv4 && address.is_ipv4()));
+        assert!(probes.iter().all(|(probe, address, _)| probe.family == Family::Ipv4 && address.is_ipv4()));
         assert_eq!(probes.len(), 4, "the port and an echo, both ways");
     }
 
@@ -365,8 +388,8 @@ pub(crate) mod tests {
     fn an_echo_has_a_name_without_a_port_and_comes_last() {
         let tried: Vec<String> = probes(&[member("a/x", &[]), member("a/y", &[(Protocol::Tcp, 80), (Protocol::Sctp, 9)])])
             .iter()
-            .filter(|(probe, _)| probe.from == party("a/x") && probe.family == Family::Ipv6)
-            .map(|(probe, _)| probe.to_string())
+            .filter(|(probe, ..)| probe.from == party("a/x") && probe.family == Family::Ipv6)
+            .map(|(probe, ..)| probe.to_string())
             .collect();
         assert_eq!(tried, ["a/x -> a/y TCP 80 (ipv6)", "a/x -> a/y SCTP 9 (ipv6)", "a/x -> a/y ICMP (ipv6)"]);
     }
@@ -376,11 +399,15 @@ pub(crate) mod tests {
         let denied = result("a/x", "b/y", Family::Ipv4, Some("r"));
         assert_eq!(denied.disagreement, None);
         let explained = |result: &ProbeResult| Explained::new(result.egress.clone(), result.ingress.clone());
-        let leak = ProbeResult::new(denied.probe.clone(), Ok(()), explained(&denied));
+        let leak = ProbeResult::new(denied.probe.clone(), Ok(()), explained(&denied), false);
         assert_eq!(leak.disagreement.as_deref(), Some("reached, although policy denies it"));
         let allowed = result("a/x", "b/y", Family::Ipv4, None);
-        let lost = ProbeResult::new(allowed.probe.clone(), Err("no answer".into()), explained(&allowed));
+        let lost = ProbeResult::new(allowed.probe.clone(), Err("no answer".into()), explained(&allowed), false);
         assert_eq!(lost.disagreement.as_deref(), Some("no answer, although policy allows it"));
+        let new = |seen| ProbeResult::new(allowed.probe.clone(), seen, explained(&allowed), true);
+        let apart = new(Err("no answer".into()));
+        assert_eq!((&apart.disagreement, apart.causes()), (&None, [("network", APART)].into()));
+        assert_eq!(new(Ok(())).disagreement.as_deref(), Some("reached, although no route leads there"));
     }
 
     #[test]

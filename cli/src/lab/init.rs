@@ -1,6 +1,8 @@
 //! The first process inside a lab: makes it a place of its own, then runs it.
 
-use super::{LabOptions, outside, paths, session};
+use super::outside;
+use super::paths::{self, Places};
+use super::{LabOptions, session};
 use crate::error::CliError;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -18,7 +20,6 @@ pub fn run(options: &str) -> Result<(), CliError> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
         .map_err(|errno| CliError::Environment(format!("cannot tie the lab to its command: {errno}")))?;
     mounts()?;
-    outside::create().map_err(|error| CliError::Environment(format!("cannot make the lab's node: {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -61,7 +62,8 @@ fn mounts() -> Result<(), CliError> {
     let strict = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     attempt("the lab's file system", "palisade-lab", Path::new(paths::ROOT), "tmpfs", strict, Some("mode=0700"))?;
     attempt("the lab's /proc", "proc", Path::new("/proc"), "proc", strict, None)?;
-    for directory in [paths::run_dir(), paths::state_dir(), paths::bpffs(), paths::namespaces()] {
+    let Places { run, state, .. } = Places::of(outside::NODE);
+    for directory in [run, state, paths::bpffs(), paths::namespaces()] {
         std::fs::create_dir(&directory).map_err(|error| CliError::Environment(format!("cannot make {}: {error}", directory.display())))?;
     }
     attempt("the lab's BPF file system", "bpf", &paths::bpffs(), "bpf", strict, Some("mode=0700"))

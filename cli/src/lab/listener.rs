@@ -30,7 +30,7 @@ impl Listeners {
             .flat_map(|&(protocol, port)| {
                 member.addresses.iter().map(move |&address| {
                     // The node has many addresses, and answers from the one that was asked only when bound to it.
-                    let bind = if member.party == Party::Node { address } else { socket::unspecified(address) };
+                    let bind = if matches!(member.party, Party::Node(_)) { address } else { socket::unspecified(address) };
                     (protocol, SocketAddr::new(bind, port))
                 })
             })

@@ -1,32 +1,40 @@
 //! `palisade lab`: pods from manifests in network namespaces of their own, the real datapath, real packets.
 //!
 //! The command starts itself again as the first process of a new PID namespace, with a network and a mount
-//! namespace of its own. All that a lab makes lives in these three: when its first process ends, for whatever
-//! reason, the kernel removes everything.
+//! namespace of its own. All that a lab makes lives in these three, or in network namespaces that are pinned in the second: when its first
+//! process ends, for whatever reason, the kernel removes everything.
 
 mod cni;
+mod control;
 mod exec;
 mod expect;
 mod flow;
 mod init;
 mod listener;
 mod manifests;
+mod node;
 pub mod outside;
 mod packet;
 pub mod paths;
 mod probe;
 mod progress;
+mod questions;
+mod record;
 pub mod registry;
 mod service;
 mod session;
+mod several;
 mod socket;
+mod topology;
 mod truth_table;
 mod watch;
 mod witness;
+mod world;
 
-use crate::arguments::{LabArguments, LabCommand, LabRun, Output};
+use crate::arguments::{LabArguments, LabCommand, LabRun, NodeCommand, Output, RoutingMode};
 use crate::error::CliError;
 use cni::Cni;
+use control::Order;
 use expect::Expectations;
 use nix::sched::{CloneFlags, unshare};
 use registry::Lab;
@@ -51,6 +59,7 @@ struct LabOptions {
     /// The same as the user wrote it, which is how messages name its files.
     named: PathBuf,
     expect: Option<PathBuf>,
+    mode: RoutingMode,
     output: Output,
     watch: bool,
     keep: bool,
@@ -61,8 +70,21 @@ struct LabOptions {
 pub fn run(arguments: LabArguments) -> Result<(), CliError> {
     match arguments.command {
         Some(LabCommand::Exec(arguments)) => exec::run(&arguments),
+        Some(LabCommand::Node { command }) => order(command),
         None => start(arguments.run),
     }
+}
+
+/// Gives a running lab an order about one of its nodes.
+fn order(command: NodeCommand) -> Result<(), CliError> {
+    let (lab, order) = match command {
+        NodeCommand::Stop(arguments) => (arguments.lab, Order::Stop(arguments.name)),
+        NodeCommand::Start(arguments) => (arguments.lab, Order::Start(arguments.name)),
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return Err(CliError::Environment("a lab takes orders from root alone: sudo palisade lab node ...".into()));
+    }
+    control::give(&registry::find(lab.as_deref())?, &order)
 }
 
 fn start(arguments: LabRun) -> Result<(), CliError> {
@@ -86,7 +108,7 @@ fn start(arguments: LabRun) -> Result<(), CliError> {
 fn checked(arguments: LabRun) -> Result<LabOptions, CliError> {
     let named = arguments.directory.unwrap_or_default();
     let directory = std::fs::canonicalize(&named).map_err(|error| CliError::Input(format!("cannot read {}: {error}", named.display())))?;
-    manifests::read(&named, arguments.expect.as_deref())?;
+    manifests::read(&named, arguments.expect.as_deref(), None)?;
     if let Some(file) = &arguments.expect {
         Expectations::read(file)?;
     }
@@ -95,6 +117,7 @@ fn checked(arguments: LabRun) -> Result<LabOptions, CliError> {
         directory,
         named,
         expect: arguments.expect,
+        mode: arguments.mode,
         output: arguments.output,
         watch: arguments.watch,
         keep: arguments.keep,

@@ -3,6 +3,7 @@
 //! One file per lab, locked by the process that started it: a lock that can be taken belongs to a lab that is gone,
 //! however it ended, and its file is swept by whoever sees it first.
 
+use super::outside::{self, Nodes};
 use super::paths;
 use crate::error::CliError;
 use nix::fcntl::{Flock, FlockArg};
@@ -28,6 +29,33 @@ impl Lab {
     pub fn inside(&self, path: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.first));
         root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// How many nodes it has.
+    pub fn nodes(&self) -> Nodes {
+        if self.inside(&paths::nodes()).is_dir() { Nodes::Several } else { Nodes::One }
+    }
+
+    /// The name of a node: of the one named, of the only one else.
+    pub fn node(&self, named: Option<&str>) -> Result<String, CliError> {
+        let names: Vec<String> = match self.nodes() {
+            Nodes::One => vec![outside::NODE.to_owned()],
+            Nodes::Several => {
+                let entries = std::fs::read_dir(self.inside(&paths::nodes())).into_iter().flatten().flatten();
+                let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+                names.sort();
+                names
+            }
+        };
+        let listed = || names.join(", ");
+        match (named, &names[..]) {
+            (Some(name), _) if names.iter().any(|known| known == name) => Ok(name.to_owned()),
+            (Some(name), _) => {
+                Err(CliError::Input(format!("the lab of {} has no node {name}: there are {}", self.directory.display(), listed())))
+            }
+            (None, [only]) => Ok(only.clone()),
+            (None, _) => Err(CliError::Input(format!("the lab has several nodes, say which with --node NAME: {}", listed()))),
+        }
     }
 }
 

@@ -49,6 +49,9 @@ pub struct Backend {
     pub egress: SideVerdict,
     /// The responder's side.
     pub ingress: SideVerdict,
+    /// Whether no route leads there, or back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unrouted: bool,
     /// How many of the flows it got.
     pub answered: usize,
 }
@@ -56,7 +59,7 @@ pub struct Backend {
 impl Backend {
     /// Whether flows to it are answered, by the rules.
     fn answers(&self) -> bool {
-        self.listens && self.passes()
+        self.listens && self.passes() && !self.unrouted
     }
 
     fn passes(&self) -> bool {
@@ -104,6 +107,7 @@ impl ServiceProbe {
 
     /// With what the policies say of flows to each of the targets, in their order.
     pub fn behind(&self, members: &[Member], explained: impl IntoIterator<Item = Explained>) -> Behind {
+        let from = members.iter().find(|member| member.party == self.probe.from);
         let backends: Vec<Backend> = self
             .targets()
             .zip(explained)
@@ -111,7 +115,8 @@ impl ServiceProbe {
                 let member = members.iter().find(|member| member.addresses.contains(&address));
                 let listens = member.is_some_and(|member| member.ports.contains(&(self.probe.protocol, port)));
                 let party = member.map(|member| member.party.clone());
-                Backend { address: SocketAddr::new(address, port), party, listens, egress, ingress, answered: 0 }
+                let unrouted = from.zip(member).is_some_and(|(from, to)| from.is_apart_from(to));
+                Backend { address: SocketAddr::new(address, port), party, listens, egress, ingress, unrouted, answered: 0 }
             })
             .collect();
         let answering = backends.iter().filter(|backend| backend.answers()).count();
@@ -166,6 +171,9 @@ impl Behind {
             if !backend.passes() {
                 return Some(format!("came to {party}, although policy denies it"));
             }
+            if backend.unrouted {
+                return Some(format!("came to {party}, although no route leads there"));
+            }
             // A pod that is behind its own service sees the service there.
             let as_it_should = *peer == if *party == probe.from { self.address } else { self.client };
             if !as_it_should {
@@ -205,13 +213,20 @@ pub fn services(files: &Index, members: &[Member], told: &[ServiceStatus]) -> Se
     services
 }
 
-/// Probes of every service by its cluster IPs, from every pod.
-pub fn probes(services: &Services, members: &[Member]) -> Vec<ServiceProbe> {
+/// Probes of every service by its cluster IPs, from each of these members that is a pod or a node. They are of the node that `services`
+/// are asked for on.
+pub fn probes<'m>(services: &Services, members: impl Iterator<Item = &'m Member> + Clone) -> Vec<ServiceProbe> {
     let mut probes = Vec::new();
     for (name, frontend) in frontends(services) {
         let answer = oracle::backends(services, &frontend);
         let family = family_of(frontend.address);
-        for member in members.iter().filter(|member| matches!(member.party, Party::Pod(_))) {
+        let asks = |member: &&Member| match member.party {
+            Party::Pod(_) => true,
+            // The kernel has no programs at sockets of SCTP.
+            Party::Node(_) => frontend.protocol != palisade_identity::Protocol::Sctp,
+            Party::Service(_) | Party::Outside => false,
+        };
+        for member in members.clone().filter(asks) {
             let Some(client) = member.address(family) else { continue };
             let (from, to) = (member.party.clone(), Party::Service(name.clone()));
             let probe = Probe { from, to, family, protocol: frontend.protocol.into(), port: frontend.port };
@@ -297,7 +312,7 @@ pub(crate) mod tests {
     }
 
     fn member(name: &str, address: &str) -> Member {
-        Member { party: party(name), addresses: vec![ip(address)], ports: [(Protocol::Tcp, 8080)].into() }
+        Member { party: party(name), addresses: vec![ip(address)], ports: [(Protocol::Tcp, 8080)].into(), confined: None }
     }
 
     fn members() -> Vec<Member> {
@@ -319,7 +334,7 @@ pub(crate) mod tests {
         let explained = targets.iter().map(|(_, allows)| Explained::new(side(VerdictName::Allow), ingress(*allows)));
         let behind = of_service.behind(&members(), explained);
         let (egress, ingress) = behind.sides();
-        Asked { probe, target: of_service.target, egress, ingress, service: Some(behind) }
+        Asked { probe, target: of_service.target, egress, ingress, service: Some(behind), unrouted: false }
     }
 
     /// A result of TCP 80 of a service, with nothing seen that the rules do not say.
@@ -397,7 +412,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn every_pod_probes_every_cluster_ip_of_its_families() {
+    fn every_pod_and_the_node_where_it_is_served_probe_every_cluster_ip_of_their_families() {
         let port = ServicePort { name: String::new(), protocol: IdentityProtocol::Tcp, port: 80, node_port: None };
         let service = Service {
             uid: None,
@@ -428,17 +443,27 @@ pub(crate) mod tests {
         services.slices.insert(name, Arc::new(BTreeMap::from([("e".to_owned(), slice)])));
         let mut members = members();
         members.push(member("node", "192.0.2.1"));
-        let probes = probes(&services, &members);
-        assert_eq!(probes.len(), 3, "three pods, none of which has IPv6");
+        let pods = members.iter().filter(|member| matches!(member.party, Party::Pod(_)));
+        let from_pods = probes(&services, pods).len();
+        let probes = probes(&services, members.iter());
+        assert_eq!((from_pods, probes.len()), (3, 4), "three pods, and the node; nobody has IPv6");
         assert!(probes.iter().all(|it| it.answer == Answer::OneOf([(ip("10.0.0.2"), 8080)].into()) && it.target == ip("10.96.0.1")));
 
-        let backends = vec![ServiceBackend { address: ip("10.0.0.2"), port: 8080, name: "a/x".to_owned(), chosen: true, serving: true }];
+        let backends = vec![ServiceBackend {
+            address: ip("10.0.0.2"),
+            port: 8080,
+            name: "a/x".to_owned(),
+            chosen: true,
+            chosen_outside: false,
+            serving: true,
+        }];
         let at = |address: &str, backends: &[ServiceBackend]| ServiceFrontend {
             address: ip(address),
             port: 80,
             protocol: "TCP".to_owned(),
             view: FrontendView::Cluster,
             state: FrontendState::Served,
+            outside: None,
             affinity: None,
             backends: backends.to_vec(),
         };

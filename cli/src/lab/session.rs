@@ -1,16 +1,19 @@
 //! The course of a lab: the agent, the pods, the probes, the table, and then, if wanted, the edits.
 
 use super::cni::{Cni, Sandbox};
+use super::control;
 use super::expect::{self, Expectations};
-use super::flow::{Asked, Member, Party, Port, Probe, Report, probes};
+use super::flow::{Asked, Member, Party, Port, Report, probes};
 use super::listener::Listeners;
 use super::manifests::{Manifests, PodSpec};
+use super::node::{Failures, LabNode, blocking};
 use super::probe::{self, Attempt};
 use super::progress::{say, step};
-use super::service::{self, ServiceProbe};
+use super::questions::{self, Question};
+use super::service;
+use super::several::Several;
 use super::witness::Witness;
 use super::{LabOptions, manifests, outside, paths, socket, truth_table, watch};
-use crate::agent;
 use crate::arguments::Output;
 use crate::error::CliError;
 use crate::print;
@@ -18,39 +21,41 @@ use crate::table::{Paint, count};
 use palisade_cni::link::{Namespace, Netlink};
 use palisade_k8s::index::Index;
 use palisade_policy::model::ObjectName;
-use palisade_protocol::{Call, Client, Explained, Family, FlowEnd, FlowQuery, Reply, SOCKET_NAME, ServiceStatus, Status};
-use palisade_runtime::{AgentConfig, Source};
+use palisade_protocol::{Explained, NODE_SERVED, ServiceStatus};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::time::Duration;
-use tokio::sync::oneshot;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 /// So many pods are wired at the same time.
 const WIRED_AT_ONCE: usize = 4;
-/// How long the agent may take until it is ready, or until what keeps it from that is another thing.
-const READY_WITHIN: Duration = Duration::from_secs(10);
 /// How long services may take until the kernel serves them as the files say; what it does not serve then, packets show.
 const SERVED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A pod with its network.
-struct Wired {
-    sandbox: Sandbox,
-    member: Member,
+pub(super) struct Wired {
+    pub sandbox: Sandbox,
+    pub member: Member,
     /// What answers on its ports.
     listeners: Listeners,
 }
 
 /// A running lab.
 pub struct Session {
-    cni: Cni,
-    pods: BTreeMap<ObjectName, Wired>,
+    pub(super) cni: Cni,
+    /// By name.
+    pub(super) nodes: BTreeMap<String, LabNode>,
+    /// What there is besides where there are several.
+    pub(super) several: Option<Several>,
+    pub(super) pods: BTreeMap<ObjectName, Wired>,
     generation: u64,
-    /// The node's and the outside host's: both listen on whatever some pod declares.
+    /// Where agents tell that they ended.
+    pub(super) failures: Failures,
+    /// The nodes' and the outside host's: all of them listen on whatever some pod declares.
     common: Vec<(Member, Listeners)>,
     at_once: usize,
     /// What the files say.
-    files: Index,
+    pub(super) files: Index,
     /// Knows who got what is sent.
     witness: Witness,
 }
@@ -60,14 +65,16 @@ pub async fn run(options: &LabOptions, stop: impl Future<Output = ()>) -> Result
     tokio::pin!(stop);
     let first = async {
         let expectations = read_expectations(options)?;
-        let found = manifests::read(&options.named, options.expect.as_deref())?;
-        let (session, agent_ended) = Session::start(options, &found).await?;
+        let found = manifests::read(&options.named, options.expect.as_deref(), None)?;
+        let (session, failed) = Session::start(options, &found).await?;
+        // From now on: whoever gives an order waits until it is obeyed.
+        let orders = session.several.is_some().then(control::listen).transpose()?;
         let report = session.probe().await?;
         let notes: Vec<String> = found.notes.iter().cloned().chain(session.problems().await?).collect();
         let verdict = shown(options, &notes, &report, expectations.as_ref());
-        Ok::<_, CliError>((session, agent_ended, found, report, verdict))
+        Ok::<_, CliError>((session, failed, orders, found, report, verdict))
     };
-    let (mut session, agent_ended, found, report, verdict) = tokio::select! {
+    let (mut session, mut failed, orders, found, report, verdict) = tokio::select! {
         first = first => first?,
         () = &mut stop => return Err(CliError::Interrupted),
     };
@@ -80,11 +87,9 @@ pub async fn run(options: &LabOptions, stop: impl Future<Output = ()>) -> Result
         Ok(()) => {}
     }
     say(&format!("{}; Ctrl-C ends the lab and removes everything", if options.watch { "watching for edits" } else { "the lab stays" }));
-    let stay =
-        async { if options.watch { watch::follow(options, &mut session, found, report).await } else { std::future::pending().await } };
     tokio::select! {
-        ended = stay => ended,
-        ended = agent_ended => Err(CliError::Environment(agent_failure(ended))),
+        ended = watch::follow(options, &mut session, found, report, orders) => ended,
+        Some(problem) = failed.recv() => Err(CliError::Environment(problem)),
         () = &mut stop => Ok(()),
     }
 }
@@ -132,106 +137,52 @@ fn shown(options: &LabOptions, notes: &[String], report: &Report, expectations: 
     Err(CliError::Differs(format!("{} not as expected", count(differences.len(), "result is", "results are"))))
 }
 
-type AgentEnd = oneshot::Receiver<Result<(), String>>;
-
-fn agent_failure(ended: Result<Result<(), String>, oneshot::error::RecvError>) -> String {
-    match ended {
-        Ok(Err(problem)) => problem,
-        Ok(Ok(())) | Err(_) => "the agent ended by itself".into(),
-    }
-}
-
-/// Runs the agent's code, in a thread of its own as it would run in a process of its own.
-fn start_agent(directory: &Path) -> Result<AgentEnd, CliError> {
-    let mut config = AgentConfig::new(outside::NODE, Source::Directory(directory.to_owned()));
-    config.pin_dir = paths::bpffs().join("palisade");
-    config.run_dir = paths::run_dir();
-    config.ranges = outside::pod_ranges();
-    config.service_ranges = outside::service_ranges();
-    config.node_addresses = outside::node_addresses().to_vec();
-    let (tell, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("agent".into())
-        .spawn(move || {
-            let result = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .map_err(|error| error.to_string())
-                .and_then(|runtime| {
-                    runtime.block_on(palisade_runtime::run(config, std::future::pending())).map_err(|error| error.to_string())
-                });
-            let _ = tell.send(result);
-        })
-        .map_err(|error| CliError::Environment(format!("cannot start the agent's thread: {error}")))?;
-    Ok(ended)
-}
-
-/// Waits until the agent has read everything and filled the tables.
-async fn ready(ended: &mut AgentEnd) -> Result<(), CliError> {
-    let mut problems = Vec::new();
-    let mut since = tokio::time::Instant::now();
-    loop {
-        match ask_status().await {
-            Ok(status) if status.ready => return Ok(()),
-            Ok(status) if status.problems != problems => {
-                problems = status.problems;
-                since = tokio::time::Instant::now();
-            }
-            // Nothing new, or not listening yet.
-            Ok(_) | Err(_) => {}
-        }
-        tokio::select! {
-            ended = &mut *ended => return Err(CliError::Environment(agent_failure(ended))),
-            () = tokio::time::sleep(Duration::from_millis(20)) => {}
-        }
-        if since.elapsed() > READY_WITHIN {
-            let why = if problems.is_empty() { "it does not answer".to_owned() } else { problems.join("; ") };
-            return Err(CliError::Environment(format!("the agent does not get ready: {why}")));
-        }
-    }
-}
-
-/// The agent's state.
-async fn ask_status() -> Result<Status, CliError> {
-    blocking(|| match client()?.call(Call::Status)? {
-        Reply::Status(status) => Ok(status),
-        other => Err(agent::unexpected(&other)),
-    })
-    .await
-}
-
-fn client() -> Result<Client, CliError> {
-    Ok(Client::connect(&paths::run_dir().join(SOCKET_NAME), agent::PATIENCE)?)
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, CliError> + Send + 'static) -> Result<T, CliError> {
-    spawn_blocking(work).await.unwrap_or_else(|error| Err(CliError::Failed(format!("a step of the lab broke: {error}"))))
-}
-
 impl Session {
-    async fn start(options: &LabOptions, found: &Manifests) -> Result<(Self, AgentEnd), CliError> {
+    async fn start(options: &LabOptions, found: &Manifests) -> Result<(Self, mpsc::UnboundedReceiver<String>), CliError> {
         let open_files = socket::raise_open_files();
-        let mut agent_ended = start_agent(&options.directory)?;
-        step("starting the agent and loading the datapath", ready(&mut agent_ended)).await?;
         let cni = Cni::find(Some(&options.cni)).map_err(|error| CliError::Environment(error.to_string()))?;
-        // A probe takes a socket here and one at its target; the rest is for the agent and the listeners.
+        // A probe takes a socket here and one at its target; the rest is for the agents and the listeners.
         let at_once = usize::try_from(open_files.saturating_sub(500) / 3).unwrap_or(1).clamp(100, 4000);
-        let (pods, common) = (BTreeMap::new(), Vec::new());
-        let mut session = Self { cni, pods, generation: 0, common, at_once, files: Index::new(), witness: Witness::default() };
+        let (failures, failed) = mpsc::unbounded_channel();
+        let mut session = Self {
+            cni,
+            nodes: BTreeMap::new(),
+            several: None,
+            pods: BTreeMap::new(),
+            generation: 0,
+            failures,
+            common: Vec::new(),
+            at_once,
+            files: Index::new(),
+            witness: Witness::default(),
+        };
+        match &found.cluster {
+            Some(_) => session.several = Some(Several::create(options.mode)?),
+            None => {
+                outside::create().map_err(|error| CliError::Environment(format!("cannot make the lab's node: {error}")))?;
+                let mut node = LabNode::only(&options.directory);
+                step("starting the agent and loading the datapath", node.start(&session.failures)).await?;
+                session.nodes.insert(node.name().to_owned(), node);
+            }
+        }
         session.follow(found).await?;
-        Ok((session, agent_ended))
+        Ok((session, failed))
     }
 
-    /// Makes the pods those of `found`: unwires and wires what differs, and opens the listeners anew where ports do.
+    /// Makes the lab as the files say: nodes and pods that are gone go, those that are new come, listeners follow the declared ports.
     pub async fn follow(&mut self, found: &Manifests) -> Result<(), CliError> {
         let wanted = &found.pods;
         self.files = found.index.clone();
-        let gone: Vec<ObjectName> = self.pods.keys().filter(|name| !wanted.iter().any(|pod| pod.name == **name)).cloned().collect();
+        let stays = |name: &ObjectName, wired: &Wired| wanted.iter().any(|pod| pod.name == *name && pod.node == wired.sandbox.node);
+        let gone: Vec<ObjectName> = self.pods.iter().filter(|(name, wired)| !stays(name, wired)).map(|(name, _)| name.clone()).collect();
         for name in gone {
             self.unwire(&name).await?;
         }
-        let new: Vec<PodSpec> = wanted.iter().filter(|pod| !self.pods.contains_key(&pod.name)).cloned().collect();
+        if let Some(cluster) = &found.cluster {
+            self.follow_nodes(cluster).await?;
+        }
+        let runs = |pod: &&PodSpec| self.nodes.get(&pod.node).is_some_and(LabNode::runs);
+        let new: Vec<PodSpec> = wanted.iter().filter(|pod| !self.pods.contains_key(&pod.name)).filter(runs).cloned().collect();
         if !new.is_empty() {
             step(&format!("wiring {}", count(new.len(), "pod", "pods")), self.wire(new)).await?;
         }
@@ -245,23 +196,47 @@ impl Session {
                 wired.listeners = open_listeners(&wired.member, &self.witness)?;
             }
         }
+        if let Some(cluster) = &found.cluster {
+            self.record(cluster).await?;
+        }
         self.follow_common(wanted).await
     }
 
     async fn follow_common(&mut self, pods: &[PodSpec]) -> Result<(), CliError> {
         let ports: BTreeSet<Port> = pods.iter().flat_map(|pod| pod.ports.iter().copied()).collect();
-        if self.common.first().is_some_and(|(member, _)| member.ports == ports) {
+        let mut wanted: Vec<Member> =
+            self.nodes.values().filter(|node| node.runs()).map(|node| self.node_member(node.name(), &ports)).collect();
+        let nodes = if self.several.is_some() { outside::Nodes::Several } else { outside::Nodes::One };
+        wanted.push(Member { party: Party::Outside, addresses: outside::addresses(nodes).to_vec(), ports, confined: None });
+        if self.common.iter().map(|(member, _)| member).eq(&wanted) {
             return Ok(());
         }
-        for (_, listeners) in self.common.drain(..) {
-            listeners.close().await;
-        }
-        for (party, addresses) in [(Party::Node, outside::node_addresses()), (Party::Outside, outside::addresses())] {
-            let member = Member { party, addresses: addresses.to_vec(), ports: ports.clone() };
+        self.close_common().await;
+        for member in wanted {
             let listeners = open_listeners(&member, &self.witness)?;
             self.common.push((member, listeners));
         }
         Ok(())
+    }
+
+    /// Closes what listens on nodes and outside; [`follow`](Self::follow) opens it anew.
+    pub(super) async fn close_common(&mut self) {
+        for (_, listeners) in self.common.drain(..) {
+            listeners.close().await;
+        }
+    }
+
+    fn node_member(&self, name: &str, ports: &BTreeSet<Port>) -> Member {
+        let addresses = match &self.several {
+            Some(several) => several.addresses(name),
+            None => outside::node_addresses().to_vec(),
+        };
+        Member { party: Party::Node(name.to_owned()), addresses, ports: ports.clone(), confined: self.confined(name) }
+    }
+
+    /// The link that packets of a node's pods stay on, where they stay on one.
+    fn confined(&self, node: &str) -> Option<super::topology::Link> {
+        self.several.as_ref().and_then(|several| several.confined(node))
     }
 
     async fn wire(&mut self, pods: Vec<PodSpec>) -> Result<(), CliError> {
@@ -272,9 +247,13 @@ impl Session {
                 && let Some(pod) = waiting.next()
             {
                 self.generation += 1;
-                let sandbox = Sandbox { pod: pod.name.clone(), generation: self.generation };
+                let confined = self.confined(&pod.node);
+                let sandbox = Sandbox { pod: pod.name.clone(), generation: self.generation, node: pod.node };
                 let cni = self.cni.clone();
-                tasks.spawn(blocking(move || add(&cni, sandbox, pod.ports)));
+                tasks.spawn(blocking(move || {
+                    let (party, addresses) = add(&cni, &sandbox)?;
+                    Ok((sandbox, Member { party, addresses, ports: pod.ports, confined }))
+                }));
             }
             let Some(ended) = tasks.join_next().await else { return Ok(()) };
             let (sandbox, member) = ended.unwrap_or_else(|error| Err(CliError::Failed(format!("wiring a pod broke: {error}"))))?;
@@ -283,9 +262,12 @@ impl Session {
         }
     }
 
-    async fn unwire(&mut self, name: &ObjectName) -> Result<(), CliError> {
+    /// Unwires a pod, whether or not its agent runs.
+    pub(super) async fn unwire(&mut self, name: &ObjectName) -> Result<(), CliError> {
         let Some(wired) = self.pods.remove(name) else { return Ok(()) };
         let cni = self.cni.clone();
+        // Its sockets would keep the namespace.
+        wired.listeners.close().await;
         blocking(move || {
             cni.delete(&wired.sandbox).map_err(|error| CliError::Failed(error.to_string()))?;
             Namespace::unpin(&paths::namespace(&wired.member.party)).map_err(|error| CliError::Failed(error.to_string()))?;
@@ -297,20 +279,48 @@ impl Session {
     /// Every probe, and what the rules say of it now.
     pub async fn asked(&self) -> Result<Vec<Asked>, CliError> {
         let members = self.members();
-        let services = service::services(&self.files, &members, &ask_services().await?);
-        let (flows, to_services) = (probes(&members), service::probes(&services, &members));
-        let queries = flows.iter().map(|(probe, _)| query(probe));
-        let to_backends = to_services.iter().flat_map(|asked| backend_queries(asked, &members));
-        let mut explained = explain(queries.chain(to_backends).collect()).await?.into_iter();
+        let mut to_services = Vec::new();
+        for node in self.nodes.values().filter(|node| node.runs()) {
+            let services = service::services(&self.files_on(node.name()), &members, &node.services().await?);
+            let serves_itself = node.status().await?.node_services == NODE_SERVED;
+            let here = |member: &&Member| match &member.party {
+                Party::Pod(name) => self.node_of(name) == Some(node.name()),
+                Party::Node(name) => name == node.name() && serves_itself,
+                Party::Service(_) | Party::Outside => false,
+            };
+            to_services.extend(service::probes(&services, members.iter().filter(here)));
+        }
+        let flows = probes(&members);
+        let address = |party: &Party, family| {
+            let member = members.iter().find(|member| member.party == *party).and_then(|member| member.address(family));
+            member.ok_or_else(|| CliError::Failed(format!("{party} has no address of a family over which it is tried")))
+        };
+        let mut asked_of = Vec::new();
+        for (probe, target, _) in &flows {
+            let from = (probe.from.clone(), address(&probe.from, probe.family)?);
+            let (protocol, port, family) = (probe.protocol.to_string(), probe.port, probe.family);
+            asked_of.push(Question { from, to: (Some(probe.to.clone()), *target), protocol, port, family, service: false });
+        }
+        for to_service in &to_services {
+            let probe = &to_service.probe;
+            asked_of.extend(to_service.targets().map(|(address, port)| {
+                let party = members.iter().find(|member| member.addresses.contains(&address)).map(|member| member.party.clone());
+                let (from, protocol) = ((probe.from.clone(), to_service.client), probe.protocol.to_string());
+                Question { from, to: (party, address), protocol, port, family: probe.family, service: true }
+            }));
+        }
+        let pods = self.pods.iter().map(|(name, wired)| (name, wired.sandbox.node.as_str())).collect();
+        let mut explained = questions::sides(&self.nodes, &pods, &asked_of).await?.into_iter();
         let mut asked = Vec::with_capacity(flows.len() + to_services.len());
-        for ((probe, target), Explained { egress, ingress, .. }) in flows.into_iter().zip(explained.by_ref()) {
-            asked.push(Asked { probe, target, egress, ingress, service: None });
+        for ((probe, target, unrouted), Explained { egress, ingress, .. }) in flows.into_iter().zip(explained.by_ref()) {
+            asked.push(Asked { probe, target, egress, ingress, service: None, unrouted });
         }
         for to_service in to_services {
             let number = to_service.targets().count();
             let behind = to_service.behind(&members, explained.by_ref().take(number));
             let (egress, ingress) = behind.sides();
-            asked.push(Asked { probe: to_service.probe, target: to_service.target, egress, ingress, service: Some(behind) });
+            let (probe, target) = (to_service.probe, to_service.target);
+            asked.push(Asked { probe, target, egress, ingress, service: Some(behind), unrouted: false });
         }
         asked.sort_by(|a, b| a.probe.cmp(&b.probe));
         Ok(asked)
@@ -318,35 +328,61 @@ impl Session {
 
     /// What of services cannot be had as it is written, a sentence each.
     pub async fn problems(&self) -> Result<Vec<String>, CliError> {
-        let told = ask_services().await?;
         let of = |status: &ServiceStatus| -> Vec<String> {
             status.problems.iter().map(|problem| format!("Not as written: {problem}")).collect()
         };
-        Ok(told.iter().flat_map(of).collect())
+        let mut problems: Vec<String> = Vec::new();
+        for node in self.nodes.values().filter(|node| node.runs()) {
+            for problem in node.services().await?.iter().flat_map(of) {
+                // Each node has the same services.
+                if !problems.contains(&problem) {
+                    problems.push(problem);
+                }
+            }
+        }
+        Ok(problems)
     }
 
-    /// Everybody who takes part.
-    fn members(&self) -> Vec<Member> {
-        let wired = self.pods.values().map(|wired| &wired.member);
+    /// Everybody who takes part: pods of nodes that are away do not.
+    pub(super) fn members(&self) -> Vec<Member> {
+        let runs = |wired: &&Wired| self.nodes.get(&wired.sandbox.node).is_some_and(LabNode::runs);
+        let wired = self.pods.values().filter(runs).map(|wired| &wired.member);
         wired.chain(self.common.iter().map(|(member, _)| member)).cloned().collect()
     }
 
-    /// Waits until the kernel serves what the files say.
+    fn node_of(&self, pod: &ObjectName) -> Option<&str> {
+        self.pods.get(pod).map(|wired| wired.sandbox.node.as_str())
+    }
+
+    /// What the files say, as the agent of a node has to take it.
+    fn files_on(&self, node: &str) -> Index {
+        let mut files = self.files.clone();
+        if self.several.is_some() {
+            files.set_host(node, &[]);
+        }
+        files
+    }
+
+    /// Waits until the kernels serve what the files say.
     async fn served(&self) -> Result<(), CliError> {
         let members = self.members();
         let since = tokio::time::Instant::now();
-        loop {
-            let told = ask_services().await?;
-            let missing = service::missing(&service::services(&self.files, &members, &told), &told);
-            match missing {
-                None => return Ok(()),
-                Some(missing) if since.elapsed() > SERVED_WITHIN => {
-                    say(&format!("the kernel does not serve as the files say: {missing}"));
-                    return Ok(());
+        for node in self.nodes.values().filter(|node| node.runs()) {
+            let files = self.files_on(node.name());
+            loop {
+                let told = node.services().await?;
+                let missing = service::missing(&service::services(&files, &members, &told), &told);
+                match missing {
+                    None => break,
+                    Some(missing) if since.elapsed() > SERVED_WITHIN => {
+                        say(&format!("the kernel does not serve as the files say: {missing}"));
+                        return Ok(());
+                    }
+                    Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 }
-                Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
+        Ok(())
     }
 
     /// Tries every flow, and asks what the rules say of each.
@@ -379,7 +415,7 @@ fn open_listeners(member: &Member, witness: &Witness) -> Result<Listeners, CliEr
 }
 
 /// Makes a sandbox as a container runtime does, and has it wired.
-fn add(cni: &Cni, sandbox: Sandbox, ports: BTreeSet<Port>) -> Result<(Sandbox, Member), CliError> {
+fn add(cni: &Cni, sandbox: &Sandbox) -> Result<(Party, Vec<std::net::IpAddr>), CliError> {
     let party = Party::Pod(sandbox.pod.clone());
     let loopback = || {
         let namespace = Namespace::create_at(&paths::namespace(&party))?;
@@ -387,59 +423,6 @@ fn add(cni: &Cni, sandbox: Sandbox, ports: BTreeSet<Port>) -> Result<(Sandbox, M
         inside.link("lo")?.map_or(Ok(()), |link| inside.set_up(link.index))
     };
     loopback().map_err(|error| CliError::Environment(format!("cannot make the namespace of {party}: {error}")))?;
-    let addresses = cni.add(&sandbox).map_err(|error| CliError::Failed(error.to_string()))?;
-    Ok((sandbox, Member { party, addresses, ports }))
-}
-
-fn query(probe: &Probe) -> FlowQuery {
-    FlowQuery {
-        from: end(&probe.from, probe.family),
-        to: end(&probe.to, probe.family),
-        protocol: probe.protocol.to_string(),
-        port: probe.port,
-        family: probe.family,
-        rules: false,
-    }
-}
-
-fn end(party: &Party, family: Family) -> FlowEnd {
-    match party {
-        // Nobody asks of a service as such: its backends have policies.
-        Party::Pod(name) | Party::Service(name) => FlowEnd::Pod(name.to_string()),
-        Party::Node => FlowEnd::Node,
-        Party::Outside => FlowEnd::Address(outside::address(family)),
-    }
-}
-
-/// What is asked of the policies about a flow to each backend of a service.
-fn backend_queries<'a>(asked: &'a ServiceProbe, members: &'a [Member]) -> impl Iterator<Item = FlowQuery> + 'a {
-    asked.targets().map(move |(address, port)| {
-        let to = members.iter().find(|member| member.addresses.contains(&address));
-        let to = to.map_or(FlowEnd::Address(address), |member| end(&member.party, asked.probe.family));
-        FlowQuery { to, port, ..query(&asked.probe) }
-    })
-}
-
-/// The services, as the kernel serves them.
-async fn ask_services() -> Result<Vec<ServiceStatus>, CliError> {
-    blocking(|| match client()?.call(Call::Services { namespaces: Vec::new(), object: None, backends: true })? {
-        Reply::Services(services) => Ok(services),
-        other => Err(agent::unexpected(&other)),
-    })
-    .await
-}
-
-async fn explain(queries: Vec<FlowQuery>) -> Result<Vec<Explained>, CliError> {
-    blocking(move || {
-        let mut client = client()?;
-        let mut answers = Vec::with_capacity(queries.len());
-        for query in queries {
-            match client.call(Call::Explain(query))? {
-                Reply::Explained(explained) => answers.push(explained),
-                other => return Err(agent::unexpected(&other)),
-            }
-        }
-        Ok(answers)
-    })
-    .await
+    let addresses = cni.add(sandbox).map_err(|error| CliError::Failed(error.to_string()))?;
+    Ok((party, addresses))
 }

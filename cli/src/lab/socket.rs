@@ -2,7 +2,7 @@
 //! one place.
 
 use super::flow::{Party, Protocol, family_of};
-use super::paths;
+use super::{node, paths};
 use nix::libc;
 use palisade_cni::link::{LinkError, Namespace};
 use palisade_protocol::Family;
@@ -33,7 +33,7 @@ pub enum SocketsError {
 /// Runs `work` in the network namespace of `party`.
 pub fn within<T: Send>(party: &Party, work: impl FnOnce() -> T + Send) -> Result<T, SocketsError> {
     match party {
-        Party::Node => Ok(work()),
+        Party::Node(name) => Ok(node::within(name, work)?),
         _ => Ok(Namespace::open(&paths::namespace(party))?.enter(work)?),
     }
 }

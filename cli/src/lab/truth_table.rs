@@ -241,7 +241,7 @@ Refused
         let mut report = shop();
         let denied = report.probes.iter_mut().find(|result| !result.reached).unwrap();
         let explained = Explained::new(denied.egress.clone(), denied.ingress.clone());
-        *denied = ProbeResult::new(denied.probe.clone(), Ok(()), explained);
+        *denied = ProbeResult::new(denied.probe.clone(), Ok(()), explained, false);
         let text = rendered(&report, Paint::none());
         assert!(text.contains("guest/visitor  ipv4 only !\n"), "{text}");
         assert!(text.contains("guest/visitor -> backend/api TCP 80 (ipv4): reached, although policy denies it"), "{text}");

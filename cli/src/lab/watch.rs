@@ -1,6 +1,7 @@
 //! `--watch`: edits of the manifests, applied as they are saved.
 
 use super::LabOptions;
+use super::control::Request;
 use super::expect::{self, Expectations};
 use super::flow::{Asked, Probe, ProbeResult, Report};
 use super::manifests::{self, Manifests};
@@ -13,10 +14,11 @@ use crate::error::CliError;
 use crate::print;
 use crate::table::{Paint, Tone, count};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc;
 
 /// How often the directory is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -105,18 +107,39 @@ impl Changes {
     }
 }
 
-/// Follows the edits of the directory for ever. Files that cannot be used change nothing: what held goes on holding.
-pub async fn follow(options: &LabOptions, session: &mut Session, found: Manifests, report: Report) -> Result<(), CliError> {
-    let (mut found, mut report) = (found, report);
+/// Follows orders and, with `--watch`, the edits of the directory for ever. Files that cannot be used change nothing: what held goes on holding.
+pub async fn follow(
+    options: &LabOptions,
+    session: &mut Session,
+    found: Manifests,
+    report: Report,
+    orders: Option<mpsc::Receiver<Request>>,
+) -> Result<(), CliError> {
+    let (mut found, mut report, mut orders) = (found, report, orders);
     let mut seen = contents(&options.directory);
     loop {
-        let next = match woken(&options.directory, &mut seen, session, &report).await {
-            Wake::Edit => manifests::read(&options.named, options.expect.as_deref()),
+        let wake = tokio::select! {
+            wake = woken(&options.directory, &mut seen, session, &report), if options.watch => wake,
+            request = next_of(&mut orders) => Wake::Order(request),
+        };
+        let next = match wake {
+            Wake::Edit => manifests::read(&options.named, options.expect.as_deref(), Some(&found)),
             Wake::Policy => Ok(found.clone()),
+            Wake::Order(request) => {
+                match obeyed(options, session, &found, &report, &request).await {
+                    Ok(after) => {
+                        report = after;
+                        request.answer(Ok(()));
+                    }
+                    Err(CliError::Output(error)) => return Err(error.into()),
+                    Err(error) => request.answer(Err(error.to_string())),
+                }
+                continue;
+            }
         };
         match next {
             Err(error) => say(&format!("{error}\npalisade lab: nothing is changed; what was applied before goes on")),
-            Ok(next) => match apply(options, session, &found, &next, &report).await {
+            Ok(next) => match apply(options, session, &found, &next, &report, None).await {
                 Ok(after) => (found, report) = (next, after),
                 Err(CliError::Output(error)) => return Err(error.into()),
                 // A pod that cannot be wired now may be after the next edit.
@@ -132,6 +155,31 @@ enum Wake {
     Edit,
     /// The compiled policies say something else, although the files rest: the agent took its time.
     Policy,
+    /// Somebody gave an order.
+    Order(Request),
+}
+
+/// The next order; none ever comes to a lab that takes none.
+async fn next_of(orders: &mut Option<mpsc::Receiver<Request>>) -> Request {
+    match orders {
+        Some(orders) => match orders.recv().await {
+            Some(request) => request,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// Obeys an order, tries everything again and prints what changed.
+async fn obeyed(
+    options: &LabOptions,
+    session: &mut Session,
+    found: &Manifests,
+    report: &Report,
+    request: &Request,
+) -> Result<Report, CliError> {
+    let done = session.obey(&request.order).await?;
+    apply(options, session, found, found, report, Some(&done)).await
 }
 
 /// Waits until the files differ from `seen` and rest (editors and git write in several steps), or until the policies
@@ -179,13 +227,14 @@ async fn settled(session: &Session) -> Result<(), CliError> {
     }
 }
 
-/// Applies an edit, tries everything again and prints what changed.
+/// Applies an edit, or what follows from what was `done`, tries everything again and prints what changed.
 async fn apply(
     options: &LabOptions,
     session: &mut Session,
     before: &Manifests,
     next: &Manifests,
     report: &Report,
+    done: Option<&str>,
 ) -> Result<Report, CliError> {
     session.follow(next).await?;
     settled(session).await?;
@@ -200,7 +249,7 @@ async fn apply(
     match options.output {
         Output::Json => print::json_line(&changes)?,
         Output::Table => {
-            let mut text = format!("{}\n", paint.text(Tone::Heading, &format!("Applied: {}", pods(before, next, &changes))));
+            let mut text = format!("{}\n", paint.text(Tone::Heading, &format!("Applied: {}", applied(before, next, &changes, done))));
             for note in next.notes.iter().filter(|note| !before.notes.contains(note)) {
                 let _ = writeln!(text, "  {note}");
             }
@@ -221,13 +270,17 @@ async fn apply(
     Ok(after)
 }
 
-fn pods(before: &Manifests, next: &Manifests, changes: &Changes) -> String {
+/// What is different, in a line.
+fn applied(before: &Manifests, next: &Manifests, changes: &Changes, done: Option<&str>) -> String {
+    let nodes = |of: &Manifests| of.cluster.iter().flat_map(|cluster| cluster.topology.0.keys().cloned()).collect::<BTreeSet<String>>();
     let names = |of: &Manifests, not: &Manifests| -> Vec<String> {
         of.pods.iter().filter(|pod| !not.pods.iter().any(|other| other.name == pod.name)).map(|pod| pod.name.to_string()).collect()
     };
     let (added, removed) = (names(next, before), names(before, next));
-    let mut parts = Vec::new();
-    for (what, names) in [("pods added", added), ("pods removed", removed)] {
+    let (old, new) = (nodes(before), nodes(next));
+    let (came, went) = (new.difference(&old).cloned().collect(), old.difference(&new).cloned().collect());
+    let mut parts: Vec<String> = done.map(str::to_owned).into_iter().collect();
+    for (what, names) in [("nodes added", came), ("nodes removed", went), ("pods added", added), ("pods removed", removed)] {
         if !names.is_empty() {
             parts.push(format!("{what}: {}", names.join(", ")));
         }

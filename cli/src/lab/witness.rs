@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn arrival() -> Arrival {
-        Arrival { party: Party::Node, port: 80, peer: IpAddr::from([10, 0, 0, 1]) }
+        Arrival { party: Party::Outside, port: 80, peer: IpAddr::from([10, 0, 0, 1]) }
     }
 
     #[test]

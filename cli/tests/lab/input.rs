@@ -42,6 +42,25 @@ fn manifests_that_are_wrong_are_refused_with_file_line_and_field() {
 }
 
 #[test]
+fn nodes_that_cannot_be_a_network_are_refused_by_name() {
+    let node = |name: &str, subnet: &str, range: &str| {
+        let metadata = format!("{{name: {name}, annotations: {{lab.palisade.dev/subnet: '{subnet}'}}}}");
+        format!("---\napiVersion: v1\nkind: Node\nmetadata: {metadata}\nspec: {{podCIDRs: [{range}]}}\n")
+    };
+    let link = "192.0.2.0/24";
+    for (nodes, reason) in [
+        (node("left", link, "10.1.0.0/16") + &node("right", link, "10.1.2.0/24"), "pod range of Node right, 10.1.2.0/24 overlap"),
+        (node("left", "192.0.2.7/24", ""), "Node left: annotation lab.palisade.dev/subnet: \"192.0.2.7/24\""),
+        (node("left", link, "10.1.0.0/40"), "podCIDRs"),
+        (node("node", link, ""), "cannot be called node"),
+    ] {
+        let manifests = Manifests::new(&(base() + &nodes));
+        let ended = lab(manifests.path(), &[]).expect_code(2);
+        assert!(ended.output.is_empty() && ended.errors.contains(reason), "{reason}: {}", ended.errors);
+    }
+}
+
+#[test]
 fn a_pipe_among_the_manifests_is_refused_and_not_waited_for() {
     let manifests = Manifests::new(&base());
     nix::unistd::mkfifo(&manifests.path().join("more.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -213,7 +232,7 @@ fn explain_says_what_no_policy_is_asked_about_and_refuses_ends_that_no_packet_ha
     for (from, to, settled, passes, why) in [
         ("a/x", "169.254.1.1", "link", false, "no policy can name it"),
         ("a/x", "fe80::1", "link", false, "no policy can name it"),
-        ("a/x", "a/x", "itself", true, "a pod always reaches itself"),
+        ("a/x", "a/x", "itself", true, "a pod always reaches itself at its own address"),
         ("node", "a/x", "own-node", true, "the node always reaches its own pods"),
     ] {
         let explained = explain(from, to, "json").expect_code(0).json();
@@ -234,6 +253,43 @@ fn explain_says_what_no_policy_is_asked_about_and_refuses_ends_that_no_packet_ha
     ] {
         let ended = explain(from, to, "table").expect_code(2);
         assert!(ended.output.is_empty() && ended.errors.contains(why), "{from} -> {to}: {}", ended.errors);
+    }
+}
+
+#[test]
+fn explain_says_what_cluster_policies_say_of_a_pod_that_reaches_itself_through_a_service() {
+    let cluster = concat!(
+        "---\napiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: own}\n",
+        "spec: {tier: Admin, priority: 7, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}\n"
+    );
+    let closed = policy("a", "p", "{podSelector: {}, ingress: [], egress: [], policyTypes: [Ingress, Egress]}");
+    let manifests = Manifests::new(&(base() + &closed + cluster));
+    let directory = manifests.path().to_str().unwrap();
+    let arguments = ["explain", "--from", "a/x", "--to", "a/x", "--port", "80", "--service", "--output", "json", "--file", directory];
+    for family in run(palisade(arguments)).expect_code(0).json().as_array().unwrap() {
+        assert_eq!(
+            (&family["passes"], &family["egress"]["verdict"], &family["ingress"]["verdict"]),
+            (&false.into(), &"allow".into(), &"deny".into())
+        );
+        assert!(family["ingress"]["reason"].as_str().unwrap().contains("own (Admin tier, priority 7)"), "{family}");
+    }
+}
+
+#[test]
+fn explain_lists_policies_in_audit_mode_with_what_they_would_have_done() {
+    let policy = policy("a", "watch", "{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {none: here}}}]}]}");
+    let audited = policy.replace("name: watch", "name: watch, annotations: {palisade.dev/mode: Audit}");
+    assert_ne!(policy, audited);
+    let manifests = Manifests::new(&(base() + &audited));
+    let directory = manifests.path().to_str().unwrap();
+    let table = run(palisade(["explain", "--from", "node", "--to", "a/x", "--port", "80", "--file", directory])).expect_code(0).output;
+    assert!(!table.contains("watch"), "the node is not judged: {table}");
+    let table =
+        run(palisade(["explain", "--from", "203.0.113.1", "--to", "a/x", "--port", "80", "--file", directory])).expect_code(0).output;
+    let would =
+        "were the policies in audit mode enforced, ingress would say default-deny: default deny of ingress by NetworkPolicy a/watch";
+    for part in ["\npasses\n", would, "NetworkPolicy a/watch (audit)", "other peers"] {
+        assert!(table.contains(part), "{part}: {table}");
     }
 }
 

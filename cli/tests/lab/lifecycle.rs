@@ -6,7 +6,7 @@ use palisade_test_support::Snapshot;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const STAYS: &str = "the lab stays";
@@ -97,10 +97,10 @@ fn staying_lab(directory: &std::path::Path) -> Running {
     lab
 }
 
-fn leaves_nothing_after(signal: Signal) {
+fn leaves_nothing_after(signal: Signal, directory: &Path) {
     let nothing = tempfile::tempdir().unwrap();
     let before = Snapshot::take(nothing.path()).unwrap();
-    let mut lab = staying_lab(&shop());
+    let mut lab = staying_lab(directory);
     let first = first_process(&lab);
     let traces = Traces::of(first);
     assert_eq!(before.difference(&Snapshot::take(nothing.path()).unwrap()), "", "a running lab shows nothing on the host");
@@ -120,14 +120,23 @@ fn leaves_nothing_after(signal: Signal) {
 #[test]
 fn a_lab_that_is_killed_leaves_nothing() {
     if labs_run_here() {
-        leaves_nothing_after(Signal::SIGKILL);
+        leaves_nothing_after(Signal::SIGKILL, &shop());
     }
 }
 
 #[test]
 fn a_lab_that_the_user_ends_leaves_nothing() {
     if labs_run_here() {
-        leaves_nothing_after(Signal::SIGINT);
+        leaves_nothing_after(Signal::SIGINT, &shop());
+    }
+}
+
+#[test]
+fn a_lab_of_several_nodes_that_is_ended_or_killed_leaves_nothing() {
+    if labs_run_here() {
+        for signal in [Signal::SIGINT, Signal::SIGKILL] {
+            leaves_nothing_after(signal, &shop().with_file_name("two-subnets"));
+        }
     }
 }
 

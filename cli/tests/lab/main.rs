@@ -2,6 +2,7 @@
 
 mod input;
 mod lifecycle;
+mod nodes;
 mod runner;
 mod truth;
 mod watch;

@@ -131,6 +131,53 @@ spec:
     }
 }
 
+// Line 37.
+#[test]
+fn a_pod_behind_its_own_service_reaches_itself_unless_a_cluster_policy_denies_it() {
+    if !labs_run_here() {
+        return;
+    }
+    let service = |name: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: a}}\nspec:\n  ipFamilyPolicy: PreferDualStack\n  \
+             selector: {{app: {name}}}\n  ports:\n  - {{name: web, port: 80, targetPort: 8080}}\n  - {{name: dns, port: 53, protocol: UDP, targetPort: 5353}}\n"
+        )
+    };
+    let ports = "{containerPort: 8080}, {containerPort: 5353, protocol: UDP}";
+    let pods: String = ["x", "z"].map(|name| pod("a", name, ports) + &service(name)).concat();
+    let closed = policy("a", "closed", "{podSelector: {}, ingress: [], egress: [], policyTypes: [Ingress, Egress]}");
+    let cluster = "---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: not-itself}
+spec:
+  tier: Admin
+  priority: 4
+  subject: {namespaces: {}}
+  egress:
+  - action: Deny
+    to: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: x}}}}]
+    protocols: [{tcp: {destinationPort: {number: 8080}}}]
+";
+    let manifests = Manifests::new(&(namespace("a") + &pods + &closed + cluster));
+    let report = lab(manifests.path(), &["--output", "json"]).expect_code(0).json();
+    for (pod, service, protocol, verdict) in [
+        ("a/x", "svc/a/x", "TCP", "denied"),
+        ("a/x", "svc/a/x", "UDP", "reached"),
+        ("a/z", "svc/a/z", "TCP", "reached"),
+        ("a/z", "svc/a/z", "UDP", "reached"),
+        ("a/x", "svc/a/z", "UDP", "denied"),
+    ] {
+        let found: Vec<&Value> = to_service(&report, pod, service).into_iter().filter(|probe| probe["protocol"] == protocol).collect();
+        assert_eq!(found.len(), 2, "both families: {found:?}");
+        for probe in found {
+            assert_eq!((&probe["verdict"], &probe["disagreement"]), (&verdict.into(), &Value::Null), "{probe}");
+            let by_cluster = probe["egress"]["reason"].as_str().unwrap().contains("not-itself (Admin tier, priority 4)");
+            assert_eq!(by_cluster, (pod, service, protocol) == ("a/x", "svc/a/x", "TCP"), "{probe}");
+        }
+    }
+}
+
 #[test]
 fn tiers_of_the_cluster_and_audit_hold_in_a_lab() {
     if !labs_run_here() {
