@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use palisade_bench::{Family, Part, Plan, run};
+use palisade_bench::{Churn, Family, Part, Plan, run};
 use std::path::PathBuf;
 
 /// What Palisade costs: ratios to a direct veth pair, to plain kernel routing and to a program that only redirects.
@@ -21,6 +21,9 @@ struct Arguments {
     /// Measure this part only
     #[arg(long, value_enum)]
     only: Option<Part>,
+    /// The program kube-proxy, to measure its services beside ours
+    #[arg(long, value_name = "FILE")]
+    kube_proxy: Option<PathBuf>,
     /// Where the results go, as JSON
     #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
     output: PathBuf,
@@ -31,6 +34,12 @@ fn main() -> Result<()> {
     let mut plan = if arguments.quick { Plan::quick(arguments.family) } else { Plan::full(arguments.family) };
     plan.rounds = arguments.rounds.unwrap_or(plan.rounds);
     plan.only = arguments.only;
+    plan.kube_proxy = arguments.kube_proxy;
+    if arguments.only.map_or(!arguments.quick, |part| part == Part::Churn) {
+        let programs = std::env::current_exe()?;
+        let pods = if arguments.quick { 20 } else { 1_000 };
+        plan.churn = Some(Churn::with_programs_in(programs.parent().context("where is this program?")?, pods, 50, 2)?);
+    }
     let report = run(&plan)?;
     print!("{report}");
     let json = serde_json::to_string_pretty(&report)? + "\n";

@@ -5,9 +5,10 @@ use crate::traffic::Traffic;
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::{
-    Direction, Endpoint, IDENTITY_ANY, LocalPod, Outcome, PORTS_NONE, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict,
+    Direction, Endpoint, IDENTITY_ANY, LocalPod, NODE_SELF, Outcome, PORTS_NONE, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict,
+    Tunnel,
 };
-use palisade_loader::{Datapath, PinDir, Sizes};
+use palisade_loader::{Datapath, Overlay, PinDir, Sizes};
 use palisade_service::Step;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -83,6 +84,24 @@ impl Palisade {
         self.datapath.local.insert(&end.address, &LocalPod { ifindex, pod_mac, host_mac, since: 0 })?;
         self.datapath.endpoints.insert(&ifindex, &endpoint)?;
         Ok(())
+    }
+
+    /// Writes the row of a pod of another node.
+    pub fn name(&mut self, end: End) -> Result<()> {
+        self.datapath.addresses.insert(&end.address, &end.number.into()).map_err(Into::into)
+    }
+
+    /// Writes what the overlay goes by: this node's address, a pod of another node with that node's address, and where it is.
+    pub fn tunnel(&mut self, own: IpAddr, (pod, node): (IpAddr, IpAddr), tunnel: &Tunnel) -> Result<()> {
+        self.datapath.nodes.insert(&own, &NODE_SELF)?;
+        self.datapath.nodes.insert(&node, &tunnel.node)?;
+        self.datapath.tunnels.insert(&IpNet::from(pod), tunnel).map_err(Into::into)
+    }
+
+    /// Lets the overlay be.
+    pub fn overlay(&mut self, overlay: Overlay, device: u32) -> Result<()> {
+        self.datapath.set_overlay(Some(overlay))?;
+        self.datapath.set_overlay_device(Some(device)).map_err(Into::into)
     }
 
     /// Makes one write of a change of services, as the agent does.

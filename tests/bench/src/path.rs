@@ -1,7 +1,7 @@
-//! The three ways from one namespace to another.
+//! The ways from one namespace to another.
 
 use crate::palisade::Palisade;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use palisade_cni::link::{MacAddress, Namespace, Netlink, Route, Veth, sysctl};
 use palisade_loader::{PinDir, attach_endpoint, detach_endpoint};
@@ -29,13 +29,35 @@ pub enum PathKind {
     Direct,
     /// A namespace between them that routes, with a veth pair to each and no rules.
     Routing,
+    /// As `Routing`, with kube-proxy and its rules.
+    KubeProxy,
     /// A veth pair to each from the node, with Palisade's programs and rows.
     Palisade,
+    /// Two nodes that route, on one link.
+    NativeKernel,
+    /// As `NativeKernel`, with Palisade's programs and rows on each node.
+    NativePalisade,
+    /// Two nodes, joined by the kernel's own VXLAN devices.
+    VxlanKernel,
+    /// Two nodes, joined by Palisade's overlay, with its programs and rows on each node.
+    VxlanPalisade,
 }
 
 impl PathKind {
-    /// Every kind.
-    pub const ALL: &[PathKind] = &[PathKind::Direct, PathKind::Routing, PathKind::Palisade];
+    /// Those within one node.
+    pub const ON_A_NODE: &[PathKind] = &[PathKind::Direct, PathKind::Routing, PathKind::Palisade];
+    /// Those between two nodes.
+    pub const ACROSS: &[PathKind] = &[PathKind::NativeKernel, PathKind::NativePalisade, PathKind::VxlanKernel, PathKind::VxlanPalisade];
+
+    /// Whether Palisade's programs run on it.
+    pub const fn is_palisade(self) -> bool {
+        matches!(self, Self::Palisade | Self::NativePalisade | Self::VxlanPalisade)
+    }
+
+    /// Whether it goes through VXLAN.
+    pub const fn is_vxlan(self) -> bool {
+        matches!(self, Self::VxlanKernel | Self::VxlanPalisade)
+    }
 }
 
 impl std::fmt::Display for PathKind {
@@ -43,7 +65,12 @@ impl std::fmt::Display for PathKind {
         f.write_str(match self {
             Self::Direct => "direct veth",
             Self::Routing => "kernel routing",
+            Self::KubeProxy => "kube-proxy",
             Self::Palisade => "Palisade",
+            Self::NativeKernel => "kernel routing between nodes",
+            Self::NativePalisade => "Palisade between nodes",
+            Self::VxlanKernel => "kernel VXLAN between nodes",
+            Self::VxlanPalisade => "Palisade's VXLAN between nodes",
         })
     }
 }
@@ -104,6 +131,11 @@ impl Path {
         Ok(path)
     }
 
+    /// Between two pods that are joined by others.
+    pub(crate) fn between(kind: PathKind, client: Namespace, server: Namespace, server_address: IpAddr) -> Self {
+        Self { kind, client, server, server_address, host_side: Vec::new() }
+    }
+
     fn join(&mut self, host: &Host, ends: [End; 2], palisade: &mut Palisade) -> Result<()> {
         match self.kind {
             PathKind::Direct => {
@@ -123,26 +155,39 @@ impl Path {
                     netlink.set_neighbour(link, other.address, other.pod_mac)?;
                 }
             }
-            PathKind::Routing => {
+            PathKind::Routing | PathKind::KubeProxy => {
                 let router = host.create_pod(&name(self.kind, "router"))?;
                 let family = if ends[0].address.is_ipv4() { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };
                 router.enter(|| sysctl::write(&format!("net/{family}"), "1"))??;
                 let outside = Netlink::open_in(&router)?;
                 for (namespace, end) in [(&self.client, ends[0]), (&self.server, ends[1])] {
-                    wire(&outside, namespace, end)?;
+                    wire(&outside, namespace, end, MTU)?;
                 }
             }
             PathKind::Palisade => {
                 let outside = Netlink::open()?;
                 for (namespace, end) in [(&self.client, ends[0]), (&self.server, ends[1])] {
-                    let (interface, index) = wire(&outside, namespace, end)?;
+                    let (interface, index) = wire(&outside, namespace, end, MTU)?;
                     self.host_side.push(index);
                     attach_endpoint(palisade.pin(), &interface, index)?;
                     palisade.realise(end, index)?;
                 }
             }
+            PathKind::NativeKernel | PathKind::NativePalisade | PathKind::VxlanKernel | PathKind::VxlanPalisade => {
+                bail!("between nodes: see the module across")
+            }
         }
         Ok(())
+    }
+
+    const fn has_router(&self) -> bool {
+        matches!(self.kind, PathKind::Routing | PathKind::KubeProxy)
+    }
+
+    /// The namespace in the middle, where there is one.
+    pub fn router(&self, host: &Host) -> Result<Option<Namespace>> {
+        let open = || Namespace::open(&host.pod_path(&name(self.kind, "router")));
+        self.has_router().then(open).transpose().map_err(Into::into)
     }
 
     /// Takes away what was made.
@@ -153,7 +198,7 @@ impl Path {
             netlink.delete_link(*index)?;
         }
         let mut roles = vec!["client", "server"];
-        if self.kind == PathKind::Routing {
+        if self.has_router() {
             roles.push("router");
         }
         roles.into_iter().try_for_each(|role| host.remove_pod(&name(self.kind, role)))
@@ -165,7 +210,7 @@ fn name(kind: PathKind, role: &str) -> String {
 }
 
 /// Joins a pod to whatever `outside` speaks of: a veth pair, the pod's address, its default route, its route back.
-fn wire(outside: &Netlink, pod: &Namespace, end: End) -> Result<(String, u32)> {
+pub(crate) fn wire(outside: &Netlink, pod: &Namespace, end: End, mtu: u32) -> Result<(String, u32)> {
     let interface = format!("pod{}", end.number);
     let link = outside.create_veth(&Veth {
         name: &interface,
@@ -173,7 +218,7 @@ fn wire(outside: &Netlink, pod: &Namespace, end: End) -> Result<(String, u32)> {
         peer_name: INSIDE,
         peer_mac: end.pod_mac,
         peer_namespace: Some(pod),
-        mtu: MTU,
+        mtu,
     })?;
     outside.set_up(link.index)?;
     outside.add_route(&Route::direct(end.address.into(), link.index))?;

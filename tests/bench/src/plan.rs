@@ -1,7 +1,9 @@
 //! How long and how often.
 
+use crate::churn::Churn;
 use crate::path::Family;
 use crate::traffic::Traffic;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A part of the benchmark.
@@ -9,10 +11,14 @@ use std::time::Duration;
 pub enum Part {
     /// Traffic over all paths, and program runs.
     Datapath,
+    /// Traffic between two nodes.
+    Nodes,
     /// Traffic through services.
     Services,
     /// Compiling and changing policy.
     Policy,
+    /// Pods that come and go while the agent restarts.
+    Churn,
 }
 
 /// How much is measured.
@@ -36,12 +42,16 @@ pub struct Plan {
     pub pods: usize,
     /// Changes of each kind to it.
     pub policy_rounds: usize,
+    /// The program kube-proxy, whose services are measured beside ours; `None`: they are not.
+    pub kube_proxy: Option<PathBuf>,
+    /// Pods that come and go; `None`: none do, for it takes the programs of a release.
+    pub churn: Option<Churn>,
     /// What the usual duration of a measurement is multiplied by.
     pub scale: f64,
 }
 
 impl Plan {
-    /// What `make bench` measures: about six minutes.
+    /// What `make bench` measures: about seven minutes, and more with kube-proxy.
     pub fn full(family: Family) -> Self {
         Self {
             family,
@@ -53,6 +63,8 @@ impl Plan {
             policies: &[100, 1_000, 10_000, 30_000],
             pods: 30_000,
             policy_rounds: 50,
+            kube_proxy: None,
+            churn: None,
             scale: 1.0,
         }
     }
@@ -69,6 +81,8 @@ impl Plan {
             policies: &[10, 50],
             pods: 300,
             policy_rounds: 3,
+            kube_proxy: None,
+            churn: None,
             scale: 0.05,
         }
     }

@@ -160,7 +160,7 @@ impl Bench<'_> {
             Case::Judged | Case::New => (Outcome::AllowedNew, REDIRECT),
         };
         let before = self.palisade.packets(outcome)?;
-        let context = PacketContext { ifindex: CLIENT_IFINDEX, ingress_ifindex: CLIENT_IFINDEX, repeat };
+        let context = PacketContext { ifindex: CLIENT_IFINDEX, ingress_ifindex: CLIENT_IFINDEX, mark: 0, repeat };
         let run = self.palisade.datapath().test_run(Hook::FromPod, &packet, &context)?;
         let counted = self.palisade.packets(outcome)? - before;
         ensure!(

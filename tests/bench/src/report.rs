@@ -1,5 +1,6 @@
 //! The results: a table for people, JSON for machines.
 
+use crate::churn::ChurnRow;
 use crate::path::PathKind;
 use crate::plan::Plan;
 use crate::policy::PolicyRow;
@@ -22,13 +23,15 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// What policy costs.
     pub policy: Vec<PolicyRow>,
+    /// What adding and deleting pods costs.
+    pub churn: Option<ChurnRow>,
 }
 
 /// One ratio.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// `TRAFFIC PATH/REFERENCE`, `service TRAFFIC/direct at SERVICES`, `service TRAFFIC at SERVICES/at FIRST` or
-    /// `program CASE/redirect-only`.
+    /// `TRAFFIC PATH/REFERENCE`, `nodes TRAFFIC MODE PATH/REFERENCE`, `service [kube-proxy ]TRAFFIC/direct at SERVICES`,
+    /// `service [kube-proxy ]TRAFFIC at SERVICES/at FIRST`, `service TRAFFIC palisade/kube-proxy at SERVICES` or `program CASE/redirect-only`.
     pub name: String,
     /// Median over the rounds of the ratio to the reference. Of rates, more is better; of program times, less.
     pub ratio: f64,
@@ -52,7 +55,7 @@ impl Row {
 impl Report {
     /// A report of nothing yet.
     pub(crate) fn new(plan: &Plan) -> Self {
-        Self { machine: machine(plan), rounds: plan.rounds, rows: Vec::new(), policy: Vec::new() }
+        Self { machine: machine(plan), rounds: plan.rounds, rows: Vec::new(), policy: Vec::new(), churn: None }
     }
 
     /// Adds the rates of traffic over paths.
@@ -71,21 +74,52 @@ impl Report {
         }
     }
 
+    /// Adds the rates of traffic between two nodes.
+    pub(crate) fn add_across(&mut self, traffic: &BTreeMap<(Traffic, PathKind), Samples>) {
+        let none = Samples::default();
+        let rates = |kind, path| traffic.get(&(kind, path)).unwrap_or(&none);
+        for &kind in Traffic::ALL {
+            let pairs = [
+                ("native palisade/kernel", PathKind::NativePalisade, PathKind::NativeKernel),
+                ("vxlan palisade/kernel", PathKind::VxlanPalisade, PathKind::VxlanKernel),
+            ];
+            for (name, path, reference) in pairs {
+                self.rows.push(Row::new(format!("nodes {kind} {name}"), rates(kind, path), rates(kind, reference), kind.unit()));
+            }
+        }
+    }
+
     /// Adds the rates of traffic to a server and to its service's frontend: at each number of services the one as a ratio to the other,
-    /// and those of the frontend as a ratio to those at the first number.
+    /// and those of the frontend as a ratio to those at the first number. The same of kube-proxy, where it was measured, and the ratio of both.
     pub(crate) fn add_services(&mut self, counts: &[u32], measured: &Rates) {
         let none = Samples::default();
-        let rates = |count, kind, destination| measured.get(&(count, kind, destination)).unwrap_or(&none);
+        let rates = |path, count, kind, destination| measured.get(&(path, count, kind, destination)).unwrap_or(&none);
         let Some((&first, later)) = counts.split_first() else { return };
-        for (name, kind) in service::TRAFFIC {
-            let frontend = |count| rates(count, kind, Destination::Frontend);
-            for &count in counts {
-                let server = rates(count, kind, Destination::Server);
-                self.rows.push(Row::new(format!("service {name}/direct at {count}"), frontend(count), server, kind.unit()));
+        let served = |path| measured.keys().any(|(of, ..)| *of == path);
+        for (path, who) in [(PathKind::Palisade, ""), (PathKind::KubeProxy, "kube-proxy ")].into_iter().filter(|(path, _)| served(*path)) {
+            for (name, kind) in service::TRAFFIC {
+                let frontend = |count| rates(path, count, kind, Destination::Frontend);
+                for &count in counts {
+                    let server = rates(path, count, kind, Destination::Server);
+                    self.rows.push(Row::new(format!("service {who}{name}/direct at {count}"), frontend(count), server, kind.unit()));
+                }
+                for &count in later {
+                    self.rows.push(Row::new(
+                        format!("service {who}{name} at {count}/at {first}"),
+                        frontend(count),
+                        frontend(first),
+                        kind.unit(),
+                    ));
+                }
             }
-            for &count in later {
-                self.rows.push(Row::new(format!("service {name} at {count}/at {first}"), frontend(count), frontend(first), kind.unit()));
-            }
+        }
+        if !served(PathKind::KubeProxy) {
+            return;
+        }
+        for ((name, kind), &count) in service::TRAFFIC.into_iter().flat_map(|traffic| counts.iter().map(move |count| (traffic, count))) {
+            let frontend = |path| rates(path, count, kind, Destination::Frontend);
+            let (own, peer) = (frontend(PathKind::Palisade), frontend(PathKind::KubeProxy));
+            self.rows.push(Row::new(format!("service {name} palisade/kube-proxy at {count}"), own, peer, kind.unit()));
         }
     }
 
@@ -147,6 +181,13 @@ impl fmt::Display for Report {
                 f,
                 "{policies:>8} {pods:>7} {full:>9.1} {policy_changed:>8.2} {pod_added:>9.2} {pod_relabelled:>10.2} {namespace_relabelled:>10.2} \
                  {object_to_map:>7.2} ±{object_to_map_spread:>5.2} {rows:>8} {bytes:>9} {identities:>6} {subjects:>9} {memory:>8.0}"
+            )?;
+        }
+        if let Some(ChurnRow { pods, at_once, restarts, tried_again, add_median, add_p99, del_median, del_p99, seconds }) = &self.churn {
+            writeln!(
+                f,
+                "\nChurn: {pods} pods added and deleted, {at_once} at once, in {seconds:.1} s; the agent restarted {restarts} times, {tried_again} ADDs were told \
+                 to try again; nothing is left.\nms of a call: ADD median {add_median:.1}, p99 {add_p99:.1}; DEL median {del_median:.1}, p99 {del_p99:.1}"
             )?;
         }
         Ok(())

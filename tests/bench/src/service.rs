@@ -1,7 +1,8 @@
 //! What a service costs: the same pod reaches the same server directly and through a frontend, with few and with many services in the maps.
 
+use crate::kube_proxy::KubeProxy;
 use crate::palisade::Palisade;
-use crate::path::{Family, Path};
+use crate::path::{Family, Path, PathKind};
 use crate::plan::Plan;
 use crate::statistics::Samples;
 use crate::traffic::Traffic;
@@ -43,8 +44,8 @@ pub enum Destination {
     Frontend,
 }
 
-/// Rates by the number of services in the maps, the traffic and its destination, a sample per round.
-pub type Rates = BTreeMap<(u32, Traffic, Destination), Samples>;
+/// Rates by who serves, the number of services, the traffic and its destination, a sample per round.
+pub type Rates = BTreeMap<(PathKind, u32, Traffic, Destination), Samples>;
 
 /// Maps that need not grow, for the largest of these numbers of services: what that costs is not what is measured here.
 pub fn roomy(counts: &[u32]) -> Sizes {
@@ -56,9 +57,9 @@ pub fn roomy(counts: &[u32]) -> Sizes {
     Sizes { services, chunks, backends, ..usual }
 }
 
-/// Measures all traffic to both destinations with each number of services. They follow each other within a round, and every other
-/// round runs backwards. Leaves no service behind.
-pub fn measure(plan: &Plan, path: &Path, palisade: &mut Palisade) -> Result<Rates> {
+/// Measures all traffic to both destinations with each number of services, and the same beside it with kube-proxy where that is given. They
+/// follow each other within a round, and every other round runs backwards. Leaves no service behind.
+pub fn measure(plan: &Plan, path: &Path, palisade: &mut Palisade, mut peer: Option<(&Path, &mut KubeProxy)>) -> Result<Rates> {
     let mut cluster = Cluster::new(plan.family, path.server_address);
     let mut rates = Rates::new();
     for round in 0..plan.rounds {
@@ -71,15 +72,22 @@ pub fn measure(plan: &Plan, path: &Path, palisade: &mut Palisade) -> Result<Rate
         }
         for count in counts {
             cluster.serve(count, palisade)?;
+            if let Some((path, proxy)) = &mut peer {
+                proxy.serve(&services(plan.family, path.server_address, count))?;
+            }
+            let mut paths: Vec<&Path> = [Some(path), peer.as_ref().map(|(path, _)| *path)].into_iter().flatten().collect();
+            if round % 2 == 1 {
+                paths.reverse();
+            }
             for (_, traffic) in TRAFFIC {
-                for destination in destinations {
+                for (path, destination) in paths.iter().flat_map(|path| destinations.map(|destination| (path, destination))) {
                     let to = match destination {
                         Destination::Server => traffic.server(path),
                         Destination::Frontend => frontend(plan.family, traffic),
                     };
                     let run = traffic.run_to(path, to, plan.duration(traffic));
-                    let rate = run.with_context(|| format!("{traffic} to {to} with {count} services"))?;
-                    rates.entry((count, traffic, destination)).or_default().push(rate);
+                    let rate = run.with_context(|| format!("{traffic} to {to} with {count} services of {}", path.kind))?;
+                    rates.entry((path.kind, count, traffic, destination)).or_default().push(rate);
                 }
             }
         }
@@ -116,7 +124,7 @@ impl Cluster {
     fn serve(&mut self, count: u32, palisade: &mut Palisade) -> Result<()> {
         let planned = self.planner.plan(&self.compiled, &services(self.family, self.server, count), &mut self.numbers);
         if let Some(problem) = planned.next.problems().next() {
-            bail!("the service {} is not served as it is written: {}", problem.service, problem.what);
+            bail!("{} is not served as it is written: {}", problem.owner, problem.what);
         }
         for step in &planned.steps {
             palisade.serve(step).with_context(|| format!("write {count} services"))?;

@@ -26,6 +26,14 @@ impl Samples {
         }
     }
 
+    /// What a part of the samples is not above, the next higher one where that falls between two. Not a number where there are none.
+    pub fn quantile(&self, part: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let place = (part * sorted.len() as f64).ceil() as usize;
+        sorted.get(place.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+    }
+
     /// The range in which the middle half lies (third minus first quartile), so that one disturbed round does not
     /// make the figure.
     pub fn spread(&self) -> f64 {
@@ -56,6 +64,14 @@ mod tests {
         assert_eq!(Samples(vec![4.0, 1.0, 2.0, 3.0]).median(), 2.5);
         assert_eq!(Samples(vec![1.0, 1.1, 1.2, 900.0, 1.15]).median(), 1.15);
         assert!(Samples::default().median().is_nan());
+    }
+
+    #[test]
+    fn of_a_hundred_samples_the_last_but_one_is_the_99th_quantile() {
+        let hundred = Samples((1..=100).map(f64::from).collect());
+        assert_eq!((hundred.quantile(0.99), hundred.quantile(0.5), hundred.quantile(1.0)), (99.0, 50.0, 100.0));
+        assert_eq!(Samples(vec![7.0]).quantile(0.99), 7.0);
+        assert!(Samples::default().quantile(0.99).is_nan());
     }
 
     #[test]

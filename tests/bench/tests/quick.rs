@@ -10,8 +10,8 @@ fn a_quick_run_measures_every_row_over_both_families() {
     }
     for family in [Family::Ipv4, Family::Ipv6] {
         let report = run(&Plan::quick(family)).unwrap_or_else(|error| panic!("{family:?}: {error:#}"));
-        // Traffic by paths; through services, by two numbers of them and of the one to the other; program runs.
-        assert_eq!(report.rows.len(), 4 * 3 + 3 * (2 + 1) + 4);
+        // Traffic by paths; between nodes; through services, by two numbers of them and of the one to the other; program runs.
+        assert_eq!(report.rows.len(), 4 * 3 + 4 * 2 + 3 * (2 + 1) + 4);
         for row in &report.rows {
             assert!(row.ratio.is_finite() && row.ratio > 0.0 && row.spread.is_finite(), "{row:?}");
         }
