@@ -282,7 +282,15 @@ fn all(suite: &Suite, programs: &[&Program], environment: &[(&str, String)]) -> 
 
 fn one(suite: &Suite, program: &Program, environment: &[(&str, String)]) -> Result<Counts> {
     println!("--- {} {}", program.package, program.target);
-    let mut child = limited(&program.executable)
+    let mut command = match environment.iter().find(|(name, _)| *name == NETWORK) {
+        Some((_, namespace)) => {
+            let mut command = limited("nsenter");
+            command.arg(format!("--net={namespace}")).arg("--").arg(&program.executable);
+            command
+        }
+        None => limited(&program.executable),
+    };
+    let mut child = command
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .current_dir(&program.folder)
         .stdout(Stdio::piped())
@@ -351,6 +359,9 @@ fn skipped(suite: &Suite, programs: &[&Program], reason: &str) -> Result<Counts>
 /// restart the agents of the cluster that they run on.
 const CLUSTER: &str = "PALISADE_TEST_KUBECONFIG";
 
+/// The network namespace that a test program runs in: where the nodes of the cluster are reached, as from outside.
+const NETWORK: &str = "PALISADE_TEST_NETWORK";
+
 /// What the cluster is made of, as it is made while the other suites are built and run: in processor time that nothing else
 /// wants, of which there is much while a large crate compiles or a test waits.
 struct Preparation(Child);
@@ -394,6 +405,11 @@ impl Drop for Preparation {
 
 /// The cluster suite: on the cluster that [`CLUSTER`] names, else on one that is made for it and removed.
 fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program]) -> Result<Counts> {
+    // What the tests install. Where they run there may be no way out; mostly the preparation has fetched it.
+    let fetched = Command::new("tests/e2e/kind/upstream-definitions").current_dir(root).stdout(Stdio::null()).status();
+    if !fetched.context("starting tests/e2e/kind/upstream-definitions")?.success() {
+        eprintln!("cluster: the tests that install ClusterNetworkPolicy will fail");
+    }
     if let Ok(kubeconfig) = std::env::var(CLUSTER) {
         println!("cluster: using the cluster of {CLUSTER}={kubeconfig}");
         return all(suite, programs, &[("KUBECONFIG", kubeconfig)]);
@@ -404,7 +420,12 @@ fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program]) -> Result<Count
         |target: &str| Command::new("make").arg(target).current_dir(root).env(COMPILER.0, COMPILER.1).status().context("starting make");
     let mut counts = if make("cluster")?.success() {
         let path = format!("{}:{}", root.join("target/cluster/bin").display(), std::env::var("PATH").unwrap_or_default());
-        all(suite, programs, &[("KUBECONFIG", kubeconfig.display().to_string()), ("PATH", path)])?
+        let mut environment = vec![("KUBECONFIG", kubeconfig.display().to_string()), ("PATH", path)];
+        // An engine of the cluster's own has a network of its own.
+        if let Ok(namespace) = std::fs::read_to_string(root.join("target/cluster/network")) {
+            environment.push((NETWORK, namespace.trim().to_owned()));
+        }
+        all(suite, programs, &environment)?
     } else {
         eprintln!("cluster: `make cluster` failed");
         Counts::FAILED

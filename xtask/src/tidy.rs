@@ -58,6 +58,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "palisade-k8s",
             "palisade-loader",
             "palisade-policy",
+            "palisade-protocol",
             "palisade-service",
             "palisade-test-support",
         ],
@@ -161,21 +162,24 @@ fn edges(root: &Path) -> Result<Vec<String>> {
     Ok(faults)
 }
 
-/// Where each rule of policy is said to be tested.
-const SEMANTICS: &str = "docs/design/semantics.md";
-/// The lines that it has a row for: those about policy. Those between them are about the plugin.
-const LINES: [RangeInclusive<u32>; 2] = [1..=37, 44..=50];
+/// Where each rule is said to be tested, and the lines that there is a row for.
+const TABLES: [(&str, RangeInclusive<u32>); 2] = [("docs/design/semantics.md", 1..=50), ("docs/design/connections.md", 1..=15)];
 
-/// What is wrong with the table of rules.
+/// What is wrong with the tables of rules.
 fn semantics(root: &Path, files: &[String]) -> Result<Vec<String>> {
-    let table = std::fs::read_to_string(root.join(SEMANTICS)).with_context(|| format!("reading {SEMANTICS}"))?;
     let sources = files.iter().filter(|file| file.ends_with(".rs")).filter_map(|file| std::fs::read_to_string(root.join(file)).ok());
     let sources: Vec<String> = sources.collect();
-    Ok(check_table(&table, &sources.iter().flat_map(|text| tests_of(text)).collect()))
+    let tests = sources.iter().flat_map(|text| tests_of(text)).collect();
+    let mut faults = Vec::new();
+    for (name, lines) in TABLES {
+        let table = std::fs::read_to_string(root.join(name)).with_context(|| format!("reading {name}"))?;
+        faults.extend(check_table(name, lines, &table, &tests));
+    }
+    Ok(faults)
 }
 
-/// Lines of the table that are missing or there twice, and names that are no tests.
-fn check_table(table: &str, tests: &BTreeSet<&str>) -> Vec<String> {
+/// Lines of a table that are missing or there twice, and names that are no tests.
+fn check_table(name: &str, lines: RangeInclusive<u32>, table: &str, tests: &BTreeSet<&str>) -> Vec<String> {
     // Number, rule, tests.
     fn row(line: &str) -> Option<(u32, &str)> {
         let mut cells = line.split('|').skip(1);
@@ -183,12 +187,12 @@ fn check_table(table: &str, tests: &BTreeSet<&str>) -> Vec<String> {
     }
     let rows: Vec<(u32, &str)> = table.lines().filter_map(row).collect();
     let mut faults = Vec::new();
-    if !rows.iter().map(|(line, _)| *line).eq(LINES.into_iter().flatten()) {
-        faults.push(format!("{SEMANTICS}: the rows must be the lines of {LINES:?}, each once and in order"));
+    if !rows.iter().map(|(line, _)| *line).eq(lines.clone()) {
+        faults.push(format!("{name}: the rows must be the lines of {lines:?}, each once and in order"));
     }
     for (line, cell) in rows {
-        let unknown = cell.split('`').skip(1).step_by(2).filter(|name| !tests.contains(name));
-        faults.extend(unknown.map(|name| format!("{SEMANTICS}: line {line}: there is no test {name}")));
+        let unknown = cell.split('`').skip(1).step_by(2).filter(|test| !tests.contains(test));
+        faults.extend(unknown.map(|test| format!("{name}: line {line}: there is no test {test}")));
     }
     faults
 }
@@ -349,12 +353,13 @@ mod tests {
 
     #[test]
     fn the_table_has_each_line_once_and_names_tests_alone() {
-        let whole: Vec<String> = LINES.into_iter().flatten().map(|line| format!("| {line} | `{{}}` | `one`, `two` | unit |")).collect();
+        let check = |table: &str, tests: &BTreeSet<&str>| check_table("table", 1..=9, table, tests);
+        let whole: Vec<String> = (1..=9).map(|line| format!("| {line} | `{{}}` | `one`, `two` | unit |")).collect();
         let tests = BTreeSet::from(["one", "two"]);
-        assert_eq!(check_table(&format!("| line | rule | tests | layer |\n|---|---|---|---|\n{}", whole.join("\n")), &tests), [""; 0]);
-        assert_eq!(check_table(&whole[1..].join("\n"), &tests).len(), 1);
-        let unknown = check_table(&whole.join("\n").replacen("`two`", "`three`", 1), &tests);
-        assert_eq!(unknown, [format!("{SEMANTICS}: line 1: there is no test three")]);
+        assert_eq!(check(&format!("| line | rule | tests | layer |\n|---|---|---|---|\n{}", whole.join("\n")), &tests), [""; 0]);
+        assert_eq!(check(&whole[1..].join("\n"), &tests).len(), 1);
+        let unknown = check(&whole.join("\n").replacen("`two`", "`three`", 1), &tests);
+        assert_eq!(unknown, ["table: line 1: there is no test three"]);
     }
 
     #[test]

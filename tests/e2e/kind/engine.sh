@@ -32,8 +32,8 @@ start_engine() {
 	mkdir -p "$RUN"
 	chmod 700 "$RUN"
 	save_sysctls
-	# Two nodes with systemd, containerd and kubelet need more than the usual 128.
-	raise fs/inotify/max_user_instances 512
+	# Nodes with systemd, containerd and kubelet need more than the usual 128.
+	raise fs/inotify/max_user_instances 1024
 
 	ip netns add "$NETNS"
 	ip link add "$LINK" type veth peer name machine netns "$NETNS"

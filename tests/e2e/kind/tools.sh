@@ -44,7 +44,7 @@ download_go() {
 }
 
 # Sets TOOLS to the directory that holds what is built from the module; builds NAME... where missing.
-# Known names: kubernetes, agnhost, pause, kind, helm.
+# Known names: kubernetes, agnhost, pause, kind, kube-proxy, helm.
 build_tools() {
 	local key name
 	key=$(echo "$KUBERNETES_VERSION $(go_architecture)" | content_key "$MODULE")
@@ -59,6 +59,7 @@ build_tools() {
 		agnhost) step "Building agnhost" "$(go_hint)" go_build agnhost k8s.io/kubernetes/test/images/agnhost ;;
 		pause) step "Building pause" "$(go_hint)" go_build pause ./pause ;;
 		kind) step "Building kind" "$(go_hint)" go_build kind sigs.k8s.io/kind ;;
+		kube-proxy) step "Building kube-proxy" "$(go_hint)" go_build kube-proxy k8s.io/kubernetes/cmd/kube-proxy ;;
 		helm) step "Building helm (a minute on two cores, once)" "$(go_hint)" go_build helm helm.sh/helm/v4/cmd/helm ;;
 		esac
 	done

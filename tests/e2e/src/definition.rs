@@ -2,38 +2,23 @@
 
 use crate::cluster::Cluster;
 use anyhow::{Context, Result, bail};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-/// The Go module that upstream publishes the definition in.
-const MODULE: &str = "sigs.k8s.io/network-policy-api";
-const MODULE_VERSION: &str = "v0.2.0";
 const DEFINITION: &str = "clusternetworkpolicies.policy.networking.k8s.io";
 /// How long until every agent has noticed that the kind came or went: they look every 5 seconds.
 pub const NOTICED: Duration = Duration::from_secs(12);
 
-/// The definition of a channel, as a file in the directory, which keeps what was downloaded.
-fn upstream(channel: &str, directory: &Path) -> Result<PathBuf> {
-    let archive = directory.join(format!("network-policy-api-{MODULE_VERSION}.zip"));
-    let run = |command: &mut Command| -> Result<Vec<u8>> {
-        let output = command.output().with_context(|| format!("starting {command:?}: is it installed?"))?;
-        if !output.status.success() {
-            bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(output.stdout)
-    };
-    if !archive.exists() {
-        let part = archive.with_extension("part");
-        let url = format!("https://proxy.golang.org/{MODULE}/@v/{MODULE_VERSION}.zip");
-        run(Command::new("curl").args(["-fsSL", "-o"]).arg(&part).arg(url))?;
-        std::fs::rename(&part, &archive)?;
+/// The definition of a channel as a file; what fetches it says why it cannot.
+fn upstream(channel: &str) -> Result<PathBuf> {
+    let mut fetch = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/kind/upstream-definitions"));
+    let output = fetch.output().with_context(|| format!("starting {fetch:?}: is bash installed?"))?;
+    if !output.status.success() {
+        bail!("{fetch:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let inside = format!("{MODULE}@{MODULE_VERSION}/config/crd/{channel}/policy.networking.k8s.io_clusternetworkpolicies.yaml");
-    let text = run(Command::new("unzip").arg("-p").arg(&archive).arg(inside))?;
-    let file = directory.join(format!("clusternetworkpolicies-{channel}.yaml"));
-    std::fs::write(&file, text)?;
-    Ok(file)
+    let directory = PathBuf::from(String::from_utf8(output.stdout)?.trim_end());
+    Ok(directory.join(channel).join("policy.networking.k8s.io_clusternetworkpolicies.yaml"))
 }
 
 /// The definition, installed; taken away at the end where it was not there before.
@@ -44,11 +29,11 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// Installs the definition of a channel, `standard` or `experimental`; `directory` keeps what was downloaded.
-    pub fn channel(cluster: &Cluster, channel: &str, directory: &Path) -> Result<Self> {
+    /// Installs the definition of a channel, `standard` or `experimental`.
+    pub fn channel(cluster: &Cluster, channel: &str) -> Result<Self> {
         let ours =
             cluster.run(&["get", "customresourcedefinition", DEFINITION, "--ignore-not-found", "--output", "name"])?.trim().is_empty();
-        let file = upstream(channel, directory)?;
+        let file = upstream(channel)?;
         cluster.run(&["apply", "--server-side", "--force-conflicts", "--filename", file.to_str().context("a path that is no text")?])?;
         let installed = Self { cluster: cluster.clone(), ours };
         // Until the API server has looked at it, it has no conditions, and kubectl takes that for an error.

@@ -55,7 +55,7 @@ impl Pod {
         })
     }
 
-    /// The pod's IPv4 and IPv6 address.
+    /// The pod's address of a family.
     pub fn address(&self, ipv6: bool) -> Result<IpAddr> {
         let found = self.addresses.iter().find(|address| address.is_ipv6() == ipv6).copied();
         found.with_context(|| format!("the pod {} lacks an address of one family: {:?}", self.name, self.addresses))

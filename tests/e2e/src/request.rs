@@ -7,7 +7,8 @@ use std::fmt;
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// While this file is not in the pod, requests without a count go on.
 pub const STOP: &str = "/tmp/stop-requests";
@@ -152,21 +153,76 @@ pub fn make(count: u32, pace: Duration, patience: Duration, targets: &[Target]) 
     println!("{DONE}");
 }
 
-fn by_tcp(to: SocketAddr, patience: Duration) -> std::io::Result<String> {
+/// Asks each target `count` times from this machine, which is outside the cluster.
+pub fn ask_from_here(targets: &[Target], count: u32, patience: Duration) -> Vec<Said> {
+    let said = |target: &Target| {
+        let begun = Instant::now();
+        let answer = target.ask(patience);
+        Said { target: *target, answer, after: begun.elapsed() }
+    };
+    targets.iter().flat_map(|target| (0..count).map(move |_| said(target))).collect()
+}
+
+/// An answer of HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Its code.
+    pub code: u16,
+    /// What it says.
+    pub body: String,
+    /// The address under which it was asked for.
+    pub from: SocketAddr,
+}
+
+/// Asks for a page.
+pub fn page(to: SocketAddr, path: &str, patience: Duration) -> std::io::Result<Page> {
     let mut stream = TcpStream::connect_timeout(&to, patience)?;
     stream.set_read_timeout(Some(patience))?;
-    stream.write_all(b"GET /hostname HTTP/1.0\r\n\r\n")?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
-    match text.split_once("\r\n\r\n") {
-        Some((head, body)) if head.split_whitespace().nth(1) == Some("200") => Ok(body.trim().to_owned()),
+    let parts = text.split_once("\r\n\r\n");
+    let code = parts.and_then(|(head, _)| head.split_whitespace().nth(1)?.parse().ok());
+    match (parts, code) {
+        (Some((_, body)), Some(code)) => Ok(Page { code, body: body.trim().to_owned(), from: stream.local_addr()? }),
         _ => Err(Error::other("no answer of HTTP")),
+    }
+}
+
+fn by_tcp(to: SocketAddr, patience: Duration) -> std::io::Result<String> {
+    match page(to, "/hostname", patience)? {
+        Page { code: 200, body, .. } => Ok(body),
+        _ => Err(Error::other("no answer of HTTP")),
+    }
+}
+
+/// A socket at a port that no request came from before, and that the kernel gives to nobody by itself: what comes from a port that a
+/// datagram came from a moment ago is the same flow, and goes to the same backend as long as that may be there.
+fn from_new_port(address: IpAddr) -> std::io::Result<UdpSocket> {
+    /// Below are ports of services, above those that the kernel gives out.
+    const PORTS: std::ops::Range<u16> = 10_240..29_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let port = match NEXT.fetch_add(1, Ordering::Relaxed) {
+            next if PORTS.contains(&next) => next,
+            // Anywhere: the one who asked before has begun somewhere else.
+            _ => {
+                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let begin = PORTS.start + (since.as_millis() % PORTS.len() as u128) as u16;
+                NEXT.store(begin + 1, Ordering::Relaxed);
+                begin
+            }
+        };
+        match UdpSocket::bind((address, port)) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            bound => return bound,
+        }
     }
 }
 
 fn by_udp(to: SocketAddr, patience: Duration) -> std::io::Result<String> {
     let any = if to.is_ipv6() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = from_new_port(any)?;
     // From now on it gets what comes from there only, and hears when it is refused.
     socket.connect(to)?;
     socket.set_read_timeout(Some(patience))?;

@@ -48,7 +48,7 @@ impl Scene {
 
     /// Begins to send echoes from the client to every address of the servers, one flow each, ten a second for as long as the client lives.
     pub fn send_echoes(&self) -> Result<()> {
-        for (number, address) in self.addresses()?.iter().enumerate() {
+        for (number, address) in self.addresses().enumerate() {
             self.client.shell(self.cluster(), &format!("ping -i 0.1 {address} >/tmp/echoes-{number} 2>&1 &"))?;
         }
         Ok(())
@@ -66,13 +66,13 @@ impl Scene {
         let before = count()?;
         std::thread::sleep(Duration::from_secs(1));
         let more: Vec<usize> = count()?.iter().zip(&before).map(|(after, before)| after - before).collect();
-        assert_eq!(more.len(), self.addresses()?.len(), "{when}: {more:?}");
+        assert_eq!(more.len(), self.addresses().count(), "{when}: {more:?}");
         assert!(more.iter().all(|more| (*more > 0) == answered), "{when}: answers within a second: {more:?}");
         Ok(())
     }
 
-    fn addresses(&self) -> Result<Vec<IpAddr>> {
-        self.servers.iter().flat_map(|server| [server.address(false), server.address(true)]).collect()
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.servers.iter().flat_map(|server| server.addresses.iter().copied())
     }
 
     /// Makes a NetworkPolicy of this `spec` in the servers' namespace.
@@ -81,21 +81,15 @@ impl Scene {
     }
 
     /// Every path from the client to the servers' port.
-    fn probes(&self, protocol: &str) -> Result<Vec<Probe>> {
+    fn probes(&self, protocol: &str) -> Vec<Probe> {
         let port = if protocol == "UDP" { UDP_PORT } else { TCP_PORT };
         let mut probes = Vec::new();
         for server in &self.servers {
-            for ipv6 in [false, true] {
-                probes.push(Probe {
-                    from: self.client.clone(),
-                    to: server.name.clone(),
-                    address: server.address(ipv6)?,
-                    port,
-                    protocol: protocol.to_owned(),
-                });
+            for &address in &server.addresses {
+                probes.push(Probe { from: self.client.clone(), to: server.name.clone(), address, port, protocol: protocol.to_owned() });
             }
         }
-        Ok(probes)
+        probes
     }
 
     /// Asserts that TCP and UDP come to this on every path, soon, and then stay so.
@@ -118,13 +112,7 @@ impl Scene {
     }
 
     fn wrong(&self, tcp: &Outcome, udp: &Outcome) -> Vec<String> {
-        let mut probes = Vec::new();
-        for protocol in ["TCP", "UDP"] {
-            match self.probes(protocol) {
-                Ok(more) => probes.extend(more),
-                Err(error) => return vec![format!("{error:#}")],
-            }
-        }
+        let probes = ["TCP", "UDP"].into_iter().flat_map(|protocol| self.probes(protocol)).collect();
         let results = run_all(self.cluster(), probes);
         let wrong = results.into_iter().filter_map(|(probe, outcome)| {
             let expected = if probe.protocol == "UDP" { udp } else { tcp };

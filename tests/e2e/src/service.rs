@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, Namespace};
 use crate::pod::{self, Pod, UDP_PORT, named};
-use crate::request::{Answer, DONE, STOP, Said, Target, Way};
+use crate::request::{Answer, DONE, STOP, Said, Target, Way, ask_from_here};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -43,17 +43,22 @@ pub struct Served {
 }
 
 impl Served {
-    /// Starts the pods, each with the prober that the path names; no service yet.
+    /// Starts the pods on two nodes, each with the prober that the path names; no service yet.
     pub fn start(purpose: &str, prober: &Path) -> Result<Self> {
+        let nodes = Cluster::connect().nodes()?;
+        Self::start_on(purpose, prober, [&nodes[0], &nodes[1]])
+    }
+
+    /// As [`Served::start`], on these nodes: near and far.
+    pub fn start_on(purpose: &str, prober: &Path, nodes: [&str; 2]) -> Result<Self> {
         let cluster = Cluster::connect();
-        let nodes = cluster.nodes()?;
         let namespace = Namespace::create(&cluster, purpose, &[])?;
         let client = |at: &str, node: &str| pod::shell(&format!("client-{at}"), node, &[("app", "client"), ("at", at)], "");
         let objects = [
-            backend("near", &nodes[0], WEB_PORTS[0]),
-            backend("far", &nodes[1], WEB_PORTS[1]),
-            client("near", &nodes[0]),
-            client("far", &nodes[1]),
+            backend("near", nodes[0], WEB_PORTS[0]),
+            backend("far", nodes[1], WEB_PORTS[1]),
+            client("near", nodes[0]),
+            client("far", nodes[1]),
         ];
         let pods = pod::start(&namespace, &objects)?;
         for pod in &pods {
@@ -68,7 +73,14 @@ impl Served {
         self.namespace.cluster()
     }
 
-    /// Makes or changes a service of both families in front of all backends; `changes` are fields of its `spec`. What it is
+    /// Those of the addresses that are of a family that pods have.
+    pub fn of_families(&self, addresses: &[&str]) -> Result<Vec<IpAddr>> {
+        let addresses: Result<Vec<IpAddr>, _> = addresses.iter().map(|address| address.parse()).collect();
+        let has = |address: &IpAddr| self.clients[0].addresses.iter().any(|own| own.is_ipv6() == address.is_ipv6());
+        Ok(addresses?.into_iter().filter(has).collect())
+    }
+
+    /// Makes or changes a service of all families in front of all backends; `changes` are fields of its `spec`. What it is
     /// reached by.
     pub fn serve(&self, name: &str, changes: Value) -> Result<Vec<Target>> {
         let mut spec = json!({
@@ -87,8 +99,9 @@ impl Served {
         let metadata = json!({ "name": name, "namespace": self.namespace.name });
         self.cluster().apply(&[json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec })])?;
         let addresses = cluster_ips(self.cluster(), &self.namespace.name, name)?;
-        let both = addresses.iter().any(IpAddr::is_ipv4) && addresses.iter().any(IpAddr::is_ipv6);
-        ensure!(both, "the service {name} lacks an address of one family: {addresses:?}");
+        let families = |addresses: &[IpAddr]| addresses.iter().map(IpAddr::is_ipv6).collect::<BTreeSet<_>>();
+        let (of_pods, of_service) = (families(&self.clients[0].addresses), families(&addresses));
+        ensure!(of_service == of_pods, "the service {name} lacks an address of one family: {addresses:?}");
         Ok(targets(&addresses, SERVICE_TCP, SERVICE_UDP))
     }
 
@@ -106,18 +119,7 @@ impl Served {
     /// # Panics
     /// With what came instead.
     pub fn expect(&self, when: &str, from: &Pod, targets: &[Target], count: u32, answers: &[Answer]) -> Result<()> {
-        let expected: BTreeSet<&Answer> = answers.iter().collect();
-        soon(when, || {
-            let said = self.ask(from, targets, count)?;
-            let mut wrong = Vec::new();
-            for target in targets {
-                let came: BTreeSet<&Answer> = said.iter().filter(|said| said.target == *target).map(|said| &said.answer).collect();
-                if came != expected {
-                    wrong.push(format!("{} -> {target}: {}, expected: {}", from.name, list(&came), list(&expected)));
-                }
-            }
-            Ok(wrong)
-        })
+        soon(when, || Ok(others(&from.name, targets, &self.ask(from, targets, count)?, answers)))
     }
 
     /// Lets a pod begin to ask the targets, each for itself, and go on until [`Served::end_load`].
@@ -144,8 +146,25 @@ impl Served {
     }
 }
 
+/// As [`Served::expect`], where this machine asks, which is outside the cluster.
+///
+/// # Panics
+/// With what came instead.
+pub fn expect_outside(when: &str, targets: &[Target], count: u32, answers: &[Answer]) -> Result<()> {
+    soon(when, || Ok(others("outside", targets, &ask_from_here(targets, count, PATIENCE), answers)))
+}
+
+/// The targets of which other answers came than these.
+fn others(from: &str, targets: &[Target], said: &[Said], answers: &[Answer]) -> Vec<String> {
+    let expected: BTreeSet<&Answer> = answers.iter().collect();
+    let of =
+        |target: &Target| -> BTreeSet<&Answer> { said.iter().filter(|said| said.target == *target).map(|said| &said.answer).collect() };
+    let wrong = targets.iter().map(|target| (target, of(target))).filter(|(_, came)| *came != expected);
+    wrong.map(|(target, came)| format!("{from} -> {target}: {}, expected: {}", list(&came), list(&expected))).collect()
+}
+
 /// A pod that serves its name, by HTTP on a port `web` and by datagrams on `answers`.
-fn backend(name: &str, node: &str, web: u16) -> Value {
+pub fn backend(name: &str, node: &str, web: u16) -> Value {
     let mut pod = pod::server(name, node, &[("app", "backend"), ("at", name)]);
     let container = &mut pod["spec"]["containers"][0];
     container["args"] = json!(["netexec", format!("--http-port={web}"), format!("--udp-port={UDP_PORT}")]);
@@ -157,6 +176,18 @@ fn backend(name: &str, node: &str, web: u16) -> Value {
 /// The ports of a backend, by the names that services name.
 pub fn named_ports(web: u16) -> Value {
     json!([{ "name": "web", "containerPort": web }, { "name": "answers", "containerPort": UDP_PORT, "protocol": "UDP" }])
+}
+
+/// The addresses of a node of the families that pods have, by which it is reached from outside.
+pub fn node_addresses(cluster: &Cluster, node: &str, of: &Pod) -> Result<Vec<IpAddr>> {
+    let object = cluster.json(&["get", "node", node])?;
+    let addresses = object["status"]["addresses"].as_array().into_iter().flatten();
+    let internal =
+        addresses.filter(|address| address["type"] == "InternalIP").filter_map(|address| address["address"].as_str()?.parse().ok());
+    let has = |address: &IpAddr| of.addresses.iter().any(|own| own.is_ipv6() == address.is_ipv6());
+    let internal: Vec<IpAddr> = internal.filter(has).collect();
+    ensure!(!internal.is_empty(), "the node {node} has no address: {object:#}");
+    Ok(internal)
 }
 
 /// What of the addresses is asked: each by TCP and by UDP.

@@ -7,8 +7,6 @@ use palisade_e2e::probe::Outcome::{Reached, Silent};
 use palisade_e2e::scene::Scene;
 use serde_json::{Value, json};
 
-const DOWNLOADS: &str = env!("CARGO_TARGET_TMPDIR");
-
 fn cluster_policy(cluster: &Cluster, name: &str, spec: &Value) -> Result<()> {
     let version = "policy.networking.k8s.io/v1alpha2";
     cluster.apply(&[json!({ "apiVersion": version, "kind": "ClusterNetworkPolicy", "metadata": { "name": name }, "spec": spec })])
@@ -20,7 +18,7 @@ fn upstream_s_definition_is_noticed_and_tiers_priorities_and_pass_decide() -> Re
     let scene = Scene::start("cluster-policy")?;
     let cluster = scene.cluster().clone();
     scene.expect("without the definition", &Reached, &Reached);
-    let installed = Installed::channel(&cluster, "standard", DOWNLOADS.as_ref())?;
+    let installed = Installed::channel(&cluster, "standard")?;
     std::thread::sleep(NOTICED);
 
     let of = |name: &str| json!({ "matchLabels": { "kubernetes.io/metadata.name": name } });
@@ -47,7 +45,7 @@ fn upstream_s_definition_is_noticed_and_tiers_priorities_and_pass_decide() -> Re
     scene.expect("with everything accepted before", &Reached, &Reached);
 
     // The experimental channel knows peers that this version does not: they fail closed.
-    let experimental = Installed::channel(&cluster, "experimental", DOWNLOADS.as_ref())?;
+    let experimental = Installed::channel(&cluster, "experimental")?;
     let names = json!([{ "action": "Accept", "to": [{ "domainNames": ["example.org"] }] }, { "action": "Deny", "to": [{ "namespaces": servers }] }]);
     let egress = json!({ "tier": "Admin", "priority": 0, "subject": { "namespaces": clients }, "egress": names });
     cluster_policy(&cluster, "e2e-names", &egress)?;

@@ -2,10 +2,11 @@
 
 use anyhow::{Context, Result};
 use palisade_e2e::cluster::{Cluster, Namespace};
+use palisade_e2e::pod::{self, Pod};
 use palisade_e2e::probe::Outcome::{Reached, Silent};
 use palisade_e2e::scene::Scene;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const VERSION: &str = "palisade.dev/v1alpha1";
 
@@ -61,6 +62,109 @@ fn an_identity_gains_and_loses_pods_while_traffic_flows_and_the_verdict_follows(
     drop(identity);
     scene.expect("once the identity is gone", &Silent, &Silent);
     Ok(())
+}
+
+/// Where the servers of the streams listen.
+const STREAM_PORT: u16 = 9000;
+/// How long an established stream may take to stop, or to go on: TCP sends again after as long a pause as it has waited already.
+const STREAM_SOON: Duration = Duration::from_secs(20);
+
+/// Two servers, one on the client's node and one on another, and a client that sends a line each tenth of a second over one connection to each.
+struct Streams {
+    namespace: Namespace,
+    servers: Vec<Pod>,
+}
+
+impl Streams {
+    /// The client begins each stream once its server answers an echo.
+    fn start(cluster: &Cluster) -> Result<Self> {
+        let nodes = cluster.nodes()?;
+        let namespace = Namespace::create(cluster, "streams", &[])?;
+        // Its input stays open: at the end of its input nc would hang up. It takes one connection and then no other.
+        let listen = format!("sleep 3600 | nc -l -p {STREAM_PORT}");
+        let server = |name: &str, node: &str| pod::shell(name, node, &[("app", "server")], &listen);
+        let servers = pod::start(&namespace, &[server("far", &nodes[1]), server("near", &nodes[0])])?;
+        let mut script = String::new();
+        for server in &servers {
+            let address = server.addresses[0];
+            let lines = "i=0; while true; do i=$((i+1)); echo line-$i; sleep 0.1; done";
+            script +=
+                &format!("(until ping -c 1 -w 1 {address} >/dev/null; do sleep 0.2; done; ({lines}) | nc {address} {STREAM_PORT}) & ");
+        }
+        pod::start(&namespace, &[pod::shell("client", &nodes[0], &[("app", "client")], &script)])?;
+        Ok(Self { namespace, servers })
+    }
+
+    /// How many lines a server has received. None was lost and none came twice: it is one connection still.
+    fn received(&self, server: &Pod) -> Result<usize> {
+        let log = server.log(self.namespace.cluster())?;
+        // The last line may not be whole.
+        let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+        let received: Vec<&str> = whole.lines().filter(|line| line.starts_with("line-")).collect();
+        let sent: Vec<String> = (1..=received.len()).map(|line| format!("line-{line}")).collect();
+        assert_eq!(received, sent, "what {} received", server.name);
+        Ok(received.len())
+    }
+
+    /// Whether lines come to each server, within a second.
+    fn flowing(&self) -> Result<Vec<bool>> {
+        let count = || self.servers.iter().map(|server| self.received(server)).collect::<Result<Vec<usize>>>();
+        let before = count()?;
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(count()?.iter().zip(before).map(|(after, before)| *after > before).collect())
+    }
+
+    /// Asserts that lines come to the servers that these names name and to no others, soon, and then stay so.
+    ///
+    /// # Panics
+    /// With the servers to which lines come.
+    fn expect(&self, when: &str, flowing: &[&str]) -> Result<()> {
+        let expected: Vec<bool> = self.servers.iter().map(|server| flowing.contains(&server.name.as_str())).collect();
+        let deadline = Instant::now() + STREAM_SOON;
+        while self.flowing()? != expected {
+            assert!(
+                Instant::now() < deadline,
+                "{when}: lines should come to {flowing:?}; of {:?} it is so: {:?}",
+                self.names(),
+                self.flowing()?
+            );
+        }
+        for _ in 0..2 {
+            assert_eq!(self.flowing()?, expected, "{when}, it was right and did not stay so: {:?}", self.names());
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.servers.iter().map(|server| server.name.as_str()).collect()
+    }
+
+    fn label(&self, server: &str, label: &str) -> Result<()> {
+        self.namespace.run(&["label", "pod", server, label]).map(drop)
+    }
+}
+
+#[test]
+fn a_stream_goes_on_over_its_connection_while_the_server_belongs_to_the_identity_and_stops_while_it_does_not() -> Result<()> {
+    let cluster = Cluster::connect();
+    let streams = Streams::start(&cluster)?;
+    let name = streams.namespace.name.clone();
+    let subject = json!({ "pods": { "matchLabels": { "app": "client" } } });
+    let allow = json!([{ "action": "Allow", "peers": [{ "identity": name }] }]);
+    streams.expect("without a policy", &["far", "near"])?;
+    let namespaces = json!({ "matchLabels": { "kubernetes.io/metadata.name": name } });
+    let spec = json!({ "pods": [{ "namespaces": namespaces, "pods": { "matchLabels": { "known": "yes" } } }] });
+    streams.label("near", "known=yes")?;
+    let _identity = Identity::apply(&cluster, &name, &spec)?;
+    identity_policy(&streams.namespace, "only-known", &json!({ "subject": subject, "egress": allow }))?;
+    streams.expect("while one of them belongs to the identity", &["near"])?;
+    streams.label("far", "known=yes")?;
+    streams.expect("once the other belongs to it, too", &["far", "near"])?;
+    streams.label("near", "known-")?;
+    streams.expect("once the first belongs to it no more", &["far"])?;
+    streams.label("near", "known=yes")?;
+    streams.label("far", "known-")?;
+    streams.expect("once they have changed places", &["near"])
 }
 
 #[test]

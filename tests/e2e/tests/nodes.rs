@@ -7,6 +7,7 @@ use palisade_e2e::pod::{self, Pod, TCP_PORT, named};
 use palisade_e2e::probe::Outcome::{self, Reached, Silent};
 use palisade_e2e::probe::{Probe, run_all};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How long a change may take to be enforced.
@@ -60,7 +61,7 @@ impl Nodes {
         self.namespace.run(&["delete", kind, name]).map(drop)
     }
 
-    /// Asserts that this comes, soon, of what the pod sends to either node, and either node to the pod, over both families.
+    /// Asserts that this comes, soon, of what the pod sends to either node, and either node to the pod, over every family.
     #[track_caller]
     fn expect(&self, when: &str, to_own: &Outcome, to_other: &Outcome, from_own: &Outcome, from_other: &Outcome) -> Result<()> {
         let flows = [
@@ -71,18 +72,18 @@ impl Nodes {
         ];
         let begun = Instant::now();
         loop {
-            let mut probes = Vec::new();
-            for (from, to, port, _) in flows {
-                for ipv6 in [false, true] {
-                    let address = to.address(ipv6)?;
+            let (mut probes, mut outcomes) = (Vec::new(), Vec::new());
+            for (from, to, port, wanted) in flows {
+                for &address in &to.addresses {
                     probes.push(Probe { from: from.clone(), to: to.name.clone(), address, port, protocol: "TCP".to_owned() });
+                    outcomes.push(wanted);
                 }
             }
             let late = begun.elapsed() > SOON;
             let came = run_all(self.namespace.cluster(), probes);
             let wrong: Vec<String> = came
                 .iter()
-                .zip(flows.iter().flat_map(|flow| [flow.3; 2]))
+                .zip(outcomes)
                 .filter(|((_, outcome), wanted)| outcome != *wanted)
                 .map(|((probe, outcome), wanted)| format!("{probe}: {outcome}, not {wanted}"))
                 .collect();
@@ -108,11 +109,8 @@ fn nodes_are_peers_by_entity_block_and_label_and_never_by_a_pod_s_labels() -> Re
     let everybody = json!({ "podSelector": {}, "ingress": [{ "from": [{ "namespaceSelector": {} }, { "podSelector": { "matchLabels": { "app": "host" } } }] }] });
     nodes.apply(NETWORKING, "NetworkPolicy", "closed", &everybody)?;
     nodes.expect("open for all pods", &Reached, &Reached, &Reached, &Silent)?;
-    let block = |ipv6| -> Result<Value> {
-        let address = nodes.other.address(ipv6)?;
-        Ok(json!({ "ipBlock": { "cidr": format!("{address}/{}", if ipv6 { 128 } else { 32 }) } }))
-    };
-    let blocks = json!([block(false)?, block(true)?]);
+    let block = |address: &IpAddr| json!({ "ipBlock": { "cidr": format!("{address}/{}", if address.is_ipv6() { 128 } else { 32 }) } });
+    let blocks = json!(nodes.other.addresses.iter().map(block).collect::<Vec<_>>());
     nodes.apply(NETWORKING, "NetworkPolicy", "closed", &json!({ "podSelector": {}, "ingress": [{ "from": blocks }] }))?;
     nodes.expect("open for a block of the other node", &Reached, &Reached, &Reached, &Reached)?;
 
@@ -131,7 +129,7 @@ fn nodes_are_peers_by_entity_block_and_label_and_never_by_a_pod_s_labels() -> Re
     nodes.delete("identitypolicy", "entity")?;
 
     // By label, which upstream's experimental channel has.
-    let _installed = Installed::channel(&cluster, "experimental", env!("CARGO_TARGET_TMPDIR").as_ref())?;
+    let _installed = Installed::channel(&cluster, "experimental")?;
     std::thread::sleep(NOTICED);
     let labelled = json!([{ "nodes": { "matchLabels": { "kubernetes.io/hostname": names[1] } } }]);
     let subject = json!({ "namespaces": { "matchLabels": { "kubernetes.io/metadata.name": nodes.namespace.name } } });

@@ -1,13 +1,16 @@
-//! Services, as pods use them: over both families, TCP and UDP, from pods of two nodes to backends on both.
+//! Services, as pods use them, and clients outside: over both families, TCP and UDP, from pods of two nodes and from this machine to backends on both nodes.
 
 use anyhow::{Context, Result};
 use palisade_e2e::cluster::items;
+use palisade_e2e::definition::{Installed, NOTICED};
 use palisade_e2e::pod::{IMAGE, Pod, TCP_PORT, UDP_PORT};
 use palisade_e2e::probe::{Outcome, Probe, run_all};
 use palisade_e2e::request::Answer::{self, From, Refused, Silent};
-use palisade_e2e::request::{Said, Target, Way};
+use palisade_e2e::request::{Said, Target, Way, page};
 use palisade_e2e::scene::policy;
-use palisade_e2e::service::{SERVICE_TCP, SERVICE_UDP, Served, cluster_ips, named_ports, soon, targets};
+use palisade_e2e::service::{
+    SERVICE_TCP, SERVICE_UDP, Served, backend, cluster_ips, expect_outside, named_ports, node_addresses, soon, targets,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -58,10 +61,11 @@ fn the_ports_of_a_pods_node_and_external_addresses_reach_a_service_and_are_no_wa
     let served = start("outside")?;
     let cluster = served.cluster();
     // Of the ranges for documentation: nobody has them.
-    let external: [IpAddr; 2] = ["192.0.2.10".parse()?, "2001:db8::10".parse()?];
-    let given: [IpAddr; 2] = ["192.0.2.20".parse()?, "2001:db8::20".parse()?];
+    let external = served.of_families(&["192.0.2.10", "2001:db8::10"])?;
+    let given = served.of_families(&["192.0.2.20", "2001:db8::20"])?;
     served.serve("outside", json!({ "type": "LoadBalancer", "externalIPs": external }))?;
-    let status = json!({ "status": { "loadBalancer": { "ingress": [{ "ip": given[0] }, { "ip": given[1] }] } } }).to_string();
+    let ingress: Vec<Value> = given.iter().map(|address| json!({ "ip": address })).collect();
+    let status = json!({ "status": { "loadBalancer": { "ingress": ingress } } }).to_string();
     served.namespace.run(&["patch", "service", "outside", "--subresource=status", "--type=merge", "--patch", &status])?;
 
     let service = cluster.json(&["get", "service", "--namespace", &served.namespace.name, "outside"])?;
@@ -71,12 +75,7 @@ fn the_ports_of_a_pods_node_and_external_addresses_reach_a_service_and_are_no_wa
     };
     let by_addresses = [targets(&external, SERVICE_TCP, SERVICE_UDP), targets(&given, SERVICE_TCP, SERVICE_UDP)].concat();
     let at_node = |client: &Pod| -> Result<Vec<Target>> {
-        let node = cluster.json(&["get", "node", &client.node])?;
-        let addresses = node["status"]["addresses"].as_array().into_iter().flatten();
-        let internal = addresses.filter(|address| address["type"] == "InternalIP");
-        let internal: Vec<IpAddr> = internal.filter_map(|address| address["address"].as_str()?.parse().ok()).collect();
-        assert!(!internal.is_empty(), "the node {} has no address: {node:#}", client.node);
-        Ok(targets(&internal, node_port(0)?, node_port(1)?))
+        Ok(targets(&node_addresses(cluster, &client.node, client)?, node_port(0)?, node_port(1)?))
     };
     for client in &served.clients {
         served.expect("by external addresses", client, &by_addresses, MANY, &from(&["near", "far"]))?;
@@ -89,6 +88,110 @@ fn the_ports_of_a_pods_node_and_external_addresses_reach_a_service_and_are_no_wa
         served.expect("isolated, by the ports of the client's node", client, &at_node(client)?, 1, &[Silent])?;
     }
     Ok(())
+}
+
+/// The node ports of a service, HTTP and datagrams, at each node that takes pods: the addresses of nodes, and what is asked of each.
+fn at_nodes(served: &Served, name: &str) -> Result<Vec<(String, Vec<Target>)>> {
+    let cluster = served.cluster();
+    let service = cluster.json(&["get", "service", "--namespace", &served.namespace.name, name])?;
+    let port = |index: usize| -> Result<u16> {
+        Ok(u16::try_from(service["spec"]["ports"][index]["nodePort"].as_u64().context("a port without a nodePort")?)?)
+    };
+    let (http, datagrams) = (port(0)?, port(1)?);
+    let of = |node: String| Ok((node.clone(), targets(&node_addresses(cluster, &node, &served.clients[0])?, http, datagrams)));
+    cluster.nodes()?.into_iter().map(of).collect()
+}
+
+#[test]
+fn every_node_serves_node_ports_to_the_outside_and_policy_is_judged_on_the_backend() -> Result<()> {
+    let served = start("from-outside")?;
+    served.serve("open", json!({ "type": "NodePort" }))?;
+    let by_nodes: Vec<Target> = at_nodes(&served, "open")?.into_iter().flat_map(|(_, targets)| targets).collect();
+    expect_outside("by the ports of every node", &by_nodes, MANY, &from(&["near", "far"]))?;
+    let isolated = json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"] });
+    policy(&served.namespace, "isolated", &isolated)?;
+    expect_outside("with backends that nobody may reach", &by_nodes, 1, &[Silent])?;
+    served.namespace.run(&["delete", "networkpolicy", "isolated"])?;
+    expect_outside("without the policy", &by_nodes, MANY, &from(&["near", "far"]))?;
+    served.serve("open", json!({ "type": "NodePort", "selector": { "chosen": "yes" } }))?;
+    expect_outside("without endpoints", &by_nodes, 3, &[Refused])?;
+    served.serve("open", json!({ "type": "ClusterIP" }))?;
+    // By the kernels of the nodes, which tell of datagrams now and then only (`icmp_ratelimit`).
+    expect_outside("where they are no node ports any more", &by(&by_nodes, Way::Tcp), 1, &[Refused])
+}
+
+#[test]
+fn where_the_external_policy_is_local_the_nodes_with_backends_serve_the_outside_and_backends_see_who_asks() -> Result<()> {
+    let served = start("local")?;
+    let far = json!({ "app": "backend", "at": "far" });
+    served.serve("local", json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "selector": far }))?;
+    let [_, backend] = &served.backends;
+    let by_nodes = at_nodes(&served, "local")?;
+    for (node, targets) in &by_nodes {
+        let expected = if *node == backend.node { from(&["far"]) } else { vec![Silent] };
+        expect_outside(&format!("by {node}"), targets, 3, &expected)?;
+        for client in &served.clients {
+            if client.node == *node {
+                served.expect(&format!("pods of {node}, which come from inside"), client, targets, 3, &from(&["far"]))?;
+            }
+        }
+    }
+    let (_, of_backend) = by_nodes.iter().find(|(node, _)| *node == backend.node).context("the backend's node")?;
+    for target in by(of_backend, Way::Tcp) {
+        let said = page(target.to, "/clientip", AT_ONCE)?;
+        assert_eq!(said.body, said.from.to_string(), "by {target} the backend sees another client");
+    }
+
+    // What a load balancer asks.
+    let service = served.cluster().json(&["get", "service", "--namespace", &served.namespace.name, "local"])?;
+    let port = u16::try_from(service["spec"]["healthCheckNodePort"].as_u64().context("no healthCheckNodePort")?)?;
+    let healthy = |node: &str| -> Result<Vec<(u16, Value)>> {
+        let addresses = node_addresses(served.cluster(), node, &served.clients[0])?;
+        let pages = addresses.into_iter().map(|address| page((address, port).into(), "/healthz", AT_ONCE));
+        pages.map(|page| page.map_err(Into::into).and_then(|page| Ok((page.code, serde_json::from_str(&page.body)?)))).collect()
+    };
+    let expect = |when: &str, here: usize| {
+        soon(when, || {
+            let mut wrong = Vec::new();
+            for (node, _) in &by_nodes {
+                let count = if *node == backend.node { here } else { 0 };
+                let expected = json!({
+                    "service": { "namespace": served.namespace.name, "name": "local" },
+                    "localEndpoints": count,
+                    "serviceProxyHealthy": true,
+                });
+                let code = if count > 0 { 200 } else { 503 };
+                match healthy(node) {
+                    Ok(said) if said.iter().all(|said| *said == (code, expected.clone())) => {}
+                    said => wrong.push(format!("{node}: {said:?}, not {code} and {expected}")),
+                }
+            }
+            Ok(wrong)
+        })
+    };
+    expect("with a backend on one node", 1)?;
+    served.serve("local", json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "selector": { "chosen": "yes" } }))?;
+    expect("without backends", 0)
+}
+
+#[test]
+fn a_host_port_leads_to_its_pod_from_outside_and_from_pods() -> Result<()> {
+    const HOST_PORTS: [u16; 2] = [18_080, 18_053];
+    let served = start("host-port")?;
+    let node = &served.clients[1].node;
+    let mut pod = backend("hosted", node, 8080);
+    for (index, port) in HOST_PORTS.into_iter().enumerate() {
+        pod["spec"]["containers"][0]["ports"][index]["hostPort"] = json!(port);
+    }
+    palisade_e2e::pod::start(&served.namespace, &[pod])?;
+    let targets = targets(&node_addresses(served.cluster(), node, &served.clients[0])?, HOST_PORTS[0], HOST_PORTS[1]);
+    expect_outside("by the host ports", &targets, 3, &from(&["hosted"]))?;
+    // A pod's own node is where the host port is; what other nodes' pods send comes from outside of that node.
+    for client in &served.clients {
+        served.expect("by the host ports", client, &targets, 3, &from(&["hosted"]))?;
+    }
+    served.namespace.run(&["delete", "pod", "hosted"])?;
+    expect_outside("after the pod went", &targets, 1, &[Refused])
 }
 
 #[test]
@@ -125,6 +228,38 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
         served.expect("and nobody else reaches it", &served.clients[index], &services[index], 1, &[Silent])?;
     }
     Ok(())
+}
+
+#[test]
+fn a_cluster_policy_judges_a_pod_that_reaches_itself_through_its_service() -> Result<()> {
+    let served = start("subject")?;
+    let cluster = served.cluster().clone();
+    let services = ["near", "far"].map(|at| served.serve(at, json!({ "selector": { "app": "backend", "at": at } })));
+    let [near, far] = &served.backends;
+    let [to_near, to_far] = services;
+    let (to_near, to_far) = (to_near?, to_far?);
+    let _definition = Installed::channel(&cluster, "standard")?;
+    std::thread::sleep(NOTICED);
+
+    let pods = |at: &str| {
+        let namespace = json!({ "matchLabels": { "kubernetes.io/metadata.name": served.namespace.name } });
+        json!({ "pods": { "namespaceSelector": namespace, "podSelector": { "matchLabels": { "app": "backend", "at": at } } } })
+    };
+    let tcp = json!([{ "tcp": { "destinationPort": { "number": TCP_PORT } } }]);
+    let rules = json!([{ "action": "Deny", "from": [pods("near")], "protocols": tcp }]);
+    let name = format!("{}-itself", served.namespace.name);
+    cluster.apply(&[json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha2",
+        "kind": "ClusterNetworkPolicy",
+        "metadata": { "name": name },
+        "spec": { "tier": "Admin", "priority": 0, "subject": pods("near"), "ingress": rules },
+    })])?;
+    served.expect("itself, by the port that is denied", near, &by(&to_near, Way::Tcp), 1, &[Silent])?;
+    served.expect("itself, by a port that is not named", near, &by(&to_near, Way::Udp), 3, &from(&["near"]))?;
+    served.expect("a pod that is no subject", far, &to_far, 3, &from(&["far"]))?;
+    served.expect("a peer that is not named", far, &to_near, 3, &from(&["near"]))?;
+    cluster.run(&["delete", "clusternetworkpolicy", &name])?;
+    served.expect("after the policy went", near, &to_near, 3, &from(&["near"]))
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn what_the_api_server_takes_and_cannot_be_used_is_refused_with_field_and_reason
 #[test]
 fn a_cluster_network_policy_gets_its_conditions_and_those_of_others_stay() -> Result<()> {
     let cluster = Cluster::connect();
-    let _installed = Installed::channel(&cluster, "standard", env!("CARGO_TARGET_TMPDIR").as_ref())?;
+    let _installed = Installed::channel(&cluster, "standard")?;
     let name = format!("e2e-status-{}", std::process::id());
     let policy = |action: &str| {
         let nobody = json!({ "namespaces": { "matchLabels": { "palisade.dev/none": "none" } } });

@@ -341,6 +341,18 @@ pub fn set(mut frame: Vec<u8>, offset: usize, bytes: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// An address as maps and events have it: IPv4 in the first four bytes, the rest zero.
+pub fn wide(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => {
+            let mut wide = [0; 16];
+            wide[..4].copy_from_slice(&address.octets());
+            wide
+        }
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

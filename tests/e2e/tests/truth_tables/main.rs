@@ -48,7 +48,7 @@ impl Shared {
     fn define(&mut self) -> Result<(), Failed> {
         let cluster = self.world()?.cluster().clone();
         let definition = self.definition.get_or_insert_with(|| {
-            let installed = Installed::channel(&cluster, "standard", env!("CARGO_TARGET_TMPDIR").as_ref());
+            let installed = Installed::channel(&cluster, "standard");
             installed.map(|installed| (installed, Instant::now())).map_err(|error| format!("{error:#}"))
         });
         let (_, since) = definition.as_ref().map_err(|error| Failed::from(format!("ClusterNetworkPolicy was not installed: {error}")))?;

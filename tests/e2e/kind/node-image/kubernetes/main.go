@@ -1,7 +1,7 @@
 // Kubernetes as one static program: what it does depends on the name it is called by.
 //
 // One binary shares one copy of the code between seven commands (180 MB instead of 615) and one compile.
-// kube-proxy is left out: the clusters of these tests run without it.
+// kube-proxy is left out: the clusters of these tests run without it. For benchmarks it is built by itself.
 package main
 
 import (

@@ -5,6 +5,7 @@ package main
 
 import (
 	_ "helm.sh/helm/v4/cmd/helm"
+	_ "k8s.io/kubernetes/cmd/kube-proxy"
 	_ "k8s.io/kubernetes/test/images/agnhost"
 	_ "sigs.k8s.io/kind"
 )

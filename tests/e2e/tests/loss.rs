@@ -1,0 +1,115 @@
+//! A node that nobody reaches for a while, and that comes back.
+
+use anyhow::{Context, Result};
+use palisade_e2e::cluster::Cluster;
+use palisade_e2e::pod::{self, IMAGE};
+use palisade_e2e::request::Answer::{self, From};
+use palisade_e2e::scene::policy;
+use palisade_e2e::service::Served;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// How many requests show who is behind a service.
+const MANY: u32 = 30;
+/// How long the node is away: until well after Kubernetes has noticed, which takes it 50 seconds.
+const AWAY: Duration = Duration::from_secs(80);
+/// How long all may take to be as it was: kubelet reports every ten seconds, and routes are looked at every thirty.
+const BACK_WITHIN: Duration = Duration::from_secs(60);
+
+/// A pod that may do to its node what its administrator may.
+fn administrator(node: &str) -> Value {
+    let mut pod = pod::shell("administrator", node, &[], "");
+    pod["spec"]["hostNetwork"] = json!(true);
+    pod["spec"]["volumes"] = json!([{ "name": "node", "hostPath": { "path": "/" } }]);
+    pod["spec"]["containers"] = json!([{
+        "name": "shell",
+        "image": IMAGE,
+        "command": ["sleep", "3600"],
+        "securityContext": { "privileged": true },
+        "volumeMounts": [{ "name": "node", "mountPath": "/node" }],
+    }]);
+    pod
+}
+
+/// Takes the node's uplink down and, by and by, up again, with the routes and addresses that the kernel forgets meanwhile: those of the
+/// administrator, not ours. It goes on when nobody listens to it any more.
+fn away() -> String {
+    let seconds = AWAY.as_secs();
+    format!(
+        r#"
+        link=$(ip -o route get 192.0.2.1 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p'); link=${{link:-eth0}}
+        ip -4 route show default >/run/e2e-default-4; ip -6 route show default >/run/e2e-default-6
+        echo 1 >/proc/sys/net/ipv6/conf/$link/keep_addr_on_down
+        # The order itself came by this link, and is to be answered.
+        sleep 3
+        ip link set $link down; sleep {seconds}; ip link set $link up; sleep 1
+        while read -r route; do ip -4 route replace $route; done </run/e2e-default-4
+        while read -r route; do ip -6 route replace $route; done </run/e2e-default-6
+        rm /run/e2e-default-4 /run/e2e-default-6
+        "#
+    )
+}
+
+fn from(names: &[&str]) -> Vec<Answer> {
+    names.iter().map(|name| From((*name).to_owned())).collect()
+}
+
+fn is_ready(cluster: &Cluster, node: &str) -> Result<bool> {
+    let node = cluster.json(&["get", "node", node])?;
+    let conditions = node["status"]["conditions"].as_array().context("a node without conditions")?;
+    Ok(conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True"))
+}
+
+/// Waits until Kubernetes says of the node what is wanted.
+fn until_ready(cluster: &Cluster, node: &str, wanted: bool, within: Duration) -> Result<()> {
+    let deadline = Instant::now() + within;
+    while is_ready(cluster, node)? != wanted {
+        assert!(
+            Instant::now() < deadline,
+            "the node {node} is not {} after {} s",
+            if wanted { "back" } else { "given up" },
+            within.as_secs()
+        );
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_node_that_goes_takes_no_request_with_it_and_is_served_again_when_it_comes_back() -> Result<()> {
+    let cluster = Cluster::connect();
+    let nodes = cluster.nodes()?;
+    let [first, .., last] = nodes.as_slice() else { unreachable!("at least two nodes") };
+    if nodes.len() < 3 {
+        eprintln!("skipped: the node that goes may be none that other scenarios need: three nodes are needed, there are {}", nodes.len());
+        return Ok(());
+    }
+    let served = Served::start_on("loss", env!("CARGO_BIN_EXE_prober").as_ref(), [first, last])?;
+    let service = served.serve("both", json!({}))?;
+    let [near, far] = &served.clients;
+    served.expect("while both nodes are there", near, &service, MANY, &from(&["near", "far"]))?;
+    served.expect("while both nodes are there", far, &service, MANY, &from(&["near", "far"]))?;
+    let administrator = pod::start(&served.namespace, &[administrator(last)])?;
+    let administrator = pod::named(&administrator, "administrator")?;
+    administrator
+        .shell(&cluster, &format!("chroot /node setsid sh -c '{}' >/dev/null 2>&1 </dev/null &", away().replace('\'', r"'\''")))?;
+
+    until_ready(&cluster, last, false, AWAY)?;
+    served.expect("without the node", near, &service, MANY, &from(&["near"]))?;
+    // What changes meanwhile it hears of when it is back.
+    let own = json!({ "podSelector": { "matchLabels": { "at": "far", "app": "backend" } }, "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "at": "near" } } }] }] });
+    policy(&served.namespace, "meanwhile", &own)?;
+    until_ready(&cluster, last, true, AWAY + BACK_WITHIN)?;
+
+    // `expect` waits as long as a change of policy takes; a node takes longer.
+    let deadline = Instant::now() + BACK_WITHIN;
+    while !served.ask(near, &service, MANY)?.iter().any(|said| from(&["far"]).contains(&said.answer)) {
+        assert!(Instant::now() < deadline, "the pods of {last} do not answer {} s after it came back", BACK_WITHIN.as_secs());
+    }
+    served.expect("with the node back, from another node", near, &service, MANY, &from(&["near", "far"]))?;
+    let others = served.serve("far", json!({ "selector": { "app": "backend", "at": "far" } }))?;
+    served.expect("what came to be meanwhile lets in whom it names", near, &others, 3, &from(&["far"]))?;
+    served.expect("and nobody else", far, &others, 1, &[Answer::Silent])?;
+    served.serve("both", json!({ "selector": { "app": "backend", "at": "near" } }))?;
+    served.expect("and the node's own pods reach others again", far, &service, 3, &from(&["near"]))
+}
