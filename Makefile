@@ -24,8 +24,8 @@ kernels: test-tools ## packet and namespace tests on other kernels, in QEMU; KER
 soak: test-tools ## the rows against the oracle on ten million generated flows
 	@PALISADE_MODELS=150000 cargo test --release --quiet --package palisade-policy --test rules -- --nocapture compiler_against_oracle
 
-cluster: image ## a real Kubernetes cluster of two nodes with Palisade in it
-	@tests/e2e/kind/up
+cluster: image ## a real Kubernetes cluster with Palisade in it; NODES=3 MODE=auto|native|vxlan FAMILY=ipv4|ipv6|dual
+	@NODES=$(NODES) MODE=$(MODE) FAMILY=$(FAMILY) tests/e2e/kind/up
 
 cluster-down: ## remove that cluster, all of it
 	@tests/e2e/kind/down
@@ -33,8 +33,9 @@ cluster-down: ## remove that cluster, all of it
 image: build ## target/image/palisade.tar, the container image
 	@cargo xtask image
 
-bench: tools ## ratios to a direct veth pair and to plain kernel routing, into target/bench.json
-	@cargo run --release --quiet --package palisade-bench
+bench: test-tools ## ratios to a direct veth pair, to plain kernel routing and to kube-proxy, into target/bench.json
+	@cargo build --release --quiet --package palisade-agent --package palisade-cni
+	@proxy=$$(tests/e2e/kind/build kube-proxy) && cargo run --release --quiet --package palisade-bench -- --kube-proxy "$$proxy"
 
 build: tools ## the three static binaries, in target/bin
 	@cargo xtask build
