@@ -130,6 +130,7 @@ pub fn of_kernel(names: &[String]) -> Result<Vec<&'static Suite>> {
 pub fn run(root: &Path, only: &[String]) -> Result<ExitCode> {
     let mut total = Counts::default();
     let mut lines = Vec::new();
+    let mut failures = Vec::new();
     let mut programs = None;
     let chosen = named(only)?;
     let mut preparation = if chosen.iter().any(|suite| suite.needs == Needs::Cluster) { Preparation::begin(root)? } else { None };
@@ -141,14 +142,14 @@ pub fn run(root: &Path, only: &[String]) -> Result<ExitCode> {
             Work::Lint => built(root, &mut programs)?.lint(),
             Work::Inside | Work::Beside(_) => {
                 let programs = &built(root, &mut programs)?.programs;
-                tests(root, suite, programs, preparation.take_if(|_| suite.needs == Needs::Cluster))?
+                tests(root, suite, programs, preparation.take_if(|_| suite.needs == Needs::Cluster), &mut failures)?
             }
         };
         total.add(counts);
         lines.push(counts.line(suite.name, begin.elapsed()));
     }
-    println!();
-    for line in lines {
+    // Once more, where whoever reads the end finds it.
+    for line in failures.into_iter().chain([String::new()]).chain(lines) {
         println!("{line}");
     }
     Ok(total.close())
@@ -256,7 +257,7 @@ impl Suite {
     }
 }
 
-fn tests(root: &Path, suite: &Suite, programs: &[Program], preparation: Option<Preparation>) -> Result<Counts> {
+fn tests(root: &Path, suite: &Suite, programs: &[Program], preparation: Option<Preparation>, failures: &mut Vec<String>) -> Result<Counts> {
     let programs: Vec<&Program> = programs.iter().filter(|program| suite.holds(program)).collect();
     if suite.needs != Needs::Nothing && !is_root() {
         return skipped(suite, &programs, "needs root: network namespaces and BPF");
@@ -264,7 +265,8 @@ fn tests(root: &Path, suite: &Suite, programs: &[Program], preparation: Option<P
     if let Some(preparation) = preparation {
         preparation.end()?;
     }
-    let counts = if suite.needs == Needs::Cluster { on_cluster(root, suite, &programs)? } else { all(suite, &programs, &[])? };
+    let counts =
+        if suite.needs == Needs::Cluster { on_cluster(root, suite, &programs, failures)? } else { all(suite, &programs, &[], failures)? };
     if counts.passed + counts.failed == 0 {
         eprintln!("{}: no test ran, which is a failure", suite.name);
         return Ok(Counts { failed: 1, ..counts });
@@ -272,15 +274,15 @@ fn tests(root: &Path, suite: &Suite, programs: &[Program], preparation: Option<P
     Ok(counts)
 }
 
-fn all(suite: &Suite, programs: &[&Program], environment: &[(&str, String)]) -> Result<Counts> {
+fn all(suite: &Suite, programs: &[&Program], environment: &[(&str, String)], failures: &mut Vec<String>) -> Result<Counts> {
     let mut counts = Counts::default();
     for program in programs {
-        counts.add(one(suite, program, environment)?);
+        counts.add(one(suite, program, environment, failures)?);
     }
     Ok(counts)
 }
 
-fn one(suite: &Suite, program: &Program, environment: &[(&str, String)]) -> Result<Counts> {
+fn one(suite: &Suite, program: &Program, environment: &[(&str, String)], failures: &mut Vec<String>) -> Result<Counts> {
     println!("--- {} {}", program.package, program.target);
     let mut command = match environment.iter().find(|(name, _)| *name == NETWORK) {
         Some((_, namespace)) => {
@@ -298,10 +300,15 @@ fn one(suite: &Suite, program: &Program, environment: &[(&str, String)]) -> Resu
         .spawn()
         .with_context(|| format!("starting {}", program.executable.display()))?;
     let mut counts = Counts::default();
+    let mut failed = Failures::default();
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     std::thread::scope(|scope| -> Result<()> {
         let errors = scope.spawn(|| read(stderr, |line| eprintln!("{line}")));
-        counts.add(read(stdout, |line| println!("{line}"))?);
+        let told = read(stdout, |line| {
+            println!("{line}");
+            failed.hear(line);
+        });
+        counts.add(told?);
         counts.add(errors.join().map_err(|_| anyhow!("the thread that reads the errors of a test program died"))??);
         Ok(())
     })?;
@@ -310,11 +317,40 @@ fn one(suite: &Suite, program: &Program, environment: &[(&str, String)]) -> Resu
         eprintln!("{}: {} of {} ended with {status} though no test reported a failure", suite.name, program.target, program.package);
         counts.failed += 1;
     }
+    if !failed.lines.is_empty() {
+        failures.push(format!("\n--- {} {}: what failed", program.package, program.target));
+        failures.append(&mut failed.lines);
+    }
     Ok(counts)
 }
 
+/// What a test program says of the tests that failed, from the first line `failures:` to the second.
+#[derive(Default)]
+struct Failures {
+    lines: Vec<String>,
+    headings: usize,
+    /// Lines about the present test.
+    of_one: usize,
+}
+
+impl Failures {
+    /// Lines about one test, and characters of a line, that are said once more.
+    const LIMIT: (usize, usize) = (12, 600);
+
+    fn hear(&mut self, line: &str) {
+        if line == "failures:" {
+            self.headings += 1;
+        } else if self.headings == 1 && !line.is_empty() {
+            self.of_one = if line.starts_with("---- ") { 0 } else { self.of_one + 1 };
+            if self.of_one < Self::LIMIT.0 {
+                self.lines.push(line.chars().take(Self::LIMIT.1).collect());
+            }
+        }
+    }
+}
+
 /// Hands on what a test program prints, and counts what it says.
-fn read(stream: Option<impl Read>, show: impl Fn(&str)) -> Result<Counts> {
+fn read(stream: Option<impl Read>, mut show: impl FnMut(&str)) -> Result<Counts> {
     let mut counts = Counts::default();
     for line in stream.into_iter().flat_map(|stream| BufReader::new(stream).split(b'\n')) {
         let line = line?;
@@ -404,7 +440,7 @@ impl Drop for Preparation {
 }
 
 /// The cluster suite: on the cluster that [`CLUSTER`] names, else on one that is made for it and removed.
-fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program]) -> Result<Counts> {
+fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program], failures: &mut Vec<String>) -> Result<Counts> {
     // What the tests install. Where they run there may be no way out; mostly the preparation has fetched it.
     let fetched = Command::new("tests/e2e/kind/upstream-definitions").current_dir(root).stdout(Stdio::null()).status();
     if !fetched.context("starting tests/e2e/kind/upstream-definitions")?.success() {
@@ -412,7 +448,7 @@ fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program]) -> Result<Count
     }
     if let Ok(kubeconfig) = std::env::var(CLUSTER) {
         println!("cluster: using the cluster of {CLUSTER}={kubeconfig}");
-        return all(suite, programs, &[("KUBECONFIG", kubeconfig)]);
+        return all(suite, programs, &[("KUBECONFIG", kubeconfig)], failures);
     }
     let kubeconfig = root.join("target/cluster/kubeconfig");
     let ours = !kubeconfig.exists();
@@ -425,7 +461,7 @@ fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program]) -> Result<Count
         if let Ok(namespace) = std::fs::read_to_string(root.join("target/cluster/network")) {
             environment.push((NETWORK, namespace.trim().to_owned()));
         }
-        all(suite, programs, &environment)?
+        all(suite, programs, &environment, failures)?
     } else {
         eprintln!("cluster: `make cluster` failed");
         Counts::FAILED
@@ -457,6 +493,16 @@ mod tests {
         assert_eq!((skipped.passed, skipped.failed, skipped.skipped), (0, 0, 1));
         assert_eq!(said("a line about what was skipped: nothing").skipped, 0);
         assert_eq!(said("test result: ok. 2 passed; 0 failed; 0 ignored").passed, 2);
+    }
+
+    #[test]
+    fn what_failed_is_said_once_more_without_what_is_long() {
+        let mut failed = Failures::default();
+        let long = "x".repeat(700);
+        let before = ["test a ... FAILED", "", "failures:", "", "---- a stdout ----"].into_iter();
+        before.chain([long.as_str(); 20]).chain(["---- b stdout ----", "why", "", "failures:", "    a"]).for_each(|line| failed.hear(line));
+        assert_eq!((failed.lines[0].as_str(), failed.lines[1].len(), failed.lines.len()), ("---- a stdout ----", 600, 14));
+        assert_eq!(failed.lines[12..], ["---- b stdout ----", "why"]);
     }
 
     #[test]

@@ -75,15 +75,17 @@ async fn reconcile(state: &State, kernel: &KernelHandle) -> Infallible {
     loop {
         changes.borrow_and_update();
         // A view that is not whole is never put into the kernel: what is there stays in force.
-        let failed = if state.index().synced() { kernel.run(|kernel| kernel.reconcile()).await.err() } else { None };
+        let synced = state.index().synced();
+        let failed = if synced { kernel.run(|kernel| kernel.reconcile()).await.err() } else { None };
         match &failed {
             None => state.problems.clear(Part::Reconcile),
             Some(error) => state.problems.set(Part::Reconcile, format!("the last good state stays in force: {}", chain(error))),
         }
         // Whether or not: neither waits for the other.
-        let unserved = if state.index().synced() { kernel.run(|kernel| kernel.serve()).await.err() } else { None };
+        let unserved = if synced { kernel.run(|kernel| kernel.serve()).await.err() } else { None };
         match &unserved {
-            None => state.problems.clear(Part::Services),
+            None if synced => state.problems.clear(Part::Services),
+            None => {}
             Some(error) => state.problems.set(Part::Services, format!("services have the backends that they had: {}", chain(error))),
         }
         match failed.or(unserved) {

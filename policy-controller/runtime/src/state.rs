@@ -148,6 +148,7 @@ impl State {
         problems.set(Part::Source, "the objects have not been read yet");
         problems.set(Part::Datapath, "the programs are not loaded yet");
         problems.set(Part::Node, "the node's pod ranges are not known yet");
+        problems.set(Part::Services, "they are not in the kernel yet");
         let mut index = Index::new();
         index.set_host(&config.node, &config.ranges);
         Self {
@@ -321,5 +322,20 @@ impl State {
             problems.push("policy: the rows are being written".to_owned());
         }
         problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_not_ready_before_services_are_in_the_kernel_though_policies_are() {
+        let state = State::new(AgentConfig::new("node", Source::Directory("/nowhere".into())));
+        [Part::Source, Part::Datapath, Part::Node].into_iter().for_each(|part| state.problems.clear(part));
+        state.publish(Published { reconciled: true, ..Published::default() });
+        assert_eq!(state.not_ready(), ["services: they are not in the kernel yet"]);
+        state.problems.clear(Part::Services);
+        assert!(state.not_ready().is_empty());
     }
 }

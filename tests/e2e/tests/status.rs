@@ -6,6 +6,7 @@ use palisade_e2e::definition::Installed;
 use palisade_e2e::pod;
 use palisade_e2e::scene;
 use serde_json::{Value, json};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 const VERSION: &str = "palisade.dev/v1alpha1";
@@ -13,9 +14,16 @@ const VERSION: &str = "palisade.dev/v1alpha1";
 const SOON: Duration = Duration::from_secs(60);
 /// How long it may take until another agent writes: the Lease must run out first.
 const TAKEN_OVER: Duration = Duration::from_secs(120);
+/// Held to write while agents are taken away: others ask them, and wait for what they write.
+static AGENTS: RwLock<()> = RwLock::new(());
 /// Leases and agents' pods are here.
 const SYSTEM: &str = "kube-system";
 const LEASE: &str = "palisade-status";
+
+/// As long as it is held the agents stay.
+fn steady_agents() -> RwLockReadGuard<'static, ()> {
+    AGENTS.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Looks again and again until `look` finds what is expected.
 fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
@@ -86,6 +94,7 @@ fn palisade(cluster: &Cluster, pod: &str, arguments: &[&str]) -> Result<Value> {
 
 #[test]
 fn a_policy_says_that_it_is_accepted_and_that_every_node_enforces_its_generation() -> Result<()> {
+    let _steady = steady_agents();
     let cluster = Cluster::connect();
     let agents = agents(&cluster)?;
     let namespace = Namespace::create(&cluster, "status", &[])?;
@@ -129,6 +138,7 @@ fn a_policy_says_that_it_is_accepted_and_that_every_node_enforces_its_generation
 
 #[test]
 fn an_identity_says_what_it_matches() -> Result<()> {
+    let _steady = steady_agents();
     let cluster = Cluster::connect();
     let agents = agents(&cluster)?;
     let namespace = Namespace::create(&cluster, "identity-status", &[])?;
@@ -147,6 +157,7 @@ fn an_identity_says_what_it_matches() -> Result<()> {
 
 #[test]
 fn what_the_api_server_takes_and_cannot_be_used_is_refused_with_field_and_reason() -> Result<()> {
+    let _steady = steady_agents();
     let cluster = Cluster::connect();
     let namespace = Namespace::create(&cluster, "refused-status", &[])?;
     // No schema says how many parts the key of a label may have.
@@ -173,6 +184,7 @@ fn what_the_api_server_takes_and_cannot_be_used_is_refused_with_field_and_reason
 
 #[test]
 fn a_cluster_network_policy_gets_its_conditions_and_those_of_others_stay() -> Result<()> {
+    let _steady = steady_agents();
     let cluster = Cluster::connect();
     let _installed = Installed::channel(&cluster, "standard")?;
     let name = format!("e2e-status-{}", std::process::id());
@@ -205,6 +217,7 @@ fn a_cluster_network_policy_gets_its_conditions_and_those_of_others_stay() -> Re
 
 #[test]
 fn another_agent_takes_over_where_the_one_that_writes_is_gone() -> Result<()> {
+    let _alone = AGENTS.write().unwrap_or_else(PoisonError::into_inner);
     let cluster = Cluster::connect();
     let namespace = Namespace::create(&cluster, "takeover", &[])?;
     let (node, _) = until("somebody holds the lease", TAKEN_OVER, || holder(&cluster))?;
