@@ -324,7 +324,7 @@ mod tests {
                     services_outside: Switch::On,
                     ..AgentConfig::new("here", Source::Directory("/nowhere".into()))
                 }));
-                state.problems.clear(Part::Datapath);
+                [Part::Datapath, Part::Services].into_iter().for_each(|part| state.problems.clear(part));
                 let following = Arc::clone(&state);
                 std::thread::scope(|scope| {
                     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
