@@ -7,16 +7,16 @@
 //!   line, a word for each target: `reached`, `silent`, or what else came of it. A target is `PORT,ADDRESS,NAME` with
 //!   PORT one of `tcp/80`, `udp/80`, `sctp/80`, `echo`, and NAME whom the answer has to come from. It ends with its
 //!   input.
-//! * `prober requests COUNT PACE PATIENCE TARGET...`: asks each target, `tcp/ADDRESS:PORT` or `udp/ADDRESS:PORT`, who it is,
-//!   and prints what came of it (`palisade_e2e::request`). PACE and PATIENCE are milliseconds.
+//! * `prober requests COUNT PACE PATIENCE TARGET...`: asks each target, `tcp/ADDRESS:PORT`, or one by `udp` or `sctp`, who it
+//!   is, and prints what came of it (`palisade_e2e::request`). PACE and PATIENCE are milliseconds.
+//! * `prober associations NAME PORT`: serves by SCTP alone, at this port, until it is ended.
 //! * `prober end-rest DIRECTORY ADDRESS...`: makes the address store in the directory give out next the addresses that
 //!   were just given back.
 
 use anyhow::{Context, Result, bail};
-use palisade_e2e::request;
-use palisade_e2e::sctp::{self, Init};
+use palisade_e2e::{raw, request, sctp};
 use serde_json::{Value, json};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Protocol;
 use std::io::{BufRead, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -27,10 +27,6 @@ use std::time::{Duration, Instant};
 const TCP_PORTS: [u16; 2] = [80, 81];
 const UDP_PORT: u16 = 80;
 const SCTP_PORT: u16 = 80;
-/// The first of the ports that associations are opened from, and how many these are (RFC 6335).
-const SCTP_SOURCES: (u16, u16) = (49_152, 16_384);
-/// Linux' number. `socket2` names it only with a feature that all who use the crate would be built anew for.
-const SOCK_RAW: i32 = 3;
 /// How long one packet is waited for before the next one is sent.
 const ONE_TRY: Duration = Duration::from_millis(250);
 
@@ -47,8 +43,17 @@ fn main() -> Result<()> {
             request::make(count.parse()?, pace, patience, &targets.collect::<Result<Vec<_>>>()?);
             Ok(())
         }
+        [verb, name, port] if verb == "associations" => {
+            sctp::serve(name, port.parse()?).context("opening a raw socket for SCTP")?;
+            loop {
+                std::thread::park();
+            }
+        }
         [verb, directory, addresses @ ..] if verb == "end-rest" => end_rest(Path::new(directory), addresses),
-        _ => bail!("usage: prober NAME | prober requests COUNT PACE PATIENCE TARGET... | prober end-rest DIRECTORY ADDRESS..."),
+        _ => bail!(
+            "usage: prober NAME | prober requests COUNT PACE PATIENCE TARGET... | prober associations NAME PORT | \
+             prober end-rest DIRECTORY ADDRESS..."
+        ),
     }
 }
 
@@ -66,11 +71,7 @@ fn serve(name: &str) -> Result<()> {
             }
         });
     }
-    for ipv6 in [false, true] {
-        let socket = raw(ipv6, sctp_protocol()).context("opening a raw socket for SCTP")?;
-        let name = name.to_owned();
-        std::thread::spawn(move || answer_openings(&socket, ipv6, &name));
-    }
+    sctp::serve(name, SCTP_PORT).context("opening a raw socket for SCTP")?;
     let socket = UdpSocket::bind((everywhere, UDP_PORT)).with_context(|| format!("listening on UDP {UDP_PORT}"))?;
     let name = name.to_owned();
     std::thread::spawn(move || {
@@ -83,20 +84,6 @@ fn serve(name: &str) -> Result<()> {
     });
     println!("ready");
     Ok(())
-}
-
-/// Answers every INIT to the port. The socket gets all of the protocol: also what is for other ports, and the answers
-/// to what is asked from here.
-fn answer_openings(socket: &UdpSocket, ipv6: bool, name: &str) {
-    let mut buffer = [0; 256];
-    loop {
-        if let Ok((length, from)) = socket.recv_from(&mut buffer)
-            && let Some(opening) = Init::read(message(&buffer[..length], ipv6))
-            && opening.destination == SCTP_PORT
-        {
-            let _ = socket.send_to(&opening.answer(name), from);
-        }
-    }
 }
 
 fn answer_questions() -> Result<()> {
@@ -149,7 +136,7 @@ impl Target {
             let answer = match self.way {
                 Way::Tcp(to) => by_tcp(to, once),
                 Way::Udp(to) => by_udp(to, once),
-                Way::Sctp(to) => by_sctp(to, once),
+                Way::Sctp(to) => sctp::ask(to, once),
                 // An echo cannot say whose it is.
                 Way::Echo(to) => by_echo(to, once).map(|_| self.name.clone()),
             };
@@ -184,18 +171,6 @@ fn by_udp(to: SocketAddr, time: Duration) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-fn by_sctp(to: SocketAddr, time: Duration) -> std::io::Result<String> {
-    static COUNT: AtomicU16 = AtomicU16::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let (first, ports) = SCTP_SOURCES;
-    let opening = Init { source: first + count % ports, destination: to.port(), tag: u32::from(count) + 1 };
-    let socket = raw(to.is_ipv6(), sctp_protocol())?;
-    // From now on it gets what comes from there only.
-    socket.connect(SocketAddr::new(to.ip(), 0))?;
-    socket.send(&opening.packet())?;
-    answer(&socket, to.is_ipv6(), time, |message| opening.answered_by(message))
-}
-
 fn by_echo(to: IpAddr, time: Duration) -> std::io::Result<()> {
     static COUNT: AtomicU16 = AtomicU16::new(1);
     // The type of a request and of its reply.
@@ -203,7 +178,7 @@ fn by_echo(to: IpAddr, time: Duration) -> std::io::Result<()> {
         IpAddr::V4(_) => (Protocol::ICMPV4, 8, 0),
         IpAddr::V6(_) => (Protocol::ICMPV6, 128, 129),
     };
-    let socket = raw(to.is_ipv6(), protocol)?;
+    let socket = raw::open(to.is_ipv6(), protocol)?;
     socket.connect(SocketAddr::new(to, 0))?;
     let id = COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
     let mut packet = [request, 0, 0, 0, id[0], id[1], 0, 1];
@@ -214,44 +189,7 @@ fn by_echo(to: IpAddr, time: Duration) -> std::io::Result<()> {
     }
     socket.send(&packet)?;
     let is_reply = |message: &[u8]| message.first() == Some(&reply) && message.get(4..6) == Some(&id[..]);
-    answer(&socket, to.is_ipv6(), time, |message| is_reply(message).then_some(()))
-}
-
-fn sctp_protocol() -> Protocol {
-    i32::from(sctp::PROTOCOL).into()
-}
-
-/// A socket for whole packets of a protocol. It is driven as one for datagrams, which says where each came from; the
-/// port that both state counts for nothing.
-fn raw(ipv6: bool, protocol: Protocol) -> std::io::Result<UdpSocket> {
-    let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
-    Socket::new(domain, Type::from(SOCK_RAW), Some(protocol)).map(UdpSocket::from)
-}
-
-/// Waits for the message that fits: the socket sees the answers of all others, too.
-fn answer<T>(socket: &UdpSocket, ipv6: bool, time: Duration, fits: impl Fn(&[u8]) -> Option<T>) -> std::io::Result<T> {
-    let deadline = Instant::now() + time;
-    let mut buffer = [0; 256];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        socket.set_read_timeout(Some(left))?;
-        let length = socket.recv(&mut buffer)?;
-        if let Some(answer) = fits(message(&buffer[..length], ipv6)) {
-            return Ok(answer);
-        }
-    }
-}
-
-/// What a raw socket handed out, without the header of IP: only IPv4 hands it out, too.
-fn message(packet: &[u8], ipv6: bool) -> &[u8] {
-    let header = match packet.first() {
-        Some(first) if !ipv6 => usize::from(first & 0x0f) * 4,
-        _ => 0,
-    };
-    packet.get(header..).unwrap_or_default()
+    raw::answer(&socket, to.is_ipv6(), time, |message| is_reply(message).then_some(()))
 }
 
 /// The Internet checksum (RFC 1071) of an even number of bytes.

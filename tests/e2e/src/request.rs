@@ -1,8 +1,9 @@
 //! Requests for the name of who answers, one after the other, each a flow of its own.
 //!
 //! The prober makes them in a pod ([`make`]) and prints what came of each; a scenario reads that ([`Said::parse`]). They are
-//! answered by agnhost's `netexec`, with the name of its pod.
+//! answered by agnhost's `netexec`, with the name of its pod; those of SCTP by the prober itself ([`sctp::serve`]).
 
+use crate::sctp;
 use std::fmt;
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -31,6 +32,8 @@ pub enum Way {
     Tcp,
     /// By one datagram from a new port; it is not repeated.
     Udp,
+    /// By one packet that opens an association, from a new port; it is not repeated.
+    Sctp,
 }
 
 /// What came of a request.
@@ -40,6 +43,8 @@ pub enum Answer {
     From(String),
     /// It was refused: nobody is there.
     Refused,
+    /// It was refused where it was asked: nobody who may answer is on this node, and it may go to no other.
+    Unreachable,
     /// Nothing came back: what a refusal by policy looks like.
     Silent,
     /// Something else.
@@ -62,6 +67,7 @@ impl fmt::Display for Target {
         let way = match self.way {
             Way::Tcp => "tcp",
             Way::Udp => "udp",
+            Way::Sctp => "sctp",
         };
         write!(f, "{way}/{}", self.to)
     }
@@ -74,6 +80,7 @@ impl Target {
         let way = match way {
             "tcp" => Way::Tcp,
             "udp" => Way::Udp,
+            "sctp" => Way::Sctp,
             _ => return None,
         };
         Some(Self { way, to: to.parse().ok()? })
@@ -84,11 +91,13 @@ impl Target {
         let name = match self.way {
             Way::Tcp => by_tcp(self.to, patience),
             Way::Udp => by_udp(self.to, patience),
+            Way::Sctp => sctp::ask(self.to, patience),
         };
         match name {
             Ok(name) => Answer::From(name),
             Err(error) => match error.kind() {
                 ErrorKind::ConnectionRefused => Answer::Refused,
+                ErrorKind::HostUnreachable => Answer::Unreachable,
                 ErrorKind::TimedOut | ErrorKind::WouldBlock => Answer::Silent,
                 _ => Answer::Other(error.to_string().replace(char::is_whitespace, "-")),
             },
@@ -101,6 +110,7 @@ impl fmt::Display for Answer {
         match self {
             Self::From(name) => write!(f, "from/{name}"),
             Self::Refused => f.write_str("refused"),
+            Self::Unreachable => f.write_str("unreachable"),
             Self::Silent => f.write_str("silent"),
             Self::Other(what) => write!(f, "other/{what}"),
         }
@@ -114,6 +124,7 @@ impl Answer {
             Some(("from", name)) => Some(Self::From(name.to_owned())),
             Some(("other", what)) => Some(Self::Other(what.to_owned())),
             None if text == "refused" => Some(Self::Refused),
+            None if text == "unreachable" => Some(Self::Unreachable),
             None if text == "silent" => Some(Self::Silent),
             _ => None,
         }
@@ -153,14 +164,19 @@ pub fn make(count: u32, pace: Duration, patience: Duration, targets: &[Target]) 
     println!("{DONE}");
 }
 
-/// Asks each target `count` times from this machine, which is outside the cluster.
+/// Asks each target `count` times from this machine, which is outside the cluster; the targets at the same time.
 pub fn ask_from_here(targets: &[Target], count: u32, patience: Duration) -> Vec<Said> {
     let said = |target: &Target| {
         let begun = Instant::now();
         let answer = target.ask(patience);
         Said { target: *target, answer, after: begun.elapsed() }
     };
-    targets.iter().flat_map(|target| (0..count).map(move |_| said(target))).collect()
+    std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            targets.iter().map(|target| scope.spawn(move || (0..count).map(|_| said(target)).collect::<Vec<_>>())).collect();
+        // Of a target whose thread panicked there is no answer, which is none that is expected.
+        asked.into_iter().flat_map(|target| target.join().unwrap_or_default()).collect()
+    })
 }
 
 /// An answer of HTTP.
@@ -238,8 +254,9 @@ mod tests {
 
     #[test]
     fn what_is_printed_is_read_back() {
-        let targets = [("tcp/10.96.0.7:8000", Way::Tcp), ("udp/[fd00:10:96::7]:8053", Way::Udp)];
-        let answers = [Answer::From("near".into()), Answer::Refused, Answer::Silent, Answer::Other("no-route/at-all".into())];
+        let targets = [("tcp/10.96.0.7:8000", Way::Tcp), ("udp/[fd00:10:96::7]:8053", Way::Udp), ("sctp/10.96.0.7:8132", Way::Sctp)];
+        let other = Answer::Other("no-route/at-all".into());
+        let answers = [Answer::From("near".into()), Answer::Refused, Answer::Unreachable, Answer::Silent, other];
         for (text, way) in targets {
             let target = Target::parse(text).unwrap();
             assert_eq!((target.way, target.to_string().as_str()), (way, text));

@@ -1,8 +1,17 @@
 //! The packets that begin an SCTP association. Policy judges the first of them, so no kernel has to speak SCTP: the
 //! probers send and answer these themselves.
 
+use crate::raw;
+use socket2::Protocol;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 /// The protocol's number (IANA).
-pub const PROTOCOL: u8 = 132;
+const PROTOCOL: i32 = 132;
+/// The first of the ports that associations are opened from, and how many these are (RFC 6335).
+const SOURCES: (u16, u32) = (49_152, 16_384);
 
 const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
@@ -60,6 +69,46 @@ impl Init {
         let name = to_this.then(|| packet.get(cookie)?.get(4..))??;
         Some(String::from_utf8_lossy(name).into_owned())
     }
+}
+
+/// Answers every INIT to the port, over both families, from now on; the answers say the name.
+pub fn serve(name: &str, port: u16) -> std::io::Result<()> {
+    for ipv6 in [false, true] {
+        let socket = raw::open(ipv6, Protocol::from(PROTOCOL))?;
+        let name = name.to_owned();
+        std::thread::spawn(move || answer_openings(&socket, ipv6, &name, port));
+    }
+    Ok(())
+}
+
+/// The socket gets all of the protocol: also what is for other ports, and the answers to what is asked from here.
+fn answer_openings(socket: &UdpSocket, ipv6: bool, name: &str, port: u16) {
+    let mut buffer = [0; 256];
+    loop {
+        if let Ok((length, from)) = socket.recv_from(&mut buffer)
+            && let Some(opening) = Init::read(raw::message(&buffer[..length], ipv6))
+            && opening.destination == port
+        {
+            let _ = socket.send_to(&opening.answer(name), from);
+        }
+    }
+}
+
+/// Sends one INIT, from a new port; the name of who answers it within the time.
+pub fn ask(to: SocketAddr, time: Duration) -> std::io::Result<String> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    // Anywhere, as who asked before has begun somewhere else: what comes from a port again is the same flow, and goes to the same backend.
+    static BEGIN: LazyLock<u32> =
+        LazyLock::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_micros() % SOURCES.1);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let (first, ports) = SOURCES;
+    let source = first + ((*BEGIN + count) % ports) as u16;
+    let opening = Init { source, destination: to.port(), tag: count + 1 };
+    let socket = raw::open(to.is_ipv6(), Protocol::from(PROTOCOL))?;
+    // From now on it gets what comes from there only, and hears when it is refused.
+    socket.connect(SocketAddr::new(to.ip(), 0))?;
+    socket.send(&opening.packet())?;
+    raw::answer(&socket, to.is_ipv6(), time, |message| opening.answered_by(message))
 }
 
 /// A packet with one chunk, which is an INIT or an INIT ACK.

@@ -83,6 +83,15 @@ impl Served {
     /// Makes or changes a service of all families in front of all backends; `changes` are fields of its `spec`. What it is
     /// reached by.
     pub fn serve(&self, name: &str, changes: Value) -> Result<Vec<Target>> {
+        let addresses = self.make(name, changes)?;
+        let families = |addresses: &[IpAddr]| addresses.iter().map(IpAddr::is_ipv6).collect::<BTreeSet<_>>();
+        let (of_pods, of_service) = (families(&self.clients[0].addresses), families(&addresses));
+        ensure!(of_service == of_pods, "the service {name} lacks an address of one family: {addresses:?}");
+        Ok(targets(&addresses, SERVICE_TCP, SERVICE_UDP))
+    }
+
+    /// As [`Served::serve`], with whatever families `changes` name; its cluster IPs.
+    pub fn make(&self, name: &str, changes: Value) -> Result<Vec<IpAddr>> {
         let mut spec = json!({
             "ipFamilyPolicy": "PreferDualStack",
             "selector": { "app": "backend" },
@@ -98,11 +107,62 @@ impl Served {
         }
         let metadata = json!({ "name": name, "namespace": self.namespace.name });
         self.cluster().apply(&[json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec })])?;
-        let addresses = cluster_ips(self.cluster(), &self.namespace.name, name)?;
-        let families = |addresses: &[IpAddr]| addresses.iter().map(IpAddr::is_ipv6).collect::<BTreeSet<_>>();
-        let (of_pods, of_service) = (families(&self.clients[0].addresses), families(&addresses));
-        ensure!(of_service == of_pods, "the service {name} lacks an address of one family: {addresses:?}");
-        Ok(targets(&addresses, SERVICE_TCP, SERVICE_UDP))
+        self.cluster_ips(name)
+    }
+
+    /// The cluster IPs of a service.
+    pub fn cluster_ips(&self, name: &str) -> Result<Vec<IpAddr>> {
+        cluster_ips(self.cluster(), &self.namespace.name, name)
+    }
+
+    /// Gives a service of `type: LoadBalancer` these addresses, as a load balancer does.
+    pub fn balance(&self, name: &str, addresses: &[IpAddr]) -> Result<()> {
+        let ingress: Vec<Value> = addresses.iter().map(|address| json!({ "ip": address })).collect();
+        let status = json!({ "status": { "loadBalancer": { "ingress": ingress } } }).to_string();
+        self.namespace.run(&["patch", "service", name, "--subresource=status", "--type=merge", "--patch", &status]).map(drop)
+    }
+
+    /// The node ports of a service, in the order of its ports.
+    pub fn node_ports(&self, name: &str) -> Result<Vec<u16>> {
+        let service = self.cluster().json(&["get", "service", "--namespace", &self.namespace.name, name])?;
+        let ports = service["spec"]["ports"].as_array().into_iter().flatten();
+        ports.map(|port| Ok(u16::try_from(port["nodePort"].as_u64().context("a port without a nodePort")?)?)).collect()
+    }
+
+    /// The node ports of a service, HTTP and datagrams, at one node.
+    pub fn at_node(&self, name: &str, node: &str) -> Result<Vec<Target>> {
+        let ports = self.node_ports(name)?;
+        let [tcp, udp] = ports[..] else { bail!("not two ports: {ports:?}") };
+        Ok(targets(&node_addresses(self.cluster(), node, &self.clients[0])?, tcp, udp))
+    }
+
+    /// The node ports of a service, HTTP and datagrams, at each node that takes pods.
+    pub fn at_nodes(&self, name: &str) -> Result<Vec<(String, Vec<Target>)>> {
+        let nodes = self.cluster().nodes()?;
+        nodes.into_iter().map(|node| Ok((node.clone(), self.at_node(name, &node)?))).collect()
+    }
+
+    /// Starts a pod with the prober on the network of each node, near and far: what it does, a process of its node does. They carry
+    /// `app=process`.
+    pub fn processes(&self, prober: &Path) -> Result<[Pod; 2]> {
+        let process = |at: &str, node: &str| {
+            let mut pod = pod::shell(&format!("process-{at}"), node, &[("app", "process"), ("at", at)], "");
+            pod["spec"]["hostNetwork"] = json!(true);
+            pod
+        };
+        let [near, far] = &self.clients;
+        let pods = pod::start(&self.namespace, &[process("near", &near.node), process("far", &far.node)])?;
+        let pod = |name: &str| -> Result<Pod> {
+            let pod = named(&pods, name)?.clone();
+            pod.put(self.cluster(), prober, PROBER)?;
+            Ok(pod)
+        };
+        Ok([pod("process-near")?, pod("process-far")?])
+    }
+
+    /// Lets a pod answer whoever opens an association by SCTP at a port, with its name.
+    pub fn answer_associations(&self, pod: &Pod, port: u16) -> Result<()> {
+        pod.shell(self.cluster(), &format!("{PROBER} associations {} {port} >/dev/null 2>&1 &", pod.name)).map(drop)
     }
 
     /// Lets a pod ask each target `count` times.
@@ -188,6 +248,16 @@ pub fn node_addresses(cluster: &Cluster, node: &str, of: &Pod) -> Result<Vec<IpA
     let internal: Vec<IpAddr> = internal.filter(has).collect();
     ensure!(!internal.is_empty(), "the node {node} has no address: {object:#}");
     Ok(internal)
+}
+
+/// The pods that may answer.
+pub fn from(names: &[&str]) -> Vec<Answer> {
+    names.iter().map(|name| Answer::From((*name).to_owned())).collect()
+}
+
+/// Those of the targets that are asked in this way.
+pub fn by(targets: &[Target], way: Way) -> Vec<Target> {
+    targets.iter().filter(|target| target.way == way).copied().collect()
 }
 
 /// What of the addresses is asked: each by TCP and by UDP.

@@ -3,9 +3,10 @@
 use anyhow::{Context, Result};
 use palisade_e2e::cluster::Cluster;
 use palisade_e2e::pod::{self, IMAGE};
-use palisade_e2e::request::Answer::{self, From};
+use palisade_e2e::request::Answer::Silent;
+use palisade_e2e::requirement::skipped;
 use palisade_e2e::scene::policy;
-use palisade_e2e::service::Served;
+use palisade_e2e::service::{Served, from};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -50,10 +51,6 @@ fn away() -> String {
     )
 }
 
-fn from(names: &[&str]) -> Vec<Answer> {
-    names.iter().map(|name| From((*name).to_owned())).collect()
-}
-
 fn is_ready(cluster: &Cluster, node: &str) -> Result<bool> {
     let node = cluster.json(&["get", "node", node])?;
     let conditions = node["status"]["conditions"].as_array().context("a node without conditions")?;
@@ -81,7 +78,7 @@ fn a_node_that_goes_takes_no_request_with_it_and_is_served_again_when_it_comes_b
     let nodes = cluster.nodes()?;
     let [first, .., last] = nodes.as_slice() else { unreachable!("at least two nodes") };
     if nodes.len() < 3 {
-        eprintln!("skipped: the node that goes may be none that other scenarios need: three nodes are needed, there are {}", nodes.len());
+        skipped(&format!("the node that goes may be none that other scenarios need, which takes three nodes; there are {}", nodes.len()));
         return Ok(());
     }
     let served = Served::start_on("loss", env!("CARGO_BIN_EXE_prober").as_ref(), [first, last])?;
@@ -109,7 +106,7 @@ fn a_node_that_goes_takes_no_request_with_it_and_is_served_again_when_it_comes_b
     served.expect("with the node back, from another node", near, &service, MANY, &from(&["near", "far"]))?;
     let others = served.serve("far", json!({ "selector": { "app": "backend", "at": "far" } }))?;
     served.expect("what came to be meanwhile lets in whom it names", near, &others, 3, &from(&["far"]))?;
-    served.expect("and nobody else", far, &others, 1, &[Answer::Silent])?;
+    served.expect("and nobody else", far, &others, 1, &[Silent])?;
     served.serve("both", json!({ "selector": { "app": "backend", "at": "near" } }))?;
     served.expect("and the node's own pods reach others again", far, &service, 3, &from(&["near"]))
 }

@@ -9,7 +9,7 @@ use palisade_e2e::request::Answer::{self, From, Refused, Silent};
 use palisade_e2e::request::{Said, Target, Way, page};
 use palisade_e2e::scene::policy;
 use palisade_e2e::service::{
-    SERVICE_TCP, SERVICE_UDP, Served, backend, cluster_ips, expect_outside, named_ports, node_addresses, soon, targets,
+    SERVICE_TCP, SERVICE_UDP, Served, backend, by, cluster_ips, expect_outside, from, named_ports, node_addresses, soon, targets,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -27,14 +27,6 @@ const DNS_STARTS: &str = "--timeout=120s";
 
 fn start(purpose: &str) -> Result<Served> {
     Served::start(purpose, env!("CARGO_BIN_EXE_prober").as_ref())
-}
-
-fn from(names: &[&str]) -> Vec<Answer> {
-    names.iter().map(|name| From((*name).to_owned())).collect()
-}
-
-fn by(targets: &[Target], way: Way) -> Vec<Target> {
-    targets.iter().filter(|target| target.way == way).copied().collect()
 }
 
 /// What a policy names pods by, in its own namespace.
@@ -59,24 +51,13 @@ fn a_service_reaches_its_backends_on_both_nodes_from_pods_of_both_nodes() -> Res
 #[test]
 fn the_ports_of_a_pods_node_and_external_addresses_reach_a_service_and_are_no_way_round_policy() -> Result<()> {
     let served = start("outside")?;
-    let cluster = served.cluster();
     // Of the ranges for documentation: nobody has them.
     let external = served.of_families(&["192.0.2.10", "2001:db8::10"])?;
     let given = served.of_families(&["192.0.2.20", "2001:db8::20"])?;
     served.serve("outside", json!({ "type": "LoadBalancer", "externalIPs": external }))?;
-    let ingress: Vec<Value> = given.iter().map(|address| json!({ "ip": address })).collect();
-    let status = json!({ "status": { "loadBalancer": { "ingress": ingress } } }).to_string();
-    served.namespace.run(&["patch", "service", "outside", "--subresource=status", "--type=merge", "--patch", &status])?;
-
-    let service = cluster.json(&["get", "service", "--namespace", &served.namespace.name, "outside"])?;
-    let node_port = |index: usize| -> Result<u16> {
-        let port = service["spec"]["ports"][index]["nodePort"].as_u64().context("a port without a nodePort")?;
-        Ok(u16::try_from(port)?)
-    };
+    served.balance("outside", &given)?;
     let by_addresses = [targets(&external, SERVICE_TCP, SERVICE_UDP), targets(&given, SERVICE_TCP, SERVICE_UDP)].concat();
-    let at_node = |client: &Pod| -> Result<Vec<Target>> {
-        Ok(targets(&node_addresses(cluster, &client.node, client)?, node_port(0)?, node_port(1)?))
-    };
+    let at_node = |client: &Pod| served.at_node("outside", &client.node);
     for client in &served.clients {
         served.expect("by external addresses", client, &by_addresses, MANY, &from(&["near", "far"]))?;
         served.expect("by the ports of the client's node", client, &at_node(client)?, MANY, &from(&["near", "far"]))?;
@@ -90,23 +71,11 @@ fn the_ports_of_a_pods_node_and_external_addresses_reach_a_service_and_are_no_wa
     Ok(())
 }
 
-/// The node ports of a service, HTTP and datagrams, at each node that takes pods: the addresses of nodes, and what is asked of each.
-fn at_nodes(served: &Served, name: &str) -> Result<Vec<(String, Vec<Target>)>> {
-    let cluster = served.cluster();
-    let service = cluster.json(&["get", "service", "--namespace", &served.namespace.name, name])?;
-    let port = |index: usize| -> Result<u16> {
-        Ok(u16::try_from(service["spec"]["ports"][index]["nodePort"].as_u64().context("a port without a nodePort")?)?)
-    };
-    let (http, datagrams) = (port(0)?, port(1)?);
-    let of = |node: String| Ok((node.clone(), targets(&node_addresses(cluster, &node, &served.clients[0])?, http, datagrams)));
-    cluster.nodes()?.into_iter().map(of).collect()
-}
-
 #[test]
 fn every_node_serves_node_ports_to_the_outside_and_policy_is_judged_on_the_backend() -> Result<()> {
     let served = start("from-outside")?;
     served.serve("open", json!({ "type": "NodePort" }))?;
-    let by_nodes: Vec<Target> = at_nodes(&served, "open")?.into_iter().flat_map(|(_, targets)| targets).collect();
+    let by_nodes: Vec<Target> = served.at_nodes("open")?.into_iter().flat_map(|(_, targets)| targets).collect();
     expect_outside("by the ports of every node", &by_nodes, MANY, &from(&["near", "far"]))?;
     let isolated = json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"] });
     policy(&served.namespace, "isolated", &isolated)?;
@@ -126,7 +95,7 @@ fn where_the_external_policy_is_local_the_nodes_with_backends_serve_the_outside_
     let far = json!({ "app": "backend", "at": "far" });
     served.serve("local", json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "selector": far }))?;
     let [_, backend] = &served.backends;
-    let by_nodes = at_nodes(&served, "local")?;
+    let by_nodes = served.at_nodes("local")?;
     for (node, targets) in &by_nodes {
         let expected = if *node == backend.node { from(&["far"]) } else { vec![Silent] };
         expect_outside(&format!("by {node}"), targets, 3, &expected)?;

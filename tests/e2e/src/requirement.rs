@@ -1,0 +1,21 @@
+//! What a scenario needs of the place where it runs, and what is said where that is missing.
+
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+
+/// Says that the calling test, or a part of it, is not run, where the test harness cannot hide it: `skipped: REASON: NAME`.
+pub fn skipped(reason: &str) {
+    let thread = std::thread::current();
+    let line = format!("skipped: {reason}: {}\n", thread.name().unwrap_or("a test"));
+    // The harness swallows what `eprintln!` writes in a test that passes, but not this. One write: tests run side by side.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Whether the calling test may change this machine's routes and open raw sockets. Where it may not, says so, and what is not shown.
+pub fn requires_root(what: &str) -> bool {
+    let root = std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0);
+    if !root {
+        skipped(&format!("{what} needs root"));
+    }
+    root
+}

@@ -1,0 +1,434 @@
+//! Services by the ways and of the kinds that `services` does not show: from processes of nodes, from outside by addresses that are no
+//! node's, of one family and of both, by SCTP; near first, on the node alone, and where the last endpoint ends.
+
+use anyhow::{Context, Result};
+use palisade_e2e::cluster::{Cluster, items};
+use palisade_e2e::pod::{self, Pod};
+use palisade_e2e::request::Answer::{self, Other, Refused, Silent, Unreachable};
+use palisade_e2e::request::{Target, Way, page};
+use palisade_e2e::requirement::{requires_root, skipped};
+use palisade_e2e::route::Route;
+use palisade_e2e::scene::policy;
+use palisade_e2e::service::{SERVICE_TCP, SERVICE_UDP, Served, backend, by, expect_outside, from, node_addresses, soon, targets};
+use serde_json::{Value, json};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// How many requests show who is behind a service: with two backends, one is missed by chance once in half a thousand million times.
+const MANY: u32 = 30;
+/// Longer than an answer takes on a machine that is busy, and shorter than any time after which somebody tries again: a second.
+const AT_ONCE: Duration = Duration::from_millis(900);
+/// Where services take associations, and where backends do.
+const SERVICE_SCTP: u16 = 8132;
+const BACKEND_SCTP: u16 = 9000;
+
+fn start(purpose: &str) -> Result<Served> {
+    Served::start(purpose, prober())
+}
+
+fn prober() -> &'static std::path::Path {
+    env!("CARGO_BIN_EXE_prober").as_ref()
+}
+
+/// Pods on the network of both nodes; `None`, which is said, where an agent was told to leave their services to others or cannot have what
+/// it takes. Any other reason that it gives is a fault.
+fn processes(served: &Served) -> Result<Option<[Pod; 2]>> {
+    let agents = served.cluster().json(&["get", "pods", "--namespace", "kube-system", "--selector", "app.kubernetes.io/name=palisade"])?;
+    for client in &served.clients {
+        let agent = items(&agents).find(|agent| agent["spec"]["nodeName"] == json!(client.node));
+        let agent = agent.and_then(|agent| agent["metadata"]["name"].as_str());
+        let agent = agent.with_context(|| format!("no agent on {}", client.node))?;
+        let status = ["exec", "--namespace", "kube-system", agent, "--container", "agent", "--", "palisade", "status"];
+        let status = served.cluster().json(&status)?;
+        let services = status["nodeServices"].as_str().context("an agent that says nothing of its node's processes")?;
+        if services == "off" || ["Linux 5.14", "file system of cgroups"].iter().any(|lacking| services.contains(lacking)) {
+            skipped(&format!("services are not served to the processes of {}: {services}", client.node));
+            return Ok(None);
+        }
+        assert_eq!(services, "served", "to the processes of {}", client.node);
+    }
+    served.processes(prober()).map(Some)
+}
+
+/// What a process of a node is told where a service has no endpoint, and where it has none that it may use: before Linux 6.1 a program
+/// at a socket cannot say which.
+fn refusals(cluster: &Cluster, node: &str) -> Result<[Answer; 2]> {
+    let object = cluster.json(&["get", "node", node])?;
+    let version = object["status"]["nodeInfo"]["kernelVersion"].as_str().context("a node without a kernel")?;
+    let mut numbers = version.split(|character: char| !character.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or_default());
+    let forbidden = Other("Operation-not-permitted-(os-error-1)".into());
+    let tells = (numbers.next(), numbers.next()) >= (Some(6), Some(1));
+    Ok(if tells { [Refused, Unreachable] } else { [forbidden.clone(), forbidden] })
+}
+
+/// Asserts that this answer comes of each target, and comes at once.
+fn expect_at_once(served: &Served, when: &str, from: &Pod, targets: &[Target], answer: &Answer) -> Result<()> {
+    served.expect(when, from, targets, 3, std::slice::from_ref(answer))?;
+    for said in served.ask(from, targets, 3)? {
+        assert!(said.after < AT_ONCE, "{when}, {}: {said}", from.name);
+    }
+    Ok(())
+}
+
+/// Makes a service of `type: LoadBalancer` with an external address and one that a load balancer gave, of each family: `number` and the one
+/// after it, of the ranges for documentation, which nobody has. These addresses.
+fn balanced(served: &Served, name: &str, number: u8, changes: &Value) -> Result<Vec<IpAddr>> {
+    let addresses = |number: u8| served.of_families(&[&format!("198.51.100.{number}"), &format!("2001:db8:51::{number}")]);
+    let (external, given) = (addresses(number)?, addresses(number + 1)?);
+    let mut spec = json!({ "type": "LoadBalancer", "externalIPs": external });
+    for (field, value) in changes.as_object().into_iter().flatten() {
+        spec[field] = value.clone();
+    }
+    served.serve(name, spec)?;
+    served.balance(name, &given)?;
+    Ok([external, given].concat())
+}
+
+fn at(at: &str) -> Value {
+    json!({ "selector": { "app": "backend", "at": at } })
+}
+
+/// Peers of a policy: exactly these addresses.
+fn blocks(addresses: &[IpAddr]) -> Value {
+    let block = |address: &IpAddr| json!({ "ipBlock": { "cidr": format!("{address}/{}", if address.is_ipv6() { 128 } else { 32 }) } });
+    addresses.iter().map(block).collect()
+}
+
+fn to_backends(ingress: &Value) -> Value {
+    json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"], "ingress": ingress })
+}
+
+/// A pod on a node's network is in the same network namespace as all that runs on the node itself, kubelet among it: what it is answered,
+/// they are answered. Towards pods of other nodes it is their policies that count; its own node's pods it always reaches
+/// (docs/user/policy.md), by whatever address.
+#[test]
+fn a_process_of_a_node_reaches_services_by_every_address_and_other_nodes_policies_judge_it() -> Result<()> {
+    const HOST_PORTS: [u16; 2] = [18_081, 18_054];
+    let served = start("processes")?;
+    let Some(processes) = processes(&served)? else { return Ok(()) };
+    let cluster = served.cluster();
+    let [near, far] = &processes;
+    let mut hosted = backend("hosted", &far.node, 8080);
+    hosted["metadata"]["labels"]["app"] = json!("hosted");
+    for (index, port) in HOST_PORTS.into_iter().enumerate() {
+        hosted["spec"]["containers"][0]["ports"][index]["hostPort"] = json!(port);
+    }
+    pod::start(&served.namespace, &[hosted])?;
+    let addresses = |node: &str| node_addresses(cluster, node, &served.clients[0]);
+    let host_ports = targets(&addresses(&far.node)?, HOST_PORTS[0], HOST_PORTS[1]);
+
+    // All that leads to a service from a process: the cluster IPs, the other addresses, the ports of its own node.
+    let make = |name: &str, number: u8, changes: &Value| -> Result<[Vec<Target>; 2]> {
+        let others = targets(&balanced(&served, name, number, changes)?, SERVICE_TCP, SERVICE_UDP);
+        let inside = targets(&served.cluster_ips(name)?, SERVICE_TCP, SERVICE_UDP);
+        let of =
+            |process: &Pod| -> Result<Vec<Target>> { Ok([inside.clone(), others.clone(), served.at_node(name, &process.node)?].concat()) };
+        Ok([of(near)?, of(far)?])
+    };
+    let to_near = make("near", 10, &at("near"))?;
+    let to_far = make("far", 20, &at("far"))?;
+    let to_nobody = make("nobody", 30, &json!({ "selector": { "chosen": "yes" } }))?;
+    let to_both = served.serve("both", json!({}))?;
+    for (index, process) in processes.iter().enumerate() {
+        served.expect("with a backend on the near node", process, &to_near[index], 3, &from(&["near"]))?;
+        served.expect("with a backend on the far node", process, &to_far[index], 3, &from(&["far"]))?;
+        served.expect("with a backend on each", process, &to_both, MANY, &from(&["near", "far"]))?;
+        served.expect("by the host ports of a pod on the far node", process, &host_ports, 3, &from(&["hosted"]))?;
+        let [nobody, _] = refusals(cluster, &process.node)?;
+        expect_at_once(&served, "without endpoints", process, &to_nobody[index], &nobody)?;
+    }
+
+    policy(&served.namespace, "isolated", &json!({ "podSelector": {}, "policyTypes": ["Ingress"] }))?;
+    let of_far = [to_far[0].as_slice(), &host_ports].concat();
+    served.expect("isolated, from another node", near, &of_far, 1, &[Silent])?;
+    served.expect("isolated, from another node", far, &to_near[1], 1, &[Silent])?;
+    served.expect("isolated, from the backend's own node", near, &to_near[0], 3, &from(&["near"]))?;
+    served.expect("isolated, from the backend's own node", far, &to_far[1], 3, &from(&["far"]))?;
+    served.expect("isolated, from the pod's own node", far, &host_ports, 3, &from(&["hosted"]))?;
+    let from_near = json!([{ "from": blocks(&addresses(&near.node)?), "ports": [{ "port": "web" }] }]);
+    policy(&served.namespace, "near-node", &to_backends(&from_near))?;
+    served.expect("with the near node let in", near, &by(&to_far[0], Way::Tcp), 3, &from(&["far"]))?;
+    served.expect("by one port", near, &by(&to_far[0], Way::Udp), 1, &[Silent])?;
+    served.expect("and by no other node", far, &to_near[1], 1, &[Silent])
+}
+
+/// The internal policy is about cluster IPs. A pod hears nothing where no endpoint is on its node, as what it sends is dropped; a process of
+/// the node is told at once, as what it sends would go to whoever has the address beyond the node (docs/user/agent.md).
+#[test]
+fn where_the_internal_policy_is_local_clients_reach_endpoints_of_their_own_node_alone() -> Result<()> {
+    let served = start("internal")?;
+    let processes = processes(&served)?;
+    let clients: Vec<(&Pod, bool)> = {
+        let processes = processes.iter().flatten().map(|process| (process, true));
+        served.clients.iter().map(|client| (client, false)).chain(processes).collect()
+    };
+    let local =
+        |selector: Value| served.serve("local", json!({ "type": "NodePort", "internalTrafficPolicy": "Local", "selector": selector }));
+    let service = local(json!({ "app": "backend" }))?;
+    let is_near = |client: &Pod| client.node == served.clients[0].node;
+    for (client, _) in &clients {
+        let own = if is_near(client) { "near" } else { "far" };
+        served.expect("with a backend on each node", client, &service, MANY, &from(&[own]))?;
+    }
+    local(json!({ "app": "backend", "at": "far" }))?;
+    for (client, is_process) in &clients {
+        let when = "with a backend on the far node alone";
+        match (is_near(client), is_process) {
+            (false, _) => served.expect(when, client, &service, 3, &from(&["far"]))?,
+            (true, false) => served.expect(when, client, &service, 1, &[Silent])?,
+            (true, true) => {
+                let [_, none_here] = refusals(served.cluster(), &client.node)?;
+                expect_at_once(&served, when, client, &service, &none_here)?;
+            }
+        }
+        let node_ports = served.at_node("local", &client.node)?;
+        served.expect("by the ports of the client's node, which the policy is not about", client, &node_ports, 3, &from(&["far"]))?;
+    }
+    local(json!({ "chosen": "yes" }))?;
+    for (client, is_process) in &clients {
+        let [nobody, _] = if *is_process { refusals(served.cluster(), &client.node)? } else { [Refused, Silent] };
+        expect_at_once(&served, "with a backend on no node", client, &service, &nobody)?;
+    }
+    Ok(())
+}
+
+/// This machine gets a route to the addresses by one node after the other, as a router of a load balancer has them.
+#[test]
+fn every_node_serves_external_and_balanced_addresses_to_the_outside_and_policy_is_judged_on_the_backend() -> Result<()> {
+    if !requires_root("a route to a node") {
+        return Ok(());
+    }
+    let served = start("external")?;
+    let nodes = served.cluster().nodes()?;
+    let far_node = served.backends[1].node.as_str();
+    let addresses = balanced(&served, "external", 40, &json!({}))?;
+    let service = targets(&addresses, SERVICE_TCP, SERVICE_UDP);
+    // Asserts what comes by each node: by that of the far backend, and by the others.
+    let expect = |when: &str, count: u32, by_far: &[Answer], by_others: &[Answer]| -> Result<()> {
+        for node in &nodes {
+            let _routes = Route::to_all(&addresses, &node_addresses(served.cluster(), node, &served.clients[0])?)?;
+            expect_outside(&format!("{when}, by {node}"), &service, count, if node == far_node { by_far } else { by_others })?;
+        }
+        Ok(())
+    };
+    let both = from(&["near", "far"]);
+    expect("without a policy", MANY, &both, &both)?;
+    policy(&served.namespace, "backends", &to_backends(&json!([])))?;
+    expect("with backends that nobody may reach", 1, &[Silent], &[Silent])?;
+
+    // By the backend's own node it sees who asks, by any other that node.
+    let by_far = || Route::to_all(&addresses, &node_addresses(served.cluster(), far_node, &served.clients[0])?);
+    let asked_from = |target: &Target| page(target.to, "/clientip", AT_ONCE).with_context(|| format!("asking {target} who asks"));
+    served.namespace.run(&["delete", "networkpolicy", "backends"])?;
+    balanced(&served, "external", 40, &at("far"))?;
+    let mut outside: Vec<IpAddr> = Vec::new();
+    {
+        let _routes = by_far()?;
+        expect_outside("by the backend's own node", &service, 3, &from(&["far"]))?;
+        for target in by(&service, Way::Tcp) {
+            let said = asked_from(&target)?;
+            assert_eq!(said.body, said.from.to_string(), "by {target} the backend sees another client");
+            outside.push(said.from.ip());
+        }
+    }
+    outside.sort();
+    outside.dedup();
+    policy(&served.namespace, "backends", &to_backends(&json!([{ "from": blocks(&outside) }])))?;
+    expect("with this machine let in, which other nodes stand for", 1, &from(&["far"]), &[Silent])?;
+
+    let local = json!({ "externalTrafficPolicy": "Local", "selector": at("far")["selector"] });
+    balanced(&served, "external", 40, &local)?;
+    expect("with this machine let in, and the policy Local", 1, &from(&["far"]), &[Silent])?;
+    served.namespace.run(&["delete", "networkpolicy", "backends"])?;
+    expect("with the policy Local", 1, &from(&["far"]), &[Silent])?;
+    let _routes = by_far()?;
+    for target in by(&service, Way::Tcp) {
+        let said = asked_from(&target)?;
+        assert_eq!(said.body, said.from.to_string(), "by {target} and the policy Local the backend sees another client");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_service_is_served_by_the_families_that_it_asks_for() -> Result<()> {
+    let served = start("families")?;
+    let required = |first: &str, second: &str| {
+        let mut spec = at("far");
+        (spec["ipFamilyPolicy"], spec["ipFamilies"]) = (json!("RequireDualStack"), json!([first, second]));
+        spec
+    };
+    let has = |ipv6: bool| served.clients[0].addresses.iter().any(|address| address.is_ipv6() == ipv6);
+    let is_dual = has(false) && has(true);
+    if is_dual {
+        let addresses = served.make("both", required("IPv6", "IPv4"))?;
+        assert_eq!(addresses.iter().map(IpAddr::is_ipv6).collect::<Vec<_>>(), [true, false], "{addresses:?}");
+        for client in &served.clients {
+            served.expect("of both families", client, &targets(&addresses, SERVICE_TCP, SERVICE_UDP), 3, &from(&["far"]))?;
+        }
+    } else {
+        skipped("a cluster of one family has no service of both");
+        let error = served.make("both", required("IPv6", "IPv4")).expect_err("the API server takes a service of two families");
+        assert!(format!("{error:#}").contains("ipFamil"), "{error:#}");
+    }
+
+    for (family, ipv6) in [("IPv4", false), ("IPv6", true)].into_iter().filter(|(_, ipv6)| has(*ipv6)) {
+        let name = family.to_lowercase();
+        let mut spec = at("far");
+        (spec["ipFamilyPolicy"], spec["ipFamilies"], spec["type"]) = (json!("SingleStack"), json!([family]), json!("NodePort"));
+        let addresses = served.make(&name, spec)?;
+        assert_eq!(addresses.iter().map(IpAddr::is_ipv6).collect::<Vec<_>>(), [ipv6], "{addresses:?}");
+        let service = targets(&addresses, SERVICE_TCP, SERVICE_UDP);
+        for client in &served.clients {
+            served.expect(&format!("of {family} alone"), client, &service, 3, &from(&["far"]))?;
+            let (own, other): (Vec<_>, Vec<_>) =
+                served.at_node(&name, &client.node)?.into_iter().partition(|target| target.to.is_ipv6() == ipv6);
+            served.expect(&format!("of {family} alone, by the node"), client, &own, 3, &from(&["far"]))?;
+            // By the kernel of the node: nobody listens there.
+            let other = by(&other, Way::Tcp);
+            served.expect(&format!("of {family} alone, by the node's other family"), client, &other, 3, &[Refused])?;
+        }
+        if is_dual {
+            let mut spec = required(family, if ipv6 { "IPv4" } else { "IPv6" });
+            spec["type"] = json!("NodePort");
+            let addresses = served.make(&name, spec)?;
+            assert_eq!(addresses.len(), 2, "{addresses:?}");
+            let client = &served.clients[0];
+            let service = [targets(&addresses, SERVICE_TCP, SERVICE_UDP), served.at_node(&name, &client.node)?].concat();
+            served.expect(&format!("of {family}, and then of both"), client, &service, 3, &from(&["far"]))?;
+        }
+    }
+    Ok(())
+}
+
+fn associations(addresses: &[IpAddr], port: u16) -> Vec<Target> {
+    addresses.iter().map(|address| Target { way: Way::Sctp, to: SocketAddr::new(*address, port) }).collect()
+}
+
+/// From pods and from outside. Processes of nodes are served no SCTP (docs/user/agent.md).
+#[test]
+fn associations_reach_a_service_by_sctp_where_policy_lets_them() -> Result<()> {
+    let served = start("sctp")?;
+    for backend in &served.backends {
+        served.answer_associations(backend, BACKEND_SCTP)?;
+    }
+    let serve = |selector: Value| {
+        let port = json!([{ "name": "associations", "port": SERVICE_SCTP, "targetPort": BACKEND_SCTP, "protocol": "SCTP" }]);
+        served.make("sctp", json!({ "type": "NodePort", "ports": port, "selector": selector }))
+    };
+    let by_cluster_ips = associations(&serve(json!({ "app": "backend" }))?, SERVICE_SCTP);
+    let node_port = *served.node_ports("sctp")?.first().context("no node port")?;
+    let at_node =
+        |node: &str| -> Result<Vec<Target>> { Ok(associations(&node_addresses(served.cluster(), node, &served.clients[0])?, node_port)) };
+    let by_nodes: Result<Vec<Vec<Target>>> = served.cluster().nodes()?.iter().map(|node| at_node(node)).collect();
+    let by_nodes = by_nodes?.concat();
+    let may_ask_from_here = requires_root("an association from outside");
+    let expect = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
+        for client in &served.clients {
+            let service = [by_cluster_ips.clone(), at_node(&client.node)?].concat();
+            served.expect(when, client, &service, count, answers)?;
+        }
+        if may_ask_from_here {
+            expect_outside(when, &by_nodes, count, answers)?;
+        }
+        Ok(())
+    };
+    let both = from(&["near", "far"]);
+    expect("without a policy", MANY, &both)?;
+    policy(&served.namespace, "backends", &to_backends(&json!([{ "ports": [{ "port": BACKEND_SCTP, "protocol": "TCP" }] }])))?;
+    expect("with the port open for TCP", 1, &[Silent])?;
+    policy(&served.namespace, "backends", &to_backends(&json!([{ "ports": [{ "port": SERVICE_SCTP, "protocol": "SCTP" }] }])))?;
+    expect("with the service's port open, where no backend listens", 1, &[Silent])?;
+    policy(&served.namespace, "backends", &to_backends(&json!([{ "ports": [{ "port": BACKEND_SCTP, "protocol": "SCTP" }] }])))?;
+    expect("with the backends' port open", MANY, &both)?;
+    serve(json!({ "chosen": "yes" }))?;
+    expect("without endpoints", 3, &[Refused])
+}
+
+#[test]
+fn a_service_that_prefers_the_same_node_is_answered_there_as_long_as_somebody_is() -> Result<()> {
+    let served = start("same-node")?;
+    let [near, far] = &served.clients;
+    let service = served.serve("preferring", json!({}))?;
+    served.expect("without a preference", near, &service, MANY, &from(&["near", "far"]))?;
+    served.serve("preferring", json!({ "trafficDistribution": "PreferSameNode" }))?;
+    let own = |when: &str| -> Result<()> {
+        // What the API server's side has to say first: each endpoint is meant for its own node.
+        soon(&format!("{when}: the hints"), || {
+            let selector = "kubernetes.io/service-name=preferring";
+            let slices = served.namespace.cluster().json(&[
+                "get",
+                "endpointslices",
+                "--namespace",
+                &served.namespace.name,
+                "--selector",
+                selector,
+            ])?;
+            let endpoints: Vec<&Value> = items(&slices).flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten()).collect();
+            let families = served.clients[0].addresses.len();
+            let hinted =
+                endpoints.iter().filter(|endpoint| endpoint["hints"]["forNodes"] == json!([{ "name": endpoint["nodeName"] }])).count();
+            Ok(if (endpoints.len(), hinted) == (2 * families, 2 * families) { vec![] } else { vec![format!("{endpoints:?}")] })
+        })?;
+        served.expect(when, near, &service, MANY, &from(&["near"]))?;
+        served.expect(when, far, &service, MANY, &from(&["far"]))
+    };
+    own("with a backend on each node")?;
+    served.namespace.run(&["label", "--overwrite", "pod", "near", "app=none"])?;
+    for client in &served.clients {
+        served.expect("after the near backend went", client, &service, 3, &from(&["far"]))?;
+    }
+    served.namespace.run(&["label", "--overwrite", "pod", "near", "app=backend"])?;
+    own("after it came back")
+}
+
+/// A pod that has been told to end serves until it is let go.
+fn leaving(node: &str) -> Value {
+    let mut pod = backend("leaving", node, 8080);
+    pod["metadata"]["labels"] = json!({ "app": "leaving", "chosen": "yes" });
+    pod["spec"]["terminationGracePeriodSeconds"] = json!(80);
+    let wait = json!(["sh", "-c", "until [ -e /tmp/go ]; do sleep 0.2; done"]);
+    pod["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] = wait;
+    pod
+}
+
+#[test]
+fn an_endpoint_that_ends_is_asked_as_long_as_no_other_is_left() -> Result<()> {
+    let served = start("ending")?;
+    let [near, _] = &served.clients;
+    let pods = pod::start(&served.namespace, &[leaving(&near.node)])?;
+    let leaving = pod::named(&pods, "leaving")?;
+    let service = served.serve("ending", json!({ "type": "NodePort", "selector": { "chosen": "yes" } }))?;
+    let by_nodes: Vec<Target> = served.at_nodes("ending")?.into_iter().flat_map(|(_, targets)| targets).collect();
+    let expect = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
+        for client in &served.clients {
+            served.expect(when, client, &service, count, answers)?;
+        }
+        expect_outside(&format!("{when}, by the ports of every node"), &by_nodes, count, answers)
+    };
+    expect("before it ends", 3, &from(&["leaving"]))?;
+    served.namespace.run(&["delete", "pod", "leaving", "--wait=false"])?;
+    let ends = |when: &str| {
+        soon(when, || {
+            let selector = "kubernetes.io/service-name=ending";
+            let slices =
+                served.cluster().json(&["get", "endpointslices", "--namespace", &served.namespace.name, "--selector", selector])?;
+            let endpoints = items(&slices).flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
+            let of_leaving: Vec<&Value> = endpoints.filter(|endpoint| endpoint["targetRef"]["name"] == "leaving").collect();
+            let ends = json!({ "ready": false, "serving": true, "terminating": true });
+            let wrong = of_leaving.is_empty() || of_leaving.iter().any(|endpoint| endpoint["conditions"] != ends);
+            Ok(if wrong { vec![format!("{of_leaving:?}")] } else { vec![] })
+        })
+    };
+    ends("the endpoint ends")?;
+    expect("while it ends, alone", 3, &from(&["leaving"]))?;
+    served.namespace.run(&["label", "pod", "far", "chosen=yes"])?;
+    expect("while it ends, with another that is ready", MANY, &from(&["far"]))?;
+    served.namespace.run(&["label", "pod", "far", "chosen-"])?;
+    expect("while it ends, alone again", 3, &from(&["leaving"]))?;
+    ends("the endpoint ends still")?;
+    leaving.shell(served.cluster(), "touch /tmp/go")?;
+    for client in &served.clients {
+        served.expect("after it", client, &service, 3, &[Refused])?;
+    }
+    Ok(())
+}
