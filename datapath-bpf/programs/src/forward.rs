@@ -73,13 +73,10 @@ fn send_to_node<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
         // SAFETY: the helper takes numbers only.
         return unsafe { bpf_redirect(device, 0) } as i32;
     }
-    let (nh_family, neighbour) = if tunnel.version == 4 {
-        let [a, b, c, d, ..] = tunnel.address;
-        (AF_INET, bpf_redir_neigh__bindgen_ty_1 { ipv4_nh: u32::from_ne_bytes([a, b, c, d]) })
-    } else {
-        (AF_INET6, bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: words(tunnel.address) })
-    };
-    let mut hop = bpf_redir_neigh { nh_family, __bindgen_anon_1: neighbour };
+    let nh_family = if tunnel.version == 4 { AF_INET } else { AF_INET6 };
+    // An IPv4 address is the first of these words. All are written: Linux 5.10 lets no program read what it has not.
+    let next = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: words(tunnel.address) };
+    let mut hop = bpf_redir_neigh { nh_family, __bindgen_anon_1: next };
     // SAFETY: the helper reads so many bytes of the next hop, all of which were written.
     unsafe { bpf_redirect_neigh(device, &mut hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
 }
