@@ -289,5 +289,7 @@ fn a_reader_that_hangs_up_is_no_failure() {
     let script = format!("{PALISADE} lab {} | true; echo ${{PIPESTATUS[0]}}", shop().display());
     let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n");
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    // A machine that is slow is told what takes so long.
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(errors.lines().filter(|line| !line.ends_with(" ...")).collect::<Vec<_>>(), Vec::<&str>::new());
 }
