@@ -291,5 +291,5 @@ fn a_reader_that_hangs_up_is_no_failure() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n");
     // A machine that is slow is told what takes so long.
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(errors.lines().filter(|line| !line.ends_with(" ...")).collect::<Vec<_>>(), Vec::<&str>::new());
+    assert_eq!(errors.lines().find(|line| !line.ends_with(" ...")), None);
 }
