@@ -5,6 +5,7 @@ use nix::sys::signal::Signal;
 use palisade_test_support::Snapshot;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -30,11 +31,14 @@ fn children(pid: i32) -> Vec<i32> {
         .collect()
 }
 
+/// The kinds of namespaces that a lab has of its own.
+const KINDS: [&str; 3] = ["pid", "mnt", "net"];
+
 /// What a lab is made of, as seen from here.
 #[derive(Debug)]
 struct Traces {
-    /// Inodes of its PID, mount and network namespaces.
-    namespaces: BTreeSet<u64>,
+    /// Its PID, mount and network namespaces. As long as they are open, no namespace of another test's lab gets their numbers.
+    namespaces: Vec<File>,
     /// Ids of its BPF maps and programs.
     maps: BTreeSet<u32>,
     programs: BTreeSet<u32>,
@@ -42,13 +46,11 @@ struct Traces {
 
 impl Traces {
     fn of(pid: i32) -> Self {
-        let inode = |path: PathBuf| std::fs::metadata(path).map(|meta| meta.ino());
-        let mut namespaces: BTreeSet<u64> =
-            ["pid", "mnt", "net"].iter().map(|kind| inode(format!("/proc/{pid}/ns/{kind}").into()).unwrap()).collect();
+        let of = |pid: &str| KINDS.map(|kind| File::open(format!("/proc/{pid}/ns/{kind}")).unwrap());
+        let mut namespaces = Vec::from(of(&pid.to_string()));
         let pods = std::fs::read_dir(format!("/proc/{pid}/root/run/palisade-lab/netns")).unwrap();
-        namespaces.extend(pods.flatten().map(|file| inode(file.path()).unwrap()));
-        let own: BTreeSet<u64> = ["pid", "mnt", "net"].iter().map(|kind| inode(format!("/proc/self/ns/{kind}").into()).unwrap()).collect();
-        assert!(own.is_disjoint(&namespaces), "the lab is in namespaces of its own");
+        namespaces.extend(pods.flatten().map(|file| File::open(file.path()).unwrap()));
+        assert!(inodes(&of("self")).is_disjoint(&inodes(&namespaces)), "the lab is in namespaces of its own");
         let (mut maps, mut programs) = (BTreeSet::new(), BTreeSet::new());
         for file in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap().flatten() {
             let text = std::fs::read_to_string(file.path()).unwrap_or_default();
@@ -60,34 +62,41 @@ impl Traces {
         Self { namespaces, maps, programs }
     }
 
-    /// What of it is still there.
-    fn left(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        for process in std::fs::read_dir("/proc").unwrap().flatten() {
-            for kind in ["pid", "mnt", "net"] {
-                let inode = std::fs::metadata(process.path().join("ns").join(kind)).map(|meta| meta.ino());
-                if inode.is_ok_and(|inode| self.namespaces.contains(&inode)) {
-                    left.push(format!("process {} in its {kind} namespace", process.path().display()));
-                }
-            }
-        }
-        left.extend(aya::maps::loaded_maps().flatten().filter(|map| self.maps.contains(&map.id())).map(|map| format!("map {}", map.id())));
-        let programs = aya::programs::loaded_programs().flatten();
-        left.extend(programs.filter(|program| self.programs.contains(&program.id())).map(|program| format!("program {}", program.id())));
-        left
+    /// Demands that nothing is left; the kernel takes namespaces down after the last process is gone, and who holds them open has let go.
+    fn expect_gone(self) {
+        let Self { namespaces, maps, programs } = self;
+        let own = inodes(&namespaces);
+        let processes = || std::fs::read_dir("/proc").unwrap().flatten().map(|process| process.path());
+        expect_none(|| processes().flat_map(|process| within(&process, &own)).collect());
+        drop(namespaces);
+        expect_none(|| {
+            let maps = aya::maps::loaded_maps().flatten().map(|map| map.id()).filter(|id| maps.contains(id));
+            let programs = aya::programs::loaded_programs().flatten().map(|program| program.id()).filter(|id| programs.contains(id));
+            maps.map(|id| format!("map {id}")).chain(programs.map(|id| format!("program {id}"))).collect()
+        });
     }
+}
 
-    /// Demands that nothing is left; the kernel takes namespaces down after the last process is gone.
-    fn expect_gone(&self) {
-        let start = Instant::now();
-        loop {
-            let left = self.left();
-            if left.is_empty() {
-                return;
-            }
-            assert!(start.elapsed() < Duration::from_secs(15), "left behind: {left:#?}");
-            std::thread::sleep(Duration::from_millis(50));
+fn inodes(namespaces: &[File]) -> BTreeSet<u64> {
+    namespaces.iter().map(|namespace| namespace.metadata().unwrap().ino()).collect()
+}
+
+/// In which of the namespaces a process is.
+fn within(process: &Path, namespaces: &BTreeSet<u64>) -> Vec<String> {
+    let is_one = |kind: &&str| std::fs::metadata(process.join("ns").join(kind)).is_ok_and(|meta| namespaces.contains(&meta.ino()));
+    KINDS.iter().copied().filter(is_one).map(|kind| format!("process {} in its {kind} namespace", process.display())).collect()
+}
+
+/// Waits until nothing is left.
+fn expect_none(left: impl Fn() -> Vec<String>) {
+    let start = Instant::now();
+    loop {
+        let left = left();
+        if left.is_empty() {
+            return;
         }
+        assert!(start.elapsed() < Duration::from_secs(15), "left behind: {left:#?}");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
