@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The binary under test.
@@ -78,6 +79,8 @@ pub struct Running {
     child: Child,
     output: Arc<Mutex<String>>,
     errors: Arc<Mutex<String>>,
+    /// What reads both.
+    readers: [JoinHandle<()>; 2],
 }
 
 impl Running {
@@ -91,9 +94,9 @@ impl Running {
     /// Starts a command.
     pub fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("palisade starts");
-        let output = collect(child.stdout.take().expect("piped"));
-        let errors = collect(child.stderr.take().expect("piped"));
-        Self { child, output, errors }
+        let (output, of_output) = collect(child.stdout.take().expect("piped"));
+        let (errors, of_errors) = collect(child.stderr.take().expect("piped"));
+        Self { child, output, errors, readers: [of_output, of_errors] }
     }
 
     /// Its process id.
@@ -134,11 +137,12 @@ impl Running {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).expect("it runs");
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and until all that it has written is read.
     pub fn wait_for_end(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().expect("it is our child") {
+            let ended = self.child.try_wait().expect("it is our child");
+            if let Some(status) = ended.filter(|_| self.readers.iter().all(JoinHandle::is_finished)) {
                 return status;
             }
             assert!(start.elapsed() < LONG, "it does not end:\n{}\n{}", self.output(), self.errors());
@@ -154,16 +158,16 @@ impl Drop for Running {
     }
 }
 
-fn collect(mut stream: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+fn collect(mut stream: impl Read + Send + 'static) -> (Arc<Mutex<String>>, JoinHandle<()>) {
     let text = Arc::new(Mutex::new(String::new()));
     let all = Arc::clone(&text);
-    std::thread::spawn(move || {
+    let reader = std::thread::spawn(move || {
         let mut bytes = [0; 4096];
         while let Ok(length @ 1..) = stream.read(&mut bytes) {
             all.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..length]));
         }
     });
-    text
+    (text, reader)
 }
 
 /// A directory of manifests that ends with the test.
