@@ -1,4 +1,5 @@
-//! What a scenario needs of the place where it runs, and what is said where that is missing.
+//! What a scenario needs of the place where it runs, and what is said where that is missing: as `palisade-test-support` says it, which builds on
+//! the product. Scenarios share no code with what they judge.
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
