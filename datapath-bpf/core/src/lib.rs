@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod epoch;
 pub mod outside;
 pub mod overlay;
 pub mod packet;

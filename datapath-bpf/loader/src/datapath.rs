@@ -11,6 +11,7 @@ use aya::{
 use nix::fcntl::FlockArg;
 use palisade_datapath_core::{
     abi::{Backend, CHUNK, ChunkKey, Counter, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, Tunnel, cell, map},
+    epoch,
     packet::connection::Lifetimes,
 };
 
@@ -241,12 +242,21 @@ impl Datapath {
         self.cell(cell::EPOCH)
     }
 
-    /// Moves the policy epoch on, so that every flow is judged again at its next packet. Returns the new one.
+    /// Begins the [epoch](palisade_datapath_core::epoch) of a change, unless it has begun: every packet is judged by itself until
+    /// [`bump_epoch`](Self::bump_epoch).
+    ///
+    /// # Errors
+    /// [`LoaderError::Table`].
+    pub fn unsettle_epoch(&mut self) -> Result<(), LoaderError> {
+        self.set_cell(cell::EPOCH, epoch::unsettled(self.epoch()?))
+    }
+
+    /// Moves the policy epoch on, so that every flow is judged again at its next packet. Returns the new one, which is settled.
     ///
     /// # Errors
     /// [`LoaderError::Table`].
     pub fn bump_epoch(&mut self) -> Result<u32, LoaderError> {
-        let next = self.epoch()?.wrapping_add(1);
+        let next = epoch::next(self.epoch()?);
         self.set_cell(cell::EPOCH, next)?;
         Ok(next)
     }

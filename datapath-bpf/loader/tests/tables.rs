@@ -10,6 +10,7 @@ use palisade_datapath_core::abi::{
     Connection, ConnectionKey, Direction, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict,
     Tunnel, V4, cell, map,
 };
+use palisade_datapath_core::epoch;
 use palisade_loader::{LoaderError, PacketContext, PinDir, Swept};
 use stage::{alone, open};
 use zerocopy::IntoBytes;
@@ -160,12 +161,15 @@ fn the_epoch_moves_and_cells_keep_apart() {
         let mut datapath = open(base);
         let start = datapath.epoch().unwrap();
         datapath.observe_allowed(true).unwrap();
-        assert_eq!(datapath.bump_epoch().unwrap(), start + 1);
-        assert_eq!(datapath.epoch().unwrap(), start + 1);
+        assert_eq!(datapath.bump_epoch().unwrap(), epoch::next(start));
+        assert_eq!(datapath.epoch().unwrap(), epoch::next(start));
+        datapath.unsettle_epoch().unwrap();
+        assert!(!epoch::settled(datapath.epoch().unwrap()));
+        assert_eq!(datapath.bump_epoch().unwrap(), epoch::next(epoch::next(start)));
         assert_eq!(observes_allowed(base), 1);
         datapath.observe_allowed(false).unwrap();
         assert_eq!(observes_allowed(base), 0);
-        assert_eq!(datapath.epoch().unwrap(), start + 1);
+        assert_eq!(datapath.epoch().unwrap(), epoch::next(epoch::next(start)));
     });
 }
 

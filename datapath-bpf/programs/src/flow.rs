@@ -3,6 +3,7 @@
 use palisade_datapath_core::abi::{
     Connection, Endpoint, FragmentPorts, Hook, LocalPod, Outcome, SUBJECT_NONE, V4, V6, cell, connection_flag as flag,
 };
+use palisade_datapath_core::epoch;
 use palisade_datapath_core::packet::connection::{self, End, FRAGMENT_LIFETIME, Lookup, Subjects};
 use palisade_datapath_core::packet::icmp::{self, Quoting};
 use palisade_datapath_core::packet::{Fragment, Packet, ipv4, ipv6};
@@ -188,7 +189,7 @@ impl Pod {
     #[inline(always)]
     pub fn of(endpoint: &Endpoint, other: Option<LocalPod>, hook: Hook) -> Self {
         let since = match other {
-            Some(other) => connection::later(endpoint.since, other.since),
+            Some(other) => epoch::later(endpoint.since, other.since),
             None => endpoint.since,
         };
         Self { policies: Policies::of(endpoint), hook, since }
@@ -443,7 +444,7 @@ fn quotes_flow<A: Family + Quoting>(frame: &Frame, outer: &mut Packet<A>, quoted
     if matches!(pod.hook, Hook::FromPod) && service::translate_quoted(quoted, via, pod.since) == service::TRANSLATED {
         outer.destination = quoted.source;
         if let Some(backend) = outer.destination.local() {
-            since = connection::later(since, backend.since);
+            since = epoch::later(since, backend.since);
         }
     }
     let opener = match opener_of(quoted, since, via) {

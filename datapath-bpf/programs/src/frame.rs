@@ -7,8 +7,8 @@ use aya_ebpf::bindings::{
     bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
-    bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+    bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_get_tunnel_key,
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
 use palisade_datapath_core::abi::{Tunnel, V4, V6};
 use palisade_datapath_core::packet::{Bytes, crc32c};
@@ -163,6 +163,15 @@ impl Frame {
         let flags = BPF_F_PSEUDO_HDR | if may_be_absent { BPF_F_MARK_MANGLED_0 } else { 0 };
         // SAFETY: as above.
         unsafe { bpf_l4_csum_replace(self.skb, offset, 0, change, flags as u64) == 0 }
+    }
+
+    /// Adds a change for which nothing in the packet makes up to the sum that a device has made over all of it, if one has. Of an IPv6
+    /// address it is needed also where [`repair_pseudo`](Self::repair_pseudo) made up for it: the helper takes the change off that sum,
+    /// as if the header had a checksum that changes too (so every kernel, unless told otherwise from 6.16 on: BPF_F_IPV6).
+    #[inline(always)]
+    pub fn sum_up(&self, change: u64) {
+        // SAFETY: the helper takes numbers. It fails where there is no such sum.
+        unsafe { bpf_csum_update(self.skb, change as u32) };
     }
 
     /// Makes up for a change of what a transport checksum covers itself.

@@ -282,6 +282,9 @@ fn address<A: Family>(frame: &Frame, packet: &Packet<A>, at: u32, old: &A, new: 
     {
         return false;
     }
+    if A::VERSION == 6 {
+        frame.sum_up(change);
+    }
     A::store(frame, at, new)
 }
 

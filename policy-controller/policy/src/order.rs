@@ -395,10 +395,15 @@ impl<'a> Change<'a> {
         removals.extend(dead.filter(|key| !self.next.policy.contains_key(key)).map(|key| Step::RemovePolicy(*key)));
         let ports = self.old.ports.keys().chain(self.ports.keys().filter(|key| !self.old.ports.contains_key(key)));
         removals.extend(ports.filter(|key| !self.next.ports.contains_key(key)).map(|(key, length)| Step::RemovePort(*key, *length)));
-        // Flows are judged again after the last write that alters a verdict. Rows to be removed may be all that is left
-        // of a change that was interrupted before it came to this.
-        if !steps.contains(&Step::BumpEpoch) && (self.alters(&steps) || !removals.is_empty()) {
+        // From before the first write that alters a verdict until after the last one every packet is judged by itself: else a flow of
+        // old would pass still where a new one does that the old policy refused. Rows to be removed may be all that is left of a change
+        // that was interrupted before it came to this.
+        let alters = self.alters(&steps);
+        if !steps.contains(&Step::BumpEpoch) && (alters || !removals.is_empty()) {
             steps.push(Step::BumpEpoch);
+        }
+        if alters && let Some(first) = steps.iter().position(|step| self.is_met(step)) {
+            steps.insert(first, Step::UnsettleEpoch);
         }
         if !removals.is_empty() {
             steps.push(Step::AwaitPrograms);
@@ -418,22 +423,31 @@ impl<'a> Change<'a> {
         !self.arrived.is_empty() || pairs.into_iter().any(|(from, to)| effect(self.old, &staying, from) != effect(self.next, &staying, to))
     }
 
+    /// Whether a packet may meet what a step writes, unlike rows to which nothing refers yet, or no more.
+    fn is_met(&self, step: &Step) -> bool {
+        match step {
+            Step::WritePolicy { key, entry } => {
+                self.old_identities.contains(&key.peer)
+                    && self.old_subjects.contains(&key.subject)
+                    && self.old.row_of(key).is_some_and(|row| row != *entry)
+            }
+            Step::WritePort { key, length, .. } => self.old.ports.contains_key(&(*key, *length)),
+            Step::RemovePolicy(_) | Step::RemovePort(..) | Step::AwaitPrograms | Step::UnsettleEpoch | Step::BumpEpoch => false,
+            Step::Flip { .. } | Step::WritePrefix { .. } | Step::WriteAddress { .. } | Step::RemoveAddress(_) | Step::RemovePrefix(_) => {
+                true
+            }
+        }
+    }
+
     /// Whether the change may alter a verdict.
     fn alters(&self, steps: &[Step]) -> bool {
         if steps.iter().any(|step| matches!(step, Step::Flip { .. } | Step::RemovePolicy(_))) {
             return true;
         }
-        let rewritten = |key: &PolicyKey, entry: &PolicyEntry| {
-            self.old_subjects.contains(&key.subject) && self.old.row_of(key).is_some_and(|row| row != *entry)
-        };
         let subjects: Vec<u32> = self.next_subjects.iter().copied().collect();
         let pairs: BTreeSet<(u32, u32)> = self.moves.iter().map(|entry| (entry.from, entry.to)).collect();
         pairs.iter().any(|&(from, to)| effect(self.old, &subjects, from) != effect(self.next, &subjects, to))
-            || steps.iter().any(|step| match step {
-                Step::WritePolicy { key, entry } => self.old_identities.contains(&key.peer) && rewritten(key, entry),
-                Step::WritePort { key, length, .. } => self.old.ports.contains_key(&(*key, *length)),
-                _ => false,
-            })
+            || steps.iter().any(|step| matches!(step, Step::WritePolicy { .. } | Step::WritePort { .. }) && self.is_met(step))
     }
 }
 

@@ -55,7 +55,9 @@ pub enum Step {
     /// Wait until every program has ended that runs now: it may have read what the steps so far have altered, and goes on to read what the
     /// next ones alter.
     AwaitPrograms,
-    /// Move the policy epoch: flows that are judged already are judged again.
+    /// Leave the policy epoch: until the next one every packet is judged by itself, those of established flows too.
+    UnsettleEpoch,
+    /// Move to the next policy epoch: flows that are judged already are judged again.
     BumpEpoch,
     /// Remove an address.
     RemoveAddress(IpAddr),

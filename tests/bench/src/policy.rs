@@ -177,6 +177,7 @@ impl PolicyNode {
                 Step::WritePrefix { prefix, identity } => datapath.prefixes.insert(prefix, identity)?,
                 Step::WriteAddress { address, identity } => datapath.addresses.insert(address, identity)?,
                 Step::AwaitPrograms => datapath.await_programs(),
+                Step::UnsettleEpoch => datapath.unsettle_epoch()?,
                 Step::BumpEpoch => drop(datapath.bump_epoch()?),
                 Step::RemoveAddress(address) => drop(datapath.addresses.remove(address)?),
                 Step::RemovePrefix(prefix) => drop(datapath.prefixes.remove(prefix)?),

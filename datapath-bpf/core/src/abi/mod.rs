@@ -198,7 +198,7 @@ pub mod map {
 
 /// Indices of the `CONFIG` map.
 pub mod cell {
-    /// The policy epoch: moves with every change that could alter a verdict.
+    /// The policy [epoch](crate::epoch): moves with every change that could alter a verdict.
     pub const EPOCH: u32 = 0;
     /// Not zero: new flows that are allowed make events too.
     pub const OBSERVE_ALLOWED: u32 = 1;

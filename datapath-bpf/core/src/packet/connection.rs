@@ -4,6 +4,7 @@ use super::{Packet, Segment, ending, protocol};
 use crate::abi::{
     Address, BACKEND_NONE, Connection, ConnectionKey, Outcome, SUBJECT_NONE, connection_flag as flag, connection_mark as mark,
 };
+use crate::epoch;
 use crate::verdict::{Flow, Verdict};
 
 /// Seconds for which a datagram's later fragments find its first: what IPv6 grants a datagram to be put together.
@@ -66,18 +67,6 @@ pub struct Now {
     pub since: u32,
     /// How long flows may be silent.
     pub lifetimes: Lifetimes,
-}
-
-/// The later one of two epochs.
-#[inline(always)]
-pub const fn later(one: u32, other: u32) -> u32 {
-    if before(one, other) { other } else { one }
-}
-
-/// Whether an epoch is before another one. They are counted round.
-#[inline(always)]
-const fn before(one: u32, other: u32) -> bool {
-    (one.wrapping_sub(other) as i32) < 0
 }
 
 /// An end of a packet.
@@ -179,7 +168,7 @@ pub const fn opener(entry: &Connection, source_is_high: bool) -> End {
 pub fn look_up(entry: Option<&Connection>, protocol: u8, segment: Segment, source_is_high: bool, now: &Now) -> Lookup {
     if let Some(entry) = entry
         && !matches!(segment, Segment::Opening)
-        && !before(entry.epoch, now.since)
+        && !epoch::before(entry.epoch, now.since)
     {
         let opener = opener(entry, source_is_high);
         let old = expired(protocol, entry, now.jiffies, now.hertz, &now.lifetimes);
@@ -190,7 +179,7 @@ pub fn look_up(entry: Option<&Connection>, protocol: u8, segment: Segment, sourc
             return Lookup::Frontend;
         }
         if speaks && entry.flags & flag::TO_FRONTEND == 0 {
-            let valid = !old && entry.epoch == now.epoch && entry.flags & flag::DENIED == 0;
+            let valid = !old && entry.epoch == now.epoch && epoch::settled(now.epoch) && entry.flags & flag::DENIED == 0;
             // No policy is asked about what the node itself opened.
             return if valid || entry.flags & flag::FROM_HOST != 0 {
                 Lookup::Pass { from_opener: matches!(opener, End::Source) }

@@ -65,6 +65,7 @@ fn write(datapath: &mut Datapath, ifindex: u32, step: &Step) {
             datapath.endpoints.insert(&ifindex, &Endpoint { subject: *subject, audit: *audit, ..row }).unwrap();
         }
         Step::AwaitPrograms => datapath.await_programs(),
+        Step::UnsettleEpoch => datapath.unsettle_epoch().unwrap(),
         Step::BumpEpoch => drop(datapath.bump_epoch().unwrap()),
         Step::RemoveAddress(address) => drop(datapath.addresses.remove(address).unwrap()),
         Step::RemovePrefix(prefix) => drop(datapath.prefixes.remove(prefix).unwrap()),
@@ -73,7 +74,7 @@ fn write(datapath: &mut Datapath, ifindex: u32, step: &Step) {
     }
 }
 
-/// Sends first packets of flows through the pinned program, on any CPU.
+/// Sends first packets of flows through the pinned program, on any CPU, and further ones of one flow a peer.
 struct Sender {
     program: SchedClassifier,
     world: crate::world::Pod,
@@ -81,11 +82,26 @@ struct Sender {
     port: u16,
 }
 
+/// A packet of a peer.
+#[derive(Clone, Copy)]
+enum Flow {
+    /// That opens a flow.
+    New,
+    /// Of the flow that this peer has had all the time.
+    Established,
+}
+
 impl Sender {
-    /// Whether a new flow of a peer passes.
-    fn passes(&mut self, which: u8) -> bool {
-        self.port = if self.port == u16::MAX { 1024 } else { self.port + 1 };
-        let packet = self.world.from(peer(self.family, which)).udp(self.port, 53);
+    /// Whether a packet of a peer passes.
+    fn passes(&mut self, which: u8, flow: Flow) -> bool {
+        let port = match flow {
+            Flow::New => {
+                self.port = if self.port == u16::MAX { 1024 } else { self.port + 1 };
+                self.port
+            }
+            Flow::Established => 1000,
+        };
+        let packet = self.world.from(peer(self.family, which)).udp(port, 53);
         let mut context = [0; 44];
         context[36..40].copy_from_slice(&UPLINK.to_ne_bytes());
         context[40..44].copy_from_slice(&self.world.ifindex.to_ne_bytes());
@@ -129,12 +145,18 @@ fn no_packet_sees_a_mixture_of_the_old_policy_and_the_new_one() {
                 let mut sender = Sender { program: SchedClassifier::from_pin(&path).unwrap(), world: b, family, port: 1024 };
                 let mut watched = 0_u64;
                 let mut opened = [0_u64; 2];
-                while !ended.load(Ordering::SeqCst) {
+                // Who comes with a new flow, and who with that of old: both ways round, and both alike.
+                let turns =
+                    [[Flow::New, Flow::New], [Flow::New, Flow::Established], [Flow::Established, Flow::New], [Flow::Established; 2]];
+                for [first, second] in turns.into_iter().cycle() {
+                    if ended.load(Ordering::SeqCst) {
+                        break;
+                    }
                     let change = begun.load(Ordering::SeqCst);
                     // Whom the change lets in, and then whom it shuts out.
                     let (entering, leaving) = if change % 2 == 1 { (C, A) } else { (A, C) };
-                    let (entered, stayed) = (sender.passes(entering), sender.passes(leaving));
-                    assert!(sender.passes(B), "change {change}: B is allowed by both");
+                    let (entered, stayed) = (sender.passes(entering, first), sender.passes(leaving, second));
+                    assert!(sender.passes(B, first) && sender.passes(B, second), "change {change}: B is allowed by both");
                     let open = if change % 2 == 1 { [stayed, entered] } else { [entered, stayed] };
                     opened.iter_mut().zip(open).for_each(|(times, open)| *times += u64::from(open));
                     if begun.load(Ordering::SeqCst) == change {

@@ -15,6 +15,7 @@ use palisade_datapath_core::abi::{
     Connection, DatapathEvent, Direction, Endpoint, Hook, IDENTITY_ANY, LocalPod, Outcome, PORTS_NONE, PolicyEntry, PolicyKey, PortEntry,
     PortKey, RowVerdict, SUBJECT_NONE, map,
 };
+use palisade_datapath_core::epoch;
 use palisade_loader::{Datapath, EventRing, Lifetimes, PacketContext, Sizes};
 pub use palisade_test_support::packet::wide;
 use palisade_test_support::packet::{Mac, Way};
@@ -212,7 +213,7 @@ impl World {
     pub fn replace(&mut self, pod: Pod) {
         let datapath = &mut self.datapath;
         datapath.endpoints.remove(&pod.ifindex).unwrap();
-        let since = datapath.bump_epoch().unwrap() + 1;
+        let since = epoch::next(datapath.bump_epoch().unwrap());
         for family in [V4, V6] {
             datapath.local.insert(&pod.address(family), &LocalPod { since, ..pod.local() }).unwrap();
         }

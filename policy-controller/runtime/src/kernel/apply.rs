@@ -3,6 +3,7 @@
 use super::fit::{self, Fitting, Held};
 use super::{Good, Kernel, KernelError, chain, pod_name};
 use palisade_datapath_core::abi::{Endpoint, SUBJECT_NONE};
+use palisade_datapath_core::epoch;
 use palisade_policy::model::{Model, ObjectName, PolicyName};
 use palisade_policy::{Compiled, Plan, Step};
 use palisade_protocol::EndpointSpec;
@@ -132,6 +133,7 @@ impl Kernel {
             Step::WriteAddress { address, identity } => datapath.addresses.insert(address, identity)?,
             Step::Flip { .. } => {}
             Step::AwaitPrograms => datapath.await_programs(),
+            Step::UnsettleEpoch => datapath.unsettle_epoch()?,
             Step::BumpEpoch => drop(datapath.bump_epoch()?),
             Step::RemoveAddress(address) => drop(datapath.addresses.remove(address)?),
             Step::RemovePrefix(prefix) => drop(datapath.prefixes.remove(prefix)?),
@@ -237,7 +239,8 @@ impl Kernel {
                 closed = true;
             }
         }
-        if closed {
+        // A change that was cut short may have left an epoch in which every packet is judged by itself.
+        if closed || !epoch::settled(datapath.epoch()?) {
             datapath.bump_epoch()?;
         }
         let compiled = Compiled {

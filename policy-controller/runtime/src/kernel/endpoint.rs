@@ -6,6 +6,7 @@ use crate::services::closed_outside;
 use crate::state::{Realised, since};
 use palisade_cni::link::MacAddress;
 use palisade_datapath_core::abi::{Direction, Endpoint, IDENTITY_ANY, LocalPod, PolicyKey, SUBJECT_NONE};
+use palisade_datapath_core::epoch;
 use palisade_loader::endpoint_attached;
 use palisade_protocol::{Attachment, EndpointSpec};
 use std::net::IpAddr;
@@ -238,7 +239,7 @@ impl Kernel {
     fn write_rows(&mut self, spec: &EndpointSpec, rows: &Rows) -> Result<(), KernelError> {
         let (subject, audit) = (self.subject(spec)?, self.audit(spec));
         let datapath = self.datapath()?;
-        let next = datapath.epoch()?.wrapping_add(1);
+        let next = epoch::next(datapath.epoch()?);
         // An endpoint that an earlier agent made keeps its flows.
         let since = datapath.endpoints.get(&spec.host_index)?.filter(|row| rows.are(row)).map_or(next, |row| row.since);
         self.write_growing(|datapath| {

@@ -1,6 +1,7 @@
 //! The maps as a simulated kernel holds them: one write at a time.
 
 use palisade_datapath_core::abi::{Address, Direction, PolicyEntry, PolicyKey, PortEntry, REASON_NONE, SUBJECT_NONE, V4, V6};
+use palisade_datapath_core::epoch;
 use palisade_datapath_core::verdict::{self, Decision, Side, Tables, Verdict};
 use palisade_identity::Signature;
 use palisade_policy::generate::Random;
@@ -44,7 +45,8 @@ impl Kernel {
                 }
             }
             Step::AwaitPrograms => {}
-            Step::BumpEpoch => self.epoch += 1,
+            Step::UnsettleEpoch => self.epoch = epoch::unsettled(self.epoch),
+            Step::BumpEpoch => self.epoch = epoch::next(self.epoch),
             Step::RemoveAddress(address) => assert!(self.rows.addresses.remove(address).is_some(), "no row for {address}"),
             Step::RemovePrefix(prefix) => assert!(self.rows.prefixes.remove(prefix).is_some(), "no row for {prefix}"),
             Step::RemovePolicy(key) => assert!(self.rows.policy.remove(key).is_some(), "no row for {key:?}"),
@@ -58,6 +60,14 @@ impl Kernel {
     pub fn read_back(&self) -> Compiled {
         let subjects = self.endpoints.iter().filter(|(_, subject)| **subject != SUBJECT_NONE);
         Compiled { subjects: subjects.map(|(pod, subject)| (pod.clone(), *subject)).collect(), ..self.rows.clone() }
+    }
+
+    /// What an agent does that takes over what another one, or a change that failed, left: it ends the epoch of the change, and reads.
+    pub fn take_over(&mut self) -> Compiled {
+        if !epoch::settled(self.epoch) {
+            self.epoch = epoch::next(self.epoch);
+        }
+        self.read_back()
     }
 
     /// What the policy of a pod says of a peer.
