@@ -3,6 +3,7 @@
 mod attachment;
 mod binary;
 mod chain;
+mod cnitool;
 mod delegate;
 mod failure;
 mod input;

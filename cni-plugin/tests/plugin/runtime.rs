@@ -5,8 +5,9 @@ use palisade_test_support::{requires_root, skipped};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use tempfile::TempDir;
 
 /// A runtime with one network, whose list of plugins begins with ours.
 #[derive(Clone)]
@@ -67,7 +68,7 @@ pub fn with_runtime(ranges: &[&str], test: impl FnOnce(&Runtime<'_>) + Send) {
     });
 }
 
-impl Runtime<'_> {
+impl<'a> Runtime<'a> {
     /// The same with the network in another version of the specification.
     pub fn version(&self, version: &str) -> Self {
         self.with(|runtime| runtime.network["cniVersion"] = version.into())
@@ -139,15 +140,8 @@ impl Runtime<'_> {
 
     /// A call about a pod's attachment, of which the runtime knows this path of its namespace.
     pub fn call_in(&self, verb: &str, pod: &str, namespace: &str) -> Reply {
-        let arguments = [
-            ["IgnoreUnknown", "1"],
-            ["K8S_POD_NAMESPACE", "shop"],
-            ["K8S_POD_NAME", pod],
-            ["K8S_POD_INFRA_CONTAINER_ID", pod],
-            ["K8S_POD_UID", &format!("uid-{pod}")],
-        ];
         self.ask(json!({"verb": verb, "attachment": {
-            "containerId": pod, "namespace": namespace, "interface": "eth0", "args": arguments, "capabilities": self.capabilities,
+            "containerId": pod, "namespace": namespace, "interface": "eth0", "args": arguments(pod), "capabilities": self.capabilities,
         }}))
     }
 
@@ -178,6 +172,13 @@ impl Runtime<'_> {
         self.cache().join(format!("results/palisade-{pod}-eth0"))
     }
 
+    /// The tool that comes with the library, with the same network.
+    pub fn tool(&self) -> Tool<'a> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("10-palisade.conflist"), self.network.to_string()).unwrap();
+        Tool { runtime: self.clone(), folder }
+    }
+
     fn cache(&self) -> PathBuf {
         self.node.host.directory().join("cache")
     }
@@ -193,6 +194,44 @@ impl Runtime<'_> {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{output:?}");
         Reply::read(&serde_json::from_slice(&output.stdout).unwrap())
+    }
+}
+
+/// The program `cnitool`. What the library keeps, always below /var/lib/cni here, it keeps in a folder of this tool's own.
+pub struct Tool<'a> {
+    runtime: Runtime<'a>,
+    folder: TempDir,
+}
+
+impl Tool<'_> {
+    /// Starts it for a verb and a pod, of which it is told what a runtime knows. What came of it.
+    fn start(&self, verb: &str, pod: &str) -> Output {
+        let (runtime, folder) = (&self.runtime, self.folder.path());
+        let arguments: Vec<String> = arguments(pod).iter().map(|[name, value]| format!("{name}={value}")).collect();
+        Command::new("unshare")
+            .args(["--mount", "sh", "-c", r#"mount --bind "$1" /var/lib && shift && exec "$@""#, "sh"])
+            .args([folder, &runtime.program.with_file_name("cnitool")])
+            .args([verb, "palisade", runtime.node.host.pod_path(pod).to_str().unwrap()])
+            .env("CNI_PATH", runtime.folders.join(":"))
+            .env("NETCONFPATH", folder)
+            .env("CNI_ARGS", arguments.join(";"))
+            .env("CAP_ARGS", Value::from(runtime.capabilities.clone()).to_string())
+            .output()
+            .unwrap()
+    }
+
+    /// What it printed for a verb that must have worked.
+    pub fn done(&self, verb: &str, pod: &str) -> String {
+        let output = self.start(verb, pod);
+        assert!(output.status.success(), "{verb} {pod}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What it said of a verb that must have failed.
+    pub fn refused(&self, verb: &str, pod: &str) -> String {
+        let output = self.start(verb, pod);
+        assert_eq!(output.status.code(), Some(1), "{verb} {pod}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
     }
 }
 
@@ -242,6 +281,18 @@ impl Reply {
     }
 }
 
+/// What a runtime says of a pod, in CNI_ARGS.
+fn arguments(pod: &str) -> [[String; 2]; 5] {
+    [
+        ["IgnoreUnknown", "1"],
+        ["K8S_POD_NAMESPACE", "shop"],
+        ["K8S_POD_NAME", pod],
+        ["K8S_POD_INFRA_CONTAINER_ID", pod],
+        ["K8S_POD_UID", &format!("uid-{pod}")],
+    ]
+    .map(|pair| pair.map(str::to_owned))
+}
+
 /// The program, built once per run; `None` without Go, said where it is seen.
 fn program() -> Option<&'static Path> {
     static PROGRAM: OnceLock<Option<Result<PathBuf, String>>> = OnceLock::new();
@@ -266,14 +317,16 @@ fn go() -> Option<&'static str> {
     ["go", "/usr/local/go/bin/go"].into_iter().find(new_enough)
 }
 
-/// Builds the program below the target folder, where all that Go keeps is, too; what go said where it cannot.
+/// Builds the program, and beside it the library's own tool, below the target folder, where all that Go keeps is, too; what go said
+/// where it cannot.
 fn build(go: &str) -> Result<PathBuf, String> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go");
-    let program = folder.join("libcni");
+    let programs = folder.join("bin");
+    std::fs::create_dir_all(&programs).map_err(|error| error.to_string())?;
     let output = Command::new(go)
         .args(["build", "-trimpath", "-buildvcs=false", "-o"])
-        .arg(&program)
-        .arg(".")
+        .arg(&programs)
+        .args([".", "github.com/containernetworking/cni/cnitool"])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libcni"))
         .env("GOMODCACHE", folder.join("modules"))
         .env("GOCACHE", folder.join("cache"))
@@ -283,5 +336,5 @@ fn build(go: &str) -> Result<PathBuf, String> {
         .env("CGO_ENABLED", "0")
         .output()
         .map_err(|error| error.to_string())?;
-    if output.status.success() { Ok(program) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    if output.status.success() { Ok(programs.join("libcni")) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
