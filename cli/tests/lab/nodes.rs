@@ -228,7 +228,7 @@ fn a_node_that_goes_takes_its_pods_out_of_services_and_brings_them_back() {
     );
     let lab = Running::lab(manifests.path(), &["--keep", "--mode", "native", "--expect", &expect]);
     lab.wait_for_errors(STAYS);
-    assert!(lab.output().contains("all as expected"), "{}", lab.output());
+    lab.wait_for_output("all as expected");
     let before = addresses(&manifests, "right", "w2");
 
     order(&lab, "stop", "right").expect_code(0);

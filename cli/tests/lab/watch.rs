@@ -19,7 +19,7 @@ fn edits_flip_verdicts_add_and_remove_pods_and_broken_ones_change_nothing() {
     manifests.write("policy.yaml", &policy("a", "p", CLOSED));
     let mut lab = Running::lab(manifests.path(), &["--watch"]);
     lab.wait_for_errors("watching for edits");
-    assert!(lab.output().contains("default deny of ingress by NetworkPolicy a/p"), "{}", lab.output());
+    lab.wait_for_output("default deny of ingress by NetworkPolicy a/p");
 
     manifests.write("policy.yaml", &policy("a", "p", OPEN));
     lab.wait_for_output("now reached\n    a/x -> a/x2: TCP 80, ICMP\n");

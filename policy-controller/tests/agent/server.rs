@@ -36,8 +36,8 @@ pub struct Server {
 
 struct Shared {
     answer: Mutex<Answer>,
-    /// What the watch of NetworkPolicies has told or is to tell, in order.
-    policies: Mutex<Vec<String>>,
+    /// What the watch of NetworkPolicies has told or is to tell, in order, with the version of each.
+    policies: Mutex<Vec<(u64, String)>>,
     requests: AtomicUsize,
     ended: AtomicBool,
 }
@@ -78,7 +78,7 @@ impl Server {
             "ingress": [{ "from": [{ "podSelector": { "matchExpressions": [role] } }] }],
         });
         let object = json!({ "kind": "NetworkPolicy", "apiVersion": "networking.k8s.io/v1", "metadata": metadata, "spec": spec });
-        self.shared.policies.lock().unwrap().push(format!("{}\n", json!({ "type": "MODIFIED", "object": object })));
+        self.shared.policies.lock().unwrap().push((version, format!("{}\n", json!({ "type": "MODIFIED", "object": object }))));
     }
 
     /// How many requests came so far.
@@ -108,7 +108,7 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
     let (code, body) = match answer {
         Answer::Unauthorised => (401, status(401, "Unauthorized")),
         Answer::Forbidden => (403, status(403, "Forbidden")),
-        _ if request.contains("watch=true") => return watch(shared, stream, path),
+        _ if request.contains("watch=true") => return watch(shared, stream, path, since(&request)),
         Answer::Installed if path.ends_with("/clusternetworkpolicies") => (200, cluster_policies()),
         Answer::Moved if path == "/apis" => {
             let version = json!({ "groupVersion": "policy.networking.k8s.io/v1beta1", "version": "v1beta1" });
@@ -135,20 +135,26 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
     write!(stream, "HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }
 
+/// The version that a watch is to go on from: an agent begins anew now and then, and hears nothing twice.
+fn since(request: &str) -> u64 {
+    let version = request.split(['?', '&', ' ']).find_map(|parameter| parameter.strip_prefix("resourceVersion="));
+    version.and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
 /// A watch: of pods, on which nothing happens before [`Answer::Newer`]; of NetworkPolicies, which tells what it is given
 /// once; of others, which are silent.
-fn watch(shared: &Shared, mut stream: TcpStream, path: &str) -> std::io::Result<()> {
+fn watch(shared: &Shared, mut stream: TcpStream, path: &str, since: u64) -> std::io::Result<()> {
     write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
     stream.set_nodelay(true)?;
     let policies = path.ends_with("/networkpolicies");
-    let mut told = 0;
+    let mut told = if policies { shared.policies.lock().unwrap().partition_point(|(version, _)| *version <= since) } else { 0 };
     while !shared.ended.load(Ordering::Relaxed) {
         let mut events: Vec<String> = Vec::new();
         if path == "/api/v1/pods" && told == 0 && *shared.answer.lock().unwrap() == Answer::Newer {
             events.push(format!("{}\n", json!({ "type": "MODIFIED", "object": pod("shop", "web", "newer", json!({}), "8") })));
         }
         if policies {
-            events.extend_from_slice(&shared.policies.lock().unwrap()[told..]);
+            events.extend(shared.policies.lock().unwrap()[told..].iter().map(|(_, event)| event.clone()));
         }
         told += events.len();
         for event in events {
