@@ -442,9 +442,13 @@ impl Drop for Preparation {
 /// The cluster suite: on the cluster that [`CLUSTER`] names, else on one that is made for it and removed.
 fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program], failures: &mut Vec<String>) -> Result<Counts> {
     // What the tests install. Where they run there may be no way out; mostly the preparation has fetched it.
-    let fetched = Command::new("tests/e2e/kind/upstream-definitions").current_dir(root).stdout(Stdio::null()).status();
-    if !fetched.context("starting tests/e2e/kind/upstream-definitions")?.success() {
-        eprintln!("cluster: the tests that install ClusterNetworkPolicy will fail");
+    for (script, arguments, needed) in [("upstream-definitions", None, "ClusterNetworkPolicy"), ("build", Some("kube-proxy"), "kube-proxy")]
+    {
+        let script = root.join("tests/e2e/kind").join(script);
+        let fetched = Command::new(&script).args(arguments).stdout(Stdio::null()).status();
+        if !fetched.with_context(|| format!("starting {}", script.display()))?.success() {
+            eprintln!("cluster: the tests that install {needed} will fail");
+        }
     }
     if let Ok(kubeconfig) = std::env::var(CLUSTER) {
         println!("cluster: using the cluster of {CLUSTER}={kubeconfig}");
