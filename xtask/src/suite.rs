@@ -38,17 +38,20 @@ enum Work {
 pub struct Suite {
     name: &'static str,
     needs: Needs,
+    /// Whether its tests wait for what comes in time, so that nothing else may run beside them.
+    alone: bool,
     work: Work,
 }
 
 const SUITES: &[Suite] = &[
-    Suite { name: "format", needs: Needs::Nothing, work: Work::Check(|| vec!["fmt", "--all", "--check"]) },
-    Suite { name: "tidy", needs: Needs::Nothing, work: Work::Check(|| vec!["xtask", "tidy"]) },
-    Suite { name: "clippy", needs: Needs::Nothing, work: Work::Lint },
-    Suite { name: "unit", needs: Needs::Nothing, work: Work::Inside },
+    Suite { name: "format", needs: Needs::Nothing, alone: false, work: Work::Check(|| vec!["fmt", "--all", "--check"]) },
+    Suite { name: "tidy", needs: Needs::Nothing, alone: false, work: Work::Check(|| vec!["xtask", "tidy"]) },
+    Suite { name: "clippy", needs: Needs::Nothing, alone: false, work: Work::Lint },
+    Suite { name: "unit", needs: Needs::Nothing, alone: false, work: Work::Inside },
     Suite {
         name: "property",
         needs: Needs::Nothing,
+        alone: false,
         work: Work::Beside(&[
             "palisade-datapath-core",
             "palisade-identity",
@@ -58,13 +61,14 @@ const SUITES: &[Suite] = &[
             "palisade-protocol",
         ]),
     },
-    Suite { name: "packet", needs: Needs::Root, work: Work::Beside(&["palisade-loader"]) },
+    Suite { name: "packet", needs: Needs::Root, alone: false, work: Work::Beside(&["palisade-loader"]) },
     Suite {
         name: "namespace",
         needs: Needs::Root,
+        alone: true,
         work: Work::Beside(&["palisade-test-support", "palisade-cni", "palisade-runtime", "palisade-agent", "palisade", "palisade-bench"]),
     },
-    Suite { name: "cluster", needs: Needs::Cluster, work: Work::Beside(&["palisade-e2e"]) },
+    Suite { name: "cluster", needs: Needs::Cluster, alone: true, work: Work::Beside(&["palisade-e2e"]) },
 ];
 
 /// A test program that cargo built.
@@ -142,7 +146,7 @@ pub fn run(root: &Path, only: &[String]) -> Result<ExitCode> {
             Work::Lint => built(root, &mut programs)?.lint(),
             Work::Inside | Work::Beside(_) => {
                 let programs = &built(root, &mut programs)?.programs;
-                tests(root, suite, programs, preparation.take_if(|_| suite.needs == Needs::Cluster), &mut failures)?
+                tests(root, suite, programs, preparation.take_if(|_| suite.alone), &mut failures)?
             }
         };
         total.add(counts);
@@ -263,7 +267,9 @@ fn tests(root: &Path, suite: &Suite, programs: &[Program], preparation: Option<P
         return skipped(suite, &programs, "needs root: network namespaces and BPF");
     }
     if let Some(preparation) = preparation {
+        let begin = Instant::now();
         preparation.end()?;
+        println!("cluster: waited {} s for what it is made of", begin.elapsed().as_secs());
     }
     let counts =
         if suite.needs == Needs::Cluster { on_cluster(root, suite, &programs, failures)? } else { all(suite, &programs, &[], failures)? };
@@ -274,16 +280,44 @@ fn tests(root: &Path, suite: &Suite, programs: &[Program], preparation: Option<P
     Ok(counts)
 }
 
+/// The programs of the cluster suite that change nothing of the cluster but what is their own: those of a list run one after the other,
+/// beside those of the other list. They wait for most of their time.
+const LANES: [&[&str]; 2] =
+    [&["truth_tables"], &["birth", "examples", "identities", "kube_proxy", "service_kinds", "services", "verdicts"]];
+
 fn all(suite: &Suite, programs: &[&Program], environment: &[(&str, String)], failures: &mut Vec<String>) -> Result<Counts> {
-    let mut counts = Counts::default();
-    for program in programs {
-        counts.add(one(suite, program, environment, failures)?);
+    let of_lane =
+        |program: &Program| LANES.iter().position(|lane| suite.needs == Needs::Cluster && lane.contains(&program.target.as_str()));
+    let of = |wanted: Option<usize>| programs.iter().filter(move |program| of_lane(program) == wanted);
+    let run = |programs: &mut dyn Iterator<Item = &&Program>| -> Result<(Counts, Vec<String>)> {
+        let (mut counts, mut failures) = (Counts::default(), Vec::new());
+        for program in programs {
+            let begin = Instant::now();
+            counts.add(one(suite, program, of_lane(program).is_some(), environment, &mut failures)?);
+            println!("--- {} {}: {} s", program.package, program.target, begin.elapsed().as_secs());
+        }
+        Ok((counts, failures))
+    };
+    let mut results = vec![run(&mut of(None))?];
+    std::thread::scope(|scope| -> Result<()> {
+        let lanes: Vec<_> = (0..LANES.len()).map(|lane| scope.spawn(move || run(&mut of(Some(lane))))).collect();
+        for lane in lanes {
+            results.push(lane.join().map_err(|_| anyhow!("a thread that runs test programs died"))??);
+        }
+        Ok(())
+    })?;
+    let mut total = Counts::default();
+    for (counts, mut failed) in results {
+        total.add(counts);
+        failures.append(&mut failed);
     }
-    Ok(counts)
+    Ok(total)
 }
 
-fn one(suite: &Suite, program: &Program, environment: &[(&str, String)], failures: &mut Vec<String>) -> Result<Counts> {
+/// Runs a program. Where others run beside it, each line says whose it is.
+fn one(suite: &Suite, program: &Program, beside: bool, environment: &[(&str, String)], failures: &mut Vec<String>) -> Result<Counts> {
     println!("--- {} {}", program.package, program.target);
+    let whose = if beside { format!("{}: ", program.target) } else { String::new() };
     let mut command = match environment.iter().find(|(name, _)| *name == NETWORK) {
         Some((_, namespace)) => {
             let mut command = limited("nsenter");
@@ -303,9 +337,9 @@ fn one(suite: &Suite, program: &Program, environment: &[(&str, String)], failure
     let mut failed = Failures::default();
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     std::thread::scope(|scope| -> Result<()> {
-        let errors = scope.spawn(|| read(stderr, |line| eprintln!("{line}")));
+        let errors = scope.spawn(|| read(stderr, |line| eprintln!("{whose}{line}")));
         let told = read(stdout, |line| {
-            println!("{line}");
+            println!("{whose}{line}");
             failed.hear(line);
         });
         counts.add(told?);
@@ -398,8 +432,11 @@ const CLUSTER: &str = "PALISADE_TEST_KUBECONFIG";
 /// The network namespace that a test program runs in: where the nodes of the cluster are reached, as from outside.
 const NETWORK: &str = "PALISADE_TEST_NETWORK";
 
-/// What the cluster is made of, as it is made while the other suites are built and run: in processor time that nothing else
-/// wants, of which there is much while a large crate compiles or a test waits.
+/// How many tests of a program run at once; else as many as there are processors.
+const THREADS: &str = "RUST_TEST_THREADS";
+
+/// What the cluster is made of, as it is made while the other suites are built and run, up to those that are to run alone: in processor
+/// time that nothing else wants, of which there is some while a large crate compiles or a test waits.
 struct Preparation(Child);
 
 impl Preparation {
@@ -464,6 +501,10 @@ fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program], failures: &mut 
         // An engine of the cluster's own has a network of its own.
         if let Ok(namespace) = std::fs::read_to_string(root.join("target/cluster/network")) {
             environment.push((NETWORK, namespace.trim().to_owned()));
+        }
+        // They wait for the cluster more than they work.
+        if std::env::var_os(THREADS).is_none() {
+            environment.push((THREADS, "4".to_owned()));
         }
         all(suite, programs, &environment, failures)?
     } else {

@@ -261,49 +261,60 @@ fn two_pods_in(pin: &PinDir, datapath: &mut Datapath, rows: usize) -> [(Pod, Att
 
 #[test]
 fn a_growth_that_is_killed_after_any_step_loses_no_packet_and_is_mended_by_the_next_run() {
-    const NEEDS: [(&str, usize); 3] = [(map::POLICY, 65), (map::PREFIX_V6, 65), (map::ENDPOINTS, 17)];
     // What steps there are is learnt from a growth that is not killed.
     let mut steps = Vec::new();
     alone(|base| drop(open(base).grow_watched(&NEEDS, &mut |step| steps.push(step)).unwrap()));
     assert_eq!(steps.len(), 2 + 2 * NEEDS.len() + 2 * programs().len(), "{steps:?}");
-    for killed_after in steps {
-        alone(|base| {
-            let pin = PinDir::new(base);
-            let mut datapath = open(base);
-            fill(&mut datapath, 12);
-            let pods = two_pods(&pin, &mut datapath);
-            let closed = Pod::new(3);
-            attach_with(&pin, kind(), Role::Endpoint, &closed.host, closed.index).unwrap();
-            let (before, directory) = (rows(&datapath), names(&pin.maps_dir()));
-            let killed = catch_unwind(AssertUnwindSafe(|| {
-                datapath.grow_watched(&NEEDS, &mut |step| {
-                    if step == killed_after {
-                        resume_unwind(Box::new(()))
-                    }
-                })
-            }));
-            assert!(killed.is_err(), "{killed_after:?}");
-            drop(datapath);
-            for (pod, kind) in &pods {
-                assert!(pod.reaches_host(), "without an agent, after {killed_after:?} by {kind}");
-            }
-            // What the plugin attaches now is as good.
-            let late = Pod::new(4);
-            attach_with(&pin, kind(), Role::Endpoint, &late.host, late.index).unwrap();
+    // Two at a time: each loads all programs four times over.
+    let (some, others) = steps.split_at(steps.len() / 2);
+    thread::scope(|scope| {
+        let some = scope.spawn(|| some.iter().for_each(|step| kill_and_mend(*step)));
+        others.iter().for_each(|step| kill_and_mend(*step));
+        some.join().unwrap_or_else(|panic| resume_unwind(panic));
+    });
+}
 
-            let mut next = open(base);
-            assert_eq!(rows(&next), before, "{killed_after:?}");
-            assert_eq!(names(&pin.maps_dir()), directory, "{killed_after:?}");
-            let attached: Vec<_> = pods.iter().map(|(pod, kind)| (pod, *kind)).collect();
-            assert_whole(&pin, &attached);
-            assert_whole(&pin, &[(&late, kind()), (&closed, kind())]);
-            assert!(closed.is_cut_off(), "{killed_after:?}");
-            // What is written from now on is what packets meet.
-            next.endpoints.insert(&closed.index, &closed.endpoint(1)).unwrap();
-            assert!(closed.reaches_host(), "{killed_after:?}");
-            assert!(next.grow(&[(map::POLICY, 129)]).unwrap().len() == 1, "and it grows");
-        });
-    }
+/// What a growth needs that is killed.
+const NEEDS: [(&str, usize); 3] = [(map::POLICY, 65), (map::PREFIX_V6, 65), (map::ENDPOINTS, 17)];
+
+/// Ends a growth after a step, and lets another run go on.
+fn kill_and_mend(killed_after: InstallStep) {
+    alone(|base| {
+        let pin = PinDir::new(base);
+        let mut datapath = open(base);
+        fill(&mut datapath, 12);
+        let pods = two_pods(&pin, &mut datapath);
+        let closed = Pod::new(3);
+        attach_with(&pin, kind(), Role::Endpoint, &closed.host, closed.index).unwrap();
+        let (before, directory) = (rows(&datapath), names(&pin.maps_dir()));
+        let killed = catch_unwind(AssertUnwindSafe(|| {
+            datapath.grow_watched(&NEEDS, &mut |step| {
+                if step == killed_after {
+                    resume_unwind(Box::new(()))
+                }
+            })
+        }));
+        assert!(killed.is_err(), "{killed_after:?}");
+        drop(datapath);
+        for (pod, kind) in &pods {
+            assert!(pod.reaches_host(), "without an agent, after {killed_after:?} by {kind}");
+        }
+        // What the plugin attaches now is as good.
+        let late = Pod::new(4);
+        attach_with(&pin, kind(), Role::Endpoint, &late.host, late.index).unwrap();
+
+        let mut next = open(base);
+        assert_eq!(rows(&next), before, "{killed_after:?}");
+        assert_eq!(names(&pin.maps_dir()), directory, "{killed_after:?}");
+        let attached: Vec<_> = pods.iter().map(|(pod, kind)| (pod, *kind)).collect();
+        assert_whole(&pin, &attached);
+        assert_whole(&pin, &[(&late, kind()), (&closed, kind())]);
+        assert!(closed.is_cut_off(), "{killed_after:?}");
+        // What is written from now on is what packets meet.
+        next.endpoints.insert(&closed.index, &closed.endpoint(1)).unwrap();
+        assert!(closed.reaches_host(), "{killed_after:?}");
+        assert!(next.grow(&[(map::POLICY, 129)]).unwrap().len() == 1, "and it grows");
+    });
 }
 
 #[test]

@@ -3,18 +3,25 @@
 use anyhow::Result;
 use palisade_e2e::cluster::Cluster;
 use palisade_e2e::definition::{Installed, NOTICED};
+use palisade_e2e::pod::TCP_PORT;
 use palisade_e2e::probe::Outcome::{Reached, Silent};
+use palisade_e2e::request::{Answer, Way};
 use palisade_e2e::scene::Scene;
+use palisade_e2e::service::{Served, by, from};
 use serde_json::{Value, json};
+use std::sync::Mutex;
 
 fn cluster_policy(cluster: &Cluster, name: &str, spec: &Value) -> Result<()> {
     let version = "policy.networking.k8s.io/v1alpha2";
     cluster.apply(&[json!({ "apiVersion": version, "kind": "ClusterNetworkPolicy", "metadata": { "name": name }, "spec": spec })])
 }
 
-// One test: the definition belongs to the whole cluster.
+/// The definition belongs to the whole cluster: one test at a time.
+static DEFINITION: Mutex<()> = Mutex::new(());
+
 #[test]
 fn upstream_s_definition_is_noticed_and_tiers_priorities_and_pass_decide() -> Result<()> {
+    let _alone = DEFINITION.lock();
     let scene = Scene::start("cluster-policy")?;
     let cluster = scene.cluster().clone();
     scene.expect("without the definition", &Reached, &Reached);
@@ -61,4 +68,32 @@ fn upstream_s_definition_is_noticed_and_tiers_priorities_and_pass_decide() -> Re
     std::thread::sleep(NOTICED);
     scene.expect("after the definition was deleted", &Reached, &Reached);
     Ok(())
+}
+
+#[test]
+fn a_cluster_policy_judges_a_pod_that_reaches_itself_through_its_service() -> Result<()> {
+    let _alone = DEFINITION.lock();
+    let served = Served::start("subject", env!("CARGO_BIN_EXE_prober").as_ref())?;
+    let cluster = served.cluster().clone();
+    let services = ["near", "far"].map(|at| served.serve(at, json!({ "selector": { "app": "backend", "at": at } })));
+    let [near, far] = &served.backends;
+    let [to_near, to_far] = services;
+    let (to_near, to_far) = (to_near?, to_far?);
+    let _definition = Installed::channel(&cluster, "standard")?;
+    std::thread::sleep(NOTICED);
+
+    let pods = |at: &str| {
+        let namespace = json!({ "matchLabels": { "kubernetes.io/metadata.name": served.namespace.name } });
+        json!({ "pods": { "namespaceSelector": namespace, "podSelector": { "matchLabels": { "app": "backend", "at": at } } } })
+    };
+    let tcp = json!([{ "tcp": { "destinationPort": { "number": TCP_PORT } } }]);
+    let rules = json!([{ "action": "Deny", "from": [pods("near")], "protocols": tcp }]);
+    let name = format!("{}-itself", served.namespace.name);
+    cluster_policy(&cluster, &name, &json!({ "tier": "Admin", "priority": 0, "subject": pods("near"), "ingress": rules }))?;
+    served.expect("itself, by the port that is denied", near, &by(&to_near, Way::Tcp), 1, &[Answer::Silent])?;
+    served.expect("itself, by a port that is not named", near, &by(&to_near, Way::Udp), 3, &from(&["near"]))?;
+    served.expect("a pod that is no subject", far, &to_far, 3, &from(&["far"]))?;
+    served.expect("a peer that is not named", far, &to_near, 3, &from(&["near"]))?;
+    cluster.run(&["delete", "clusternetworkpolicy", &name])?;
+    served.expect("after the policy went", near, &to_near, 3, &from(&["near"]))
 }

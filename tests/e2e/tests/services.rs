@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result};
 use palisade_e2e::cluster::items;
-use palisade_e2e::definition::{Installed, NOTICED};
 use palisade_e2e::pod::{IMAGE, Pod, TCP_PORT, UDP_PORT};
 use palisade_e2e::probe::{Outcome, Probe, run_all};
 use palisade_e2e::request::Answer::{self, From, Refused, Silent};
@@ -197,38 +196,6 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
         served.expect("and nobody else reaches it", &served.clients[index], &services[index], 1, &[Silent])?;
     }
     Ok(())
-}
-
-#[test]
-fn a_cluster_policy_judges_a_pod_that_reaches_itself_through_its_service() -> Result<()> {
-    let served = start("subject")?;
-    let cluster = served.cluster().clone();
-    let services = ["near", "far"].map(|at| served.serve(at, json!({ "selector": { "app": "backend", "at": at } })));
-    let [near, far] = &served.backends;
-    let [to_near, to_far] = services;
-    let (to_near, to_far) = (to_near?, to_far?);
-    let _definition = Installed::channel(&cluster, "standard")?;
-    std::thread::sleep(NOTICED);
-
-    let pods = |at: &str| {
-        let namespace = json!({ "matchLabels": { "kubernetes.io/metadata.name": served.namespace.name } });
-        json!({ "pods": { "namespaceSelector": namespace, "podSelector": { "matchLabels": { "app": "backend", "at": at } } } })
-    };
-    let tcp = json!([{ "tcp": { "destinationPort": { "number": TCP_PORT } } }]);
-    let rules = json!([{ "action": "Deny", "from": [pods("near")], "protocols": tcp }]);
-    let name = format!("{}-itself", served.namespace.name);
-    cluster.apply(&[json!({
-        "apiVersion": "policy.networking.k8s.io/v1alpha2",
-        "kind": "ClusterNetworkPolicy",
-        "metadata": { "name": name },
-        "spec": { "tier": "Admin", "priority": 0, "subject": pods("near"), "ingress": rules },
-    })])?;
-    served.expect("itself, by the port that is denied", near, &by(&to_near, Way::Tcp), 1, &[Silent])?;
-    served.expect("itself, by a port that is not named", near, &by(&to_near, Way::Udp), 3, &from(&["near"]))?;
-    served.expect("a pod that is no subject", far, &to_far, 3, &from(&["far"]))?;
-    served.expect("a peer that is not named", far, &to_near, 3, &from(&["near"]))?;
-    cluster.run(&["delete", "clusternetworkpolicy", &name])?;
-    served.expect("after the policy went", near, &to_near, 3, &from(&["near"]))
 }
 
 #[test]
