@@ -208,6 +208,15 @@ fn through_vxlan_the_largest_packet_of_a_pod_arrives_on_the_other_side_of_the_ro
 
 #[test]
 fn a_node_that_goes_takes_its_pods_out_of_services_and_brings_them_back() {
+    lose_a_node("native");
+}
+
+#[test]
+fn a_node_that_goes_takes_its_pods_out_of_services_and_brings_them_back_through_the_overlay() {
+    lose_a_node("vxlan");
+}
+
+fn lose_a_node(mode: &str) {
     if !labs_run_here() {
         return;
     }
@@ -226,7 +235,7 @@ fn a_node_that_goes_takes_its_pods_out_of_services_and_brings_them_back() {
         "reach.yaml",
         "default: allow\nprobes: [{from: 'node:left', to: a/x, verdict: allow}, {from: '*', to: a/x, verdict: deny}]",
     );
-    let lab = Running::lab(manifests.path(), &["--keep", "--mode", "native", "--expect", &expect]);
+    let lab = Running::lab(manifests.path(), &["--keep", "--mode", mode, "--expect", &expect]);
     lab.wait_for_errors(STAYS);
     lab.wait_for_output("all as expected");
     let before = addresses(&manifests, "right", "w2");

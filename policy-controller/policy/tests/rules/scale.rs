@@ -1,9 +1,10 @@
 //! What grows with what.
 
-use crate::judge::world::{World, block, from, own, pods, rule, tcp};
+use crate::judge::world::{World, block, expression, from, own, pods, rule, tcp};
 use crate::judge::{compiled_verdict, expected_verdict};
 use ipnet::{IpNet, Ipv4Net};
-use palisade_policy::model::{Model, ObjectName, Peer, Peers, Pod, Policy, Ports, Rule};
+use palisade_identity::Operator;
+use palisade_policy::model::{Model, ObjectName, Peer, Peers, Pod, PodSet, Policy, Ports, Rule};
 use palisade_policy::oracle::Flow;
 use palisade_policy::{Compiled, Numbers, Planner, Step, compile, plan};
 use std::collections::BTreeSet;
@@ -49,6 +50,56 @@ fn identities_grow_with_what_policies_tell_apart_and_not_with_labels() {
     );
     assert!(identities <= 200, "{identities} identities");
     assert_eq!(compiled.addresses.len(), 40_000);
+}
+
+/// What a policy can know of a pod of the next test: the number of its namespace, of its application and of its tier, and whether it is a canary.
+type Known = (u32, u32, u32, bool);
+
+// Labels of several keys that go their own ways multiply; what counts is which of the combinations some policy tells from others.
+#[test]
+fn identities_are_as_many_as_the_combinations_of_labels_that_policies_tell_apart() {
+    let mut world = (0..10).fold(World::default(), |world, index| world.namespace(&format!("team-{index}"), &format!("team=t{index}")));
+    let mut peers: Vec<Box<dyn Fn(Known) -> bool>> = Vec::new();
+    for index in 0..50_u32 {
+        let (home, app, other, tier) = (index % 10, index * 7 % 40, index * 3 % 10, index % 4);
+        let (peer, matches): (Peer, Box<dyn Fn(Known) -> bool>) = match index % 5 {
+            0 => (own(&format!("app=a{app}")), Box::new(move |pod| (pod.0, pod.1) == (home, app))),
+            1 => (pods(&format!("team=t{other}"), &format!("app=a{app}")), Box::new(move |pod| (pod.0, pod.1) == (other, app))),
+            2 => (pods("", &format!("tier=t{tier}")), Box::new(move |pod| pod.2 == tier)),
+            3 => (own("track=canary"), Box::new(move |pod| pod.0 == home && pod.3)),
+            _ => {
+                let others = expression("tier", Operator::NotIn([format!("t{tier}")].into()));
+                (Peer::Pods(PodSet { pods: others, ..PodSet::default() }), Box::new(move |pod| pod.0 == home && pod.2 != tier))
+            }
+        };
+        peers.push(matches);
+        world = world.ingress(&format!("team-{home}/policy-{index}"), &format!("app=a{}", index % 40), [from([peer])]);
+    }
+    let mut told_apart = BTreeSet::new();
+    for index in 0..20_000_u32 {
+        let known: Known = (index % 10, index / 10 % 40, index / 10 % 4, index % 97 == 0);
+        told_apart.insert(peers.iter().map(|matches| matches(known)).collect::<Vec<_>>());
+        let (namespace, app, tier, canary) = known;
+        let labels = [
+            ("app", format!("a{app}")),
+            ("tier", format!("t{tier}")),
+            ("track", if canary { "canary" } else { "stable" }.to_owned()),
+            ("pod-template-hash", format!("hash-{index}")),
+        ];
+        let addresses = vec![IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + index))];
+        let pod = Pod { labels: labels.map(|(key, value)| (key.to_owned(), value)).into(), addresses, ..Pod::default() };
+        world.model.pods.insert(ObjectName::new(format!("team-{namespace}"), format!("pod-{index}")), pod);
+    }
+    let local: BTreeSet<ObjectName> = world.model.pods.keys().step_by(200).cloned().collect();
+    let compiled = compile(&world.model, &local, &mut Numbers::default());
+    let identities: BTreeSet<u32> = world.model.pods.values().map(|pod| compiled.identity(pod.addresses[0])).collect();
+    println!(
+        "20 000 pods, 50 policies, 4 keys: {} combinations that policies tell apart, {} identities",
+        told_apart.len(),
+        identities.len()
+    );
+    assert!(identities.len() <= told_apart.len() && told_apart.len() < 300, "{} of {}", identities.len(), told_apart.len());
+    assert!(identities.len() > 50, "{identities:?}: the policies would tell little apart");
 }
 
 #[test]
