@@ -380,10 +380,11 @@ impl<'a> Change<'a> {
             });
         }
         if steps.len() > flipped && !self.flips.is_empty() {
-            // Who has read a subject that endpoints left finds its rows only where addresses were until now.
+            // Who has read a subject that endpoints left finds its rows only where addresses were until now; and what it says by them
+            // must not be written down in the epoch that follows.
             steps.insert(flipped, Step::AwaitPrograms);
             if at_once {
-                steps.insert(flipped, Step::BumpEpoch);
+                steps.insert(flipped + 1, Step::BumpEpoch);
             }
         }
         steps.extend(self.flips.iter().filter(|change| change.through != change.to).map(|change| flip(change.pod, change.to)));
@@ -399,14 +400,17 @@ impl<'a> Change<'a> {
         // old would pass still where a new one does that the old policy refused. Rows to be removed may be all that is left of a change
         // that was interrupted before it came to this.
         let alters = self.alters(&steps);
-        if !steps.contains(&Step::BumpEpoch) && (alters || !removals.is_empty()) {
+        let bumped = steps.contains(&Step::BumpEpoch);
+        // Who reads what goes has to end before it goes; and who has read what was altered, before an epoch begins in which its verdict
+        // would speak.
+        if !removals.is_empty() || (alters && !bumped) {
+            steps.push(Step::AwaitPrograms);
+        }
+        if !bumped && (alters || !removals.is_empty()) {
             steps.push(Step::BumpEpoch);
         }
         if alters && let Some(first) = steps.iter().position(|step| self.is_met(step)) {
             steps.insert(first, Step::UnsettleEpoch);
-        }
-        if !removals.is_empty() {
-            steps.push(Step::AwaitPrograms);
         }
         steps.extend(removals);
         steps

@@ -147,6 +147,8 @@ fn follow(kernel: &mut Kernel, steps: &[Step], next: &Compiled, asks: &[Ask], wh
     let before = sides(kernel, asks);
     let after: Vec<Side> = asks.iter().map(|ask| side(next, next.subjects[&ask.pod], ask)).collect();
     let mut last = before.clone();
+    // Whether a program may still run that has read what was before the last verdict changed.
+    let mut one_runs = false;
     for (index, step) in steps.iter().enumerate() {
         let epoch = kernel.epoch;
         kernel.apply(step);
@@ -160,6 +162,8 @@ fn follow(kernel: &mut Kernel, steps: &[Step], next: &Compiled, asks: &[Ask], wh
             );
         }
         // Else what the connection table holds of a flow that is judged already would be another verdict than that of a new one.
+        one_runs = (one_runs || now != last) && *step != Step::AwaitPrograms;
+        assert!(!one_runs || *step != Step::BumpEpoch, "{what}: step {index}: what a program says of before would speak\n{steps:#?}");
         let holds = epoch::settled(epoch) && kernel.epoch == epoch;
         assert!(!holds || now == last, "{what}: after step {index} {step:?}: a verdict changed in a settled epoch\n{steps:#?}");
         last = now;

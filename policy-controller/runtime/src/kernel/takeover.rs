@@ -5,6 +5,7 @@ use crate::problem::Part;
 use crate::state::{Realised, since};
 use palisade_cni::link::{Link, Netlink};
 use palisade_datapath_core::abi::SUBJECT_NONE;
+use palisade_datapath_core::epoch;
 use palisade_loader::{Role, detach_endpoint, pinned_links};
 use palisade_policy::Planner;
 use palisade_protocol::EndpointSpec;
@@ -73,8 +74,11 @@ impl Kernel {
                 swept += 1;
             }
         }
-        if swept > 0 {
+        // An agent that was killed in the middle of a change has left an epoch in which every packet is judged by itself.
+        if swept > 0 || !epoch::settled(datapath.epoch()?) {
             datapath.bump_epoch()?;
+        }
+        if swept > 0 {
             tracing::info!(swept, "removed rows that belong to no pod");
         }
         Ok(())
