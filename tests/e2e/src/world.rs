@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where the node keeps its addresses: `paths.state` of the chart, and the plugin's own folder in it.
 const ADDRESS_STORE: &str = "/var/lib/palisade/ipam";
+/// How long a pod of another test may keep addresses that are wanted.
+const RECREATED: Duration = Duration::from_secs(240);
 /// What the program is called in a pod.
 const PROBER: &str = "/tmp/prober";
 /// A label value of 63 characters, each kind that may stand in one.
@@ -130,17 +132,25 @@ impl World {
     /// Deletes a pod and makes one of the same name, with these labels, under the same addresses.
     ///
     /// An address rests for half a minute after it was given back, and the node gives out all others before: both are
-    /// cut short in the node's store, the rest is what always happens.
+    /// cut short in the node's store, the rest is what always happens. Another test's pod may come between and take the addresses: then it
+    /// is tried again, until that pod has gone.
     pub fn recreate(&mut self, name: Name, labels: &BTreeMap<String, String>) -> Result<()> {
         let old = self.sessions.remove(&name).with_context(|| format!("no pod {name}"))?.pod.clone();
         let keeper = self.keeper(&old.node)?;
-        self.cluster.run(&["delete", "--namespace", &old.namespace, "pod", &old.name, "--timeout=60s"])?;
         let addresses: Vec<String> = old.addresses.iter().map(std::net::IpAddr::to_string).collect();
-        keeper.shell(&self.cluster, &format!("{PROBER} end-rest {ADDRESS_STORE} {}", addresses.join(" ")))?;
-        self.cluster.apply(&[self.pod(name, labels)?])?;
-        let pods = pod::ready(&self.cluster, &old.namespace)?;
-        let fresh = named(&pods, name.pod)?.clone();
-        ensure!(fresh.addresses == old.addresses, "{name} came back as {:?}, it was {:?}", fresh.addresses, old.addresses);
+        let deadline = Instant::now() + RECREATED;
+        let fresh = loop {
+            self.cluster.run(&["delete", "--namespace", &old.namespace, "pod", &old.name, "--timeout=60s"])?;
+            keeper.shell(&self.cluster, &format!("{PROBER} end-rest {ADDRESS_STORE} {}", addresses.join(" ")))?;
+            self.cluster.apply(&[self.pod(name, labels)?])?;
+            let pods = pod::ready(&self.cluster, &old.namespace)?;
+            let fresh = named(&pods, name.pod)?.clone();
+            if fresh.addresses == old.addresses {
+                break fresh;
+            }
+            ensure!(Instant::now() < deadline, "{name} came back as {:?}, it was {:?}", fresh.addresses, old.addresses);
+            std::thread::sleep(Duration::from_secs(5));
+        };
         self.sessions.insert(name, Session::start(&self.cluster, fresh, &self.prober, name)?);
         Ok(())
     }

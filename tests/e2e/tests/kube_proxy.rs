@@ -18,7 +18,7 @@ const PROGRAM: &str = "/var/lib/palisade-e2e-kube-proxy";
 /// Runs a command as one of the node's.
 const ON_NODE: &str = "chroot /host env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Rules for services, and what they have counted.
-const RULES: &str = "sh -c 'iptables-save -c -t nat; ip6tables-save -c -t nat'";
+const RULES: &str = "sh -c 'iptables-save -c; ip6tables-save -c'";
 
 /// kube-proxy on each node that takes pods, in a pod of its own.
 struct Proxies<'a> {
@@ -59,9 +59,10 @@ impl<'a> Proxies<'a> {
         Ok(proxies)
     }
 
-    /// Of the rules about the services of the test: how many there are on each node, and how many packets they have met.
-    fn rules(&self) -> Result<Vec<(usize, u64)>> {
-        let of_service = format!("\"{}/", self.served.namespace.name);
+    /// Of the rules about a service of the test, or about all of them where it is "": how many there are on each node, and how many
+    /// packets they have met.
+    fn rules(&self, service: &str) -> Result<Vec<(usize, u64)>> {
+        let of_service = format!("\"{}/{service}", self.served.namespace.name);
         let count = |pod: &Pod| -> Result<(usize, u64)> {
             let saved = pod.shell(self.served.cluster(), &format!("{ON_NODE} {RULES}"))?;
             let rules: Vec<&str> = saved.lines().filter(|line| line.contains(&of_service)).collect();
@@ -76,22 +77,23 @@ impl<'a> Proxies<'a> {
         self.pods.iter().map(|pod| pod.shell(self.served.cluster(), "tail -n 5 /tmp/log").unwrap_or_default()).collect()
     }
 
-    /// Ends it and takes its rules away. What came of that.
-    fn end(&self) -> Result<()> {
-        for pod in &self.pods {
-            let end = format!("kill $(cat /tmp/process); sleep 1; {ON_NODE} {PROGRAM} --cleanup; rm -f /host{PROGRAM} /host{PROGRAM}.*");
-            pod.shell(self.served.cluster(), &end)?;
+    /// Ends it on every node and takes its rules away. What could not be.
+    fn end(&mut self) -> Vec<String> {
+        let end = format!("kill $(cat /tmp/process); sleep 1; {ON_NODE} {PROGRAM} --cleanup; rm -f /host{PROGRAM} /host{PROGRAM}.*");
+        let ended: Vec<_> = self.pods.iter().map(|pod| pod.shell(self.served.cluster(), &end)).collect();
+        let mut faults: Vec<String> = ended.into_iter().filter_map(|ended| Some(format!("{:#}", ended.err()?))).collect();
+        match self.rules("") {
+            Ok(rules) if rules.iter().all(|(rules, _)| *rules == 0) => self.pods.clear(),
+            left => faults.push(format!("rules and packets that are left: {left:?}")),
         }
-        Ok(())
+        faults
     }
 }
 
 impl Drop for Proxies<'_> {
     fn drop(&mut self) {
-        let ended = self.end().and_then(|()| self.rules());
-        match ended {
-            Ok(rules) if rules.iter().all(|(rules, _)| *rules == 0) => {}
-            left => eprintln!("rules of kube-proxy may be left on the nodes: {left:?}"),
+        for fault in self.end() {
+            eprintln!("kube-proxy may be left on the nodes: {fault}");
         }
         if let Err(error) = self.served.cluster().delete(std::slice::from_ref(&self.role)) {
             eprintln!("the role of kube-proxy could not be deleted: {error:#}");
@@ -148,10 +150,13 @@ fn services_stay_ours_beside_a_kube_proxy_that_has_rules_for_them() -> Result<()
     let inside = served.serve("both", json!({ "type": "NodePort" }))?;
     let nobody = served.serve("nobody", json!({ "selector": { "app": "nobody" } }))?;
     let at_nodes = served.at_nodes("both")?;
-    let proxies = Proxies::start(&served)?;
+    let mut proxies = Proxies::start(&served)?;
+    // For each of its two ports a service has a rule at least, in each family.
+    let least = 2 * served.clients[0].addresses.len();
     soon("kube-proxy has rules for the services on every node", || {
-        let (rules, logs) = (proxies.rules()?, || proxies.logs());
-        Ok(if rules.iter().all(|(rules, _)| *rules > 0) { Vec::new() } else { vec![format!("rules and packets: {rules:?}\n{}", logs())] })
+        let rules = [proxies.rules("both")?, proxies.rules("nobody")?].concat();
+        let complete = rules.iter().all(|(rules, _)| *rules >= least);
+        Ok(if complete { Vec::new() } else { vec![format!("rules and packets: {rules:?}\n{}", proxies.logs())] })
     })?;
 
     let all = from(&["near", "far"]);
@@ -178,7 +183,8 @@ fn services_stay_ours_beside_a_kube_proxy_that_has_rules_for_them() -> Result<()
     served.expect("beside kube-proxy, whom the policy lets in", client, &inside, MANY, &all)?;
     served.expect("beside kube-proxy, whom the policy keeps out", other, &inside, 3, &[Silent])?;
 
-    let rules = proxies.rules()?;
+    let rules = proxies.rules("")?;
     assert!(rules.iter().all(|(rules, packets)| *rules > 0 && *packets == 0), "rules of kube-proxy, and packets that met them: {rules:?}");
+    assert_eq!(proxies.end(), [""; 0]);
     Ok(())
 }
