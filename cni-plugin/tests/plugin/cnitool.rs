@@ -52,11 +52,12 @@ fn a_collection_by_the_tool_takes_away_every_pod_that_it_knows() {
             tool.done("add", pod);
         }
         assert_eq!(runtime.node.leases(), 2);
-        tool.done("gc", "a");
-        assert_eq!((runtime.node.left().as_str(), runtime.node.leases(), runtime.node.agent.endpoints().len()), ("", 0, 0));
+        // The library deletes each by itself. Then the tool hands no list of what is valid, and nothing is collected by that.
+        assert!(tool.refused("gc", "a").contains("cni.dev/valid-attachments"));
         for pod in ["a", "b"] {
             runtime.node.host.remove_pod(pod).unwrap();
         }
+        assert_eq!((runtime.node.left().as_str(), runtime.node.leases(), runtime.node.agent.endpoints().len()), ("", 0, 0));
     });
 }
 
