@@ -115,7 +115,7 @@ impl Node {
                 set(name, value);
             }
             let mac_text = OVERLAY_MAC.map(|byte| format!("{byte:02x}")).join(":");
-            run(&format!("ip link add {DEVICE} address {mac_text} type vxlan external dstport {PORT} nolearning"));
+            run(&format!("ip link add {DEVICE} address {mac_text} type vxlan external dstport {PORT} nolearning udp6zerocsumrx"));
             run(&format!("ip link set {DEVICE} mtu 1400 arp off multicast off addrgenmode none up"));
             run(&format!("ip link add pod type veth peer name eth0 netns {inside}"));
             // The link to a pod gives the node no address that it could be known by elsewhere.

@@ -5,18 +5,19 @@
 
 use aya_ebpf::bindings::{bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1};
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
-use palisade_datapath_core::abi::{LocalPod, Outcome, cell, tunnel_way};
+use palisade_datapath_core::abi::{LocalPod, Outcome, Tunnel, cell, tunnel_way};
 use palisade_datapath_core::packet::{Bytes, Packet, ethernet, protocol};
 
 use crate::frame::{Frame, action, words};
 use crate::maps::{self, Family};
+use crate::overlay;
 
 /// From `linux/socket.h`.
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
 /// What is no action: the packet could not be rewritten.
-const FAILED: i32 = i32::MIN;
+pub const FAILED: i32 = i32::MIN;
 
 #[inline(always)]
 fn rewritten(action: i32) -> Result<i32, Outcome> {
@@ -59,7 +60,7 @@ pub fn to_node<A: Family>(frame: &Frame, packet: &Packet<A>) -> Result<i32, Outc
 fn send_to_node<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
     let Some(tunnel) = packet.destination.tunnel() else { return action::PASS };
     let device = match tunnel.way {
-        tunnel_way::OVERLAY => maps::config(cell::OVERLAY_DEVICE),
+        _ if tunnel.is_overlay() => maps::config(cell::OVERLAY_DEVICE),
         tunnel_way::LINK => tunnel.ifindex,
         _ => 0,
     };
@@ -69,16 +70,35 @@ fn send_to_node<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
     if !A::lower_hop_limit(frame, packet.hop_limit) {
         return FAILED;
     }
-    if tunnel.way == tunnel_way::OVERLAY {
-        // SAFETY: the helper takes numbers only.
-        return unsafe { bpf_redirect(device, 0) } as i32;
+    if tunnel.is_overlay() {
+        return overlay::enter(frame, packet, &tunnel, device);
     }
+    to_neighbour(device, &tunnel)
+}
+
+/// Sends a packet, or what was put around it, to a node on a link of this one.
+#[inline(always)]
+pub fn to_neighbour(device: u32, tunnel: &Tunnel) -> i32 {
     let nh_family = if tunnel.version == 4 { AF_INET } else { AF_INET6 };
     // An IPv4 address is the first of these words. All are written: Linux 5.10 lets no program read what it has not.
     let next = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: words(tunnel.address) };
     let mut hop = bpf_redir_neigh { nh_family, __bindgen_anon_1: next };
     // SAFETY: the helper reads so many bytes of the next hop, all of which were written.
     unsafe { bpf_redirect_neigh(device, &mut hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+}
+
+/// Sends a packet as the kernel's routes say that have it leave by an interface.
+#[inline(always)]
+pub fn to_router(device: u32) -> i32 {
+    // SAFETY: without a next hop the helper takes numbers only.
+    unsafe { bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// Puts a packet into the queue of a device.
+#[inline(always)]
+pub fn to_device(device: u32) -> i32 {
+    // SAFETY: the helper takes numbers only.
+    unsafe { bpf_redirect(device, 0) as i32 }
 }
 
 /// Whether a packet, or each that a device will cut a large one into, is no longer than this.

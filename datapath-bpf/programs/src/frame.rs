@@ -3,15 +3,16 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
-    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
+    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_DONT_FRAGMENT, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+    BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_get_tunnel_key,
-    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+    bpf_csum_update, bpf_get_hash_recalc, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
 use palisade_datapath_core::abi::{Tunnel, V4, V6};
-use palisade_datapath_core::packet::{Bytes, crc32c};
+use palisade_datapath_core::packet::{Bytes, crc32c, ethernet, vxlan};
 
 /// What a program tells the kernel to do with the frame.
 pub mod action {
@@ -205,6 +206,25 @@ impl Frame {
         unsafe { bpf_skb_adjust_room(self.skb, bytes as i32, BPF_ADJ_ROOM_MAC, 0) == 0 }
     }
 
+    /// Makes room for so many bytes that the overlay puts around a packet, over IPv4 or IPv6, and tells devices which cut packets or sum them up what
+    /// is outer now and what inner. False where the kernel knows no such packets (before 5.13), or none like this: it is as it was.
+    #[inline(always)]
+    pub fn open_for_overlay(&self, bytes: u32, version: u8) -> bool {
+        const INNER_LINK: u64 = (ethernet::LENGTH as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+        // What a large packet is cut into is no shorter than before: pods' interfaces leave room for what is put around it.
+        const VXLAN: u32 = BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_FIXED_GSO;
+        let ip = if version == 4 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 };
+        // SAFETY: the helper checks the length and takes numbers.
+        unsafe { bpf_skb_adjust_room(self.skb, bytes as i32, BPF_ADJ_ROOM_MAC, INNER_LINK | (VXLAN | ip) as u64) == 0 }
+    }
+
+    /// What is the same for all packets of a flow.
+    #[inline(always)]
+    pub fn hash(&self) -> u32 {
+        // SAFETY: the helper takes the context alone.
+        unsafe { bpf_get_hash_recalc(self.skb) }
+    }
+
     /// Cuts the frame off after `length` bytes.
     #[inline(always)]
     pub fn cut(&self, length: u32) -> bool {
@@ -231,8 +251,6 @@ pub enum Source {
 
 /// Bytes of the key that every kernel knows: up to what 5.18 has added.
 const TUNNEL_KEY: usize = core::mem::offset_of!(bpf_tunnel_key, __bindgen_anon_3);
-/// Hops that an outer packet may take.
-const OUTER_TTL: u8 = 64;
 
 /// Tunnels: what the device has taken off a packet, or is to put around it.
 impl Frame {
@@ -261,7 +279,7 @@ impl Frame {
         // SAFETY: as above.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
         key.tunnel_id = network;
-        key.tunnel_ttl = OUTER_TTL;
+        key.tunnel_ttl = vxlan::HOP_LIMIT;
         // An outer packet that does not fit is an error of somebody's MTU: in fragments it would pass, slowly, and nobody would know why.
         let mut flags = BPF_F_DONT_FRAGMENT;
         if tunnel.version == 4 {

@@ -14,6 +14,7 @@ use crate::flow;
 use crate::frame::{Frame, action};
 use crate::maps::{Family, Scratch};
 use crate::outside;
+use crate::overlay;
 use crate::refuse;
 use crate::service::{self, NO_SERVICE, TRANSLATED, Via, way};
 use crate::to_pod;
@@ -35,6 +36,8 @@ pub fn run(frame: &Frame) -> i32 {
         return action::PASS;
     }
     match ether_type {
+        ether_type::IPV4 if overlay::is_outer(frame, 4) => action::PASS,
+        ether_type::IPV6 if overlay::is_outer(frame, 6) => action::PASS,
         ether_type::IPV4 => v4(frame),
         ether_type::IPV6 => v6(frame),
         _ => action::PASS,

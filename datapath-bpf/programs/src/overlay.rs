@@ -1,14 +1,18 @@
-//! The overlay's device: what other nodes send through it, and what goes to them.
+//! The overlay: what other nodes send through it, and what goes to them, by its device or past it.
 
-use palisade_datapath_core::abi::{Hook, MARK_MASQUERADE, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, Tunnel, V4, V6, cell, tunnel_way};
-use palisade_datapath_core::overlay;
+use palisade_datapath_core::abi::{
+    Hook, LocalPod, MARK_MASQUERADE, NODE_SELF, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, Tunnel, V4, V6, cell, outside_leg, tunnel_way,
+};
+use palisade_datapath_core::outside::of_answer;
+use palisade_datapath_core::overlay::{self, Owners};
 use palisade_datapath_core::packet::ethernet::{self, ether_type};
 use palisade_datapath_core::packet::icmp::Quoting;
-use palisade_datapath_core::packet::{Bytes, Packet, Segment, protocol};
+use palisade_datapath_core::packet::{Bytes, Packet, Segment, protocol, vxlan};
 use palisade_datapath_core::verdict::Judgement;
 
 use crate::event::{drop_frame, drop_packet};
 use crate::flow;
+use crate::forward;
 use crate::frame::{Frame, Outer, Source, action};
 use crate::maps::{self, Family, Kernel, Scratch};
 use crate::outside;
@@ -24,6 +28,21 @@ pub fn is_for<A: Family>(packet: &Packet<A>) -> bool {
 #[inline(never)]
 fn comes_to<A: Family>(packet: &Packet<A>) -> i32 {
     overlay::is_for_overlay(&Kernel, maps::config(cell::OVERLAY_PORT), packet) as i32
+}
+
+/// Whether a frame of one of the node's own interfaces comes to the overlay's device. No frontend at a node's address has its port.
+#[inline(always)]
+pub fn is_outer(frame: &Frame, version: u8) -> bool {
+    let port = maps::config(cell::OVERLAY_PORT);
+    if port == 0 {
+        return false;
+    }
+    let node = if version == 4 {
+        frame.head::<{ ethernet::LENGTH }, 24>().and_then(|headers| vxlan::receiver_v4(&headers)).map(|(to, at)| (at, to.node()))
+    } else {
+        frame.head::<{ ethernet::LENGTH }, 44>().and_then(|headers| vxlan::receiver_v6(&headers)).map(|(to, at)| (at, to.node()))
+    };
+    node.is_some_and(|(at, node)| at as u32 == port && node == NODE_SELF)
 }
 
 /// Takes a packet that another node has sent to a pod of this node, or passes it to the stack as the node's own.
@@ -64,31 +83,52 @@ fn receive_v6(frame: &Frame) -> i32 {
 
 #[inline(always)]
 fn arrive<A: Family + Quoting>(frame: &Frame, read: Result<(), Outcome>, scratch: &mut Scratch<A>) -> i32 {
-    match read.and_then(|()| flow::refusal(arrives(frame, &scratch.packet))) {
-        Ok(()) => go_on(frame, scratch),
+    let packet = &scratch.packet;
+    // Numbers alone, and not the row: Linux 5.10 has little stack.
+    let (node, past_the_stack, mtu) = packet.source.tunnel().map_or((0, false, 0), |tunnel| (tunnel.node, tunnel.is_overlay(), tunnel.mtu));
+    let local = packet.destination.local();
+    match read.and_then(|()| flow::refusal(arrives(frame, packet, node, local.is_some()))) {
+        // Past the stack, where the answer goes past it, too. Any other is left to it: what a node has sent, for itself or for somebody else under its
+        // address, is answered through the stack.
+        Ok(()) => match local {
+            Some(local) if past_the_stack && maps::config(cell::OVERLAY_DEVICE) != 0 => to_pod::deliver(frame, &local, mtu, scratch),
+            _ => action::PASS,
+        },
         Err(outcome) => drop_packet(frame, Hook::FromOverlay, outcome, &scratch.packet, &scratch.judgement),
     }
 }
 
-/// Takes what a pod of another node has sent to one of this node past the stack, where the answer goes past it, too; leaves any other to it: what
-/// a node has sent, for itself or for somebody else under its address, is answered through the stack.
-#[inline(always)]
-fn go_on<A: Family + Quoting>(frame: &Frame, scratch: &mut Scratch<A>) -> i32 {
-    let Some(local) = scratch.packet.destination.local() else { return action::PASS };
-    match scratch.packet.source.tunnel() {
-        Some(tunnel) if tunnel.way == tunnel_way::OVERLAY && maps::config(cell::OVERLAY_DEVICE) != 0 => {
-            to_pod::deliver(frame, &local, tunnel.mtu, scratch)
-        }
-        _ => action::PASS,
+/// What the rows say of the ends of a packet: asked once, since each question about a range is a dear one.
+struct Ends {
+    /// The number of the node whose pods' range holds its source, or 0.
+    pods_of: u32,
+    /// Whether it is for a pod of this node.
+    is_local: bool,
+}
+
+impl<A: Family> Owners<A> for Ends {
+    #[inline(always)]
+    fn node(&self, address: &A) -> u32 {
+        address.node()
+    }
+
+    #[inline(always)]
+    fn pods_of(&self, _source: &A) -> u32 {
+        self.pods_of
+    }
+
+    #[inline(always)]
+    fn is_local(&self, _destination: &A) -> bool {
+        self.is_local
     }
 }
 
 #[inline(never)]
-fn arrives<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
+fn arrives<A: Family>(frame: &Frame, packet: &Packet<A>, pods_of: u32, is_local: bool) -> i32 {
     if matches!(packet.segment, Segment::Neighbour | Segment::Listener) {
         return Outcome::NeighbourDiscoveryInvalid as i32;
     }
-    flow::number(overlay::arrives(&Kernel, sender(frame), packet))
+    flow::number(overlay::arrives(&Ends { pods_of, is_local }, sender(frame), packet))
 }
 
 /// The number of the node that has sent a frame through the overlay; 0 where none has.
@@ -107,6 +147,76 @@ fn sender(frame: &Frame) -> u32 {
 #[inline(always)]
 fn network_here() -> Option<u32> {
     if maps::config(cell::OVERLAY_PORT) == 0 { None } else { Some(maps::config(cell::OVERLAY_NETWORK)) }
+}
+
+/// Sends a pod's packet that it has let pass to the node of a tunnel: in an outer one that is made here where the row says how that gets there, else
+/// by the overlay's `device`, which asks for the route of each.
+#[inline(always)]
+pub fn enter<A: Family>(frame: &Frame, packet: &Packet<A>, tunnel: &Tunnel, device: u32) -> i32 {
+    if tunnel.ifindex == 0 || may_answer_outside(packet) != 0 {
+        return forward::to_device(device);
+    }
+    let wrapped = if tunnel.version == 4 { surround_v4::<A>(frame, tunnel) } else { surround_v6::<A>(frame, tunnel) };
+    match wrapped {
+        SURROUNDED if tunnel.way == tunnel_way::OVERLAY_LINK => forward::to_neighbour(tunnel.ifindex, tunnel),
+        SURROUNDED => forward::to_router(tunnel.ifindex),
+        LEFT => forward::to_device(device),
+        _ => forward::FAILED,
+    }
+}
+
+/// Whether a packet may answer a client from outside as a frontend: `to_overlay` knows, to which the device leads.
+#[inline(never)]
+fn may_answer_outside<A: Family>(packet: &Packet<A>) -> i32 {
+    if maps::config(cell::OUTSIDE) == 0 {
+        return 0;
+    }
+    match packet.segment {
+        Segment::Error | Segment::Later => 1,
+        _ => A::outside(&of_answer(packet, outside_leg::BACKEND)).is_some() as i32,
+    }
+}
+
+/// The packet has become an outer one.
+const SURROUNDED: i32 = 0;
+/// It is as it was.
+const LEFT: i32 = 1;
+/// It is spoiled.
+const SPOILED: i32 = 2;
+
+/// What is to stand around a packet, where its length can be told.
+#[inline(always)]
+fn outer<A: Family, O>(frame: &Frame, source: O, destination: O, longest: u32) -> Option<vxlan::Outer<O>> {
+    let network = network_here()?;
+    let inner = frame.length() - ethernet::LENGTH as u32;
+    let [_, second] = frame.head::<{ ethernet::LENGTH }, 2>()?;
+    let inner_is_v4 = A::VERSION == 4;
+    let congestion = if inner_is_v4 { second } else { second >> 4 };
+    let port = maps::config(cell::OVERLAY_PORT) as u16;
+    let outer = vxlan::Outer { source, destination, port, network, inner: inner as u16, inner_is_v4, congestion, hash: frame.hash() };
+    (inner <= longest).then_some(outer)
+}
+
+// Subprograms, so that the headers of both families do not add up on the stack.
+#[inline(never)]
+fn surround_v4<A: Family>(frame: &Frame, tunnel: &Tunnel) -> i32 {
+    const LENGTH: u32 = vxlan::LENGTH_V4 as u32;
+    let (source, destination) = (V4::narrow(&tunnel.source), V4::narrow(&tunnel.address));
+    let Some(outer) = outer::<A, V4>(frame, source, destination, u16::MAX as u32 - LENGTH) else { return LEFT };
+    if !frame.open_for_overlay(LENGTH, 4) {
+        return LEFT;
+    }
+    if frame.store(ethernet::LENGTH as u32, &outer.headers()) { SURROUNDED } else { SPOILED }
+}
+
+#[inline(never)]
+fn surround_v6<A: Family>(frame: &Frame, tunnel: &Tunnel) -> i32 {
+    const LENGTH: u32 = vxlan::LENGTH_V6 as u32;
+    let Some(outer) = outer::<A, V6>(frame, tunnel.source, tunnel.address, u16::MAX as u32 - LENGTH) else { return LEFT };
+    if !frame.open_for_overlay(LENGTH, 6) {
+        return LEFT;
+    }
+    if frame.store(ethernet::LENGTH as u32, &outer.headers()) { SURROUNDED } else { SPOILED }
 }
 
 /// Sends a packet to the node whose pods' range holds its destination.

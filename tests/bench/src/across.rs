@@ -133,10 +133,11 @@ fn prepare(kind: PathKind, own: &Node, other: &Node, pod: &Namespace, end: End, 
     let tunnel = Tunnel {
         node: OTHER,
         address: wide(other.address),
+        source: if kind.is_vxlan() { wide(own.address) } else { [0; 16] },
         ifindex: uplink,
         mtu: mtu as u16,
         version: if is_ipv4 { 4 } else { 6 },
-        way: if kind.is_vxlan() { tunnel_way::OVERLAY } else { tunnel_way::LINK },
+        way: if kind.is_vxlan() { tunnel_way::OVERLAY_LINK } else { tunnel_way::LINK },
     };
     if let (Some(palisade), Some(pin)) = (&mut palisade, &own.pin) {
         palisade.tunnel(own.address, (far.address, other.address), &tunnel)?;

@@ -20,7 +20,10 @@ pub struct Tunnel {
     pub node: u32,
     /// The node's address that packets are sent to; IPv4 in the first four bytes, the rest zero.
     pub address: [u8; 16],
-    /// [`tunnel_way::LINK`]: index of the interface whose link the address is on.
+    /// The address of this node that outer packets come from, as `address`; all zero where the overlay's device is to choose it.
+    pub source: [u8; 16],
+    /// Index of the interface by which the address is reached: of that whose link it is on ([`tunnel_way::LINK`], [`tunnel_way::OVERLAY_LINK`]),
+    /// or of that by which the route to it goes ([`tunnel_way::OVERLAY`]). Zero where the overlay's device is to find the way.
     pub ifindex: u32,
     /// Longest packet in bytes that gets there past the stack: the stack tells the sender of longer ones.
     pub mtu: u16,
@@ -38,6 +41,16 @@ pub mod tunnel_way {
     pub const OVERLAY: u8 = 1;
     /// Past the stack, to an address on one of this node's links.
     pub const LINK: u8 = 2;
+    /// Past the stack, through the overlay, to a node on one of this node's links.
+    pub const OVERLAY_LINK: u8 = 3;
 }
 
-const _: () = assert!(size_of::<Tunnel>() == 28 && align_of::<Tunnel>() == 4);
+impl Tunnel {
+    /// Whether packets go there past the stack through the overlay.
+    #[inline(always)]
+    pub const fn is_overlay(&self) -> bool {
+        matches!(self.way, tunnel_way::OVERLAY | tunnel_way::OVERLAY_LINK)
+    }
+}
+
+const _: () = assert!(size_of::<Tunnel>() == 44 && align_of::<Tunnel>() == 4);

@@ -12,6 +12,7 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod neighbour;
 pub mod transport;
+pub mod vxlan;
 
 use crate::abi::{Address, FragmentKey, Outcome};
 

@@ -1,11 +1,13 @@
 //! Pods of two nodes, past the stack of either.
 
+use std::fs;
+
 use nix::net::if_::if_nametoindex;
 use palisade_datapath_core::abi::{Tunnel, tunnel_way};
 
-use crate::stage::{alone, kind, run};
+use crate::stage::{alone, kind, makes_outer_packets, run};
 use crate::talk::{receive, socket, stream, talk};
-use crate::{DEVICE, DOUBT, FAMILIES, Family, Node, PATIENCE, node, pod, two_nodes};
+use crate::{DEVICE, DOUBT, FAMILIES, Family, Node, PATIENCE, node, pod, two_nodes, wide};
 
 impl Node {
     /// The stack forwards again.
@@ -14,33 +16,64 @@ impl Node {
     }
 
     /// Says that pods of other nodes are reached past the stack, which forwards nothing any more.
-    fn pass_the_stack(&mut self, way: u8) {
+    fn pass_the_stack(&mut self, way: Way, outer: Family) {
+        let (link, own) = (self.stop_the_stack(), wide(node(self.number, outer)));
+        let (number, ifindex, source) = match way {
+            Way::Device => (tunnel_way::OVERLAY, 0, [0; 16]),
+            Way::Routed => (tunnel_way::OVERLAY, link, own),
+            Way::OnLink => (tunnel_way::OVERLAY_LINK, link, own),
+            Way::Link => (tunnel_way::LINK, link, [0; 16]),
+        };
+        for (range, tunnel) in self.datapath.tunnels.rows().unwrap() {
+            self.datapath.tunnels.insert(&range, &Tunnel { way: number, ifindex, source, mtu: 1400, ..tunnel }).unwrap();
+        }
+        self.datapath.set_overlay_device(Some(self.device)).unwrap();
+    }
+
+    /// How many packets the overlay's device has sent.
+    fn sent_by_device(&self) -> u64 {
+        let shown = self.space.inside(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        let numbers = shown.lines().find_map(|line| line.trim().strip_prefix(DEVICE)?.strip_prefix(':')).unwrap();
+        // After eight of what was received, and the bytes.
+        numbers.split_whitespace().nth(9).unwrap().parse().unwrap()
+    }
+
+    /// The stack forwards nothing any more. Returns the interface by which other nodes are reached.
+    fn stop_the_stack(&self) -> u32 {
         self.attach_uplink("wire");
-        let link = self.space.inside(|| {
+        self.space.inside(|| {
             // After what is for the node itself, which the first rule is about.
             for (version, interface) in ["-4", "-6"].into_iter().flat_map(|version| ["pod", "wire", DEVICE].map(|name| (version, name))) {
                 run(&format!("ip {version} rule add iif {interface} prohibit pref 1"));
             }
             if_nametoindex("wire").unwrap()
-        });
-        for (range, tunnel) in self.datapath.tunnels.rows().unwrap() {
-            self.datapath.tunnels.insert(&range, &Tunnel { way, ifindex: link, mtu: 1400, ..tunnel }).unwrap();
-        }
-        self.datapath.set_overlay_device(Some(self.device)).unwrap();
+        })
     }
+}
+
+/// How packets pass the stack.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// By the overlay's device.
+    Device,
+    /// In outer packets that follow the kernel's routes.
+    Routed,
+    /// In outer packets, to a node on the link.
+    OnLink,
+    /// As they are, to a node on the link.
+    Link,
 }
 
 #[test]
 fn pods_of_two_nodes_reach_each_other_past_the_stack_of_either() {
-    alone(|base| {
-        for (way, outer) in [(tunnel_way::OVERLAY, Family::V4), (tunnel_way::LINK, Family::V4), (tunnel_way::LINK, Family::V6)] {
-            let base = base.join(format!("{way}-{outer:?}"));
-            let mut nodes = two_nodes(&base, kind(), outer);
+    for (way, outer) in [Way::Device, Way::Routed, Way::OnLink, Way::Link].into_iter().flat_map(|way| FAMILIES.map(|outer| (way, outer))) {
+        alone(|base| {
+            let mut nodes = two_nodes(base, kind(), outer);
             for node in &mut nodes {
-                node.pass_the_stack(way);
+                node.pass_the_stack(way, outer);
             }
             // By the overlay pods of both families, by the link those of its own.
-            for family in FAMILIES.into_iter().filter(|family| way == tunnel_way::OVERLAY || *family == outer) {
+            for family in FAMILIES.into_iter().filter(|family| !matches!(way, Way::Link) || *family == outer) {
                 let [(first, one), (second, two)] = [1, 2].map(|number| {
                     let node = &nodes[usize::from(number) - 1];
                     (&node.pod, socket(&node.pod, (pod(number, family), 0).into()))
@@ -54,16 +87,18 @@ fn pods_of_two_nodes_reach_each_other_past_the_stack_of_either() {
             }
             for node in &nodes {
                 node.assert_nothing_is_dropped();
+                let by_device = matches!(way, Way::Device) || (!matches!(way, Way::Link) && !makes_outer_packets());
+                assert_eq!(node.sent_by_device() > 0, by_device, "{way:?} {outer:?}: {}", node.sent_by_device());
             }
-        }
-    });
+        });
+    }
 }
 
 #[test]
 fn what_a_node_itself_sends_to_a_pod_of_another_comes_by_the_stack_through_which_the_answer_goes() {
     alone(|base| {
         let mut nodes = two_nodes(base, kind(), Family::V4);
-        nodes.iter_mut().for_each(|node| node.pass_the_stack(tunnel_way::OVERLAY));
+        nodes.iter_mut().for_each(|node| node.pass_the_stack(Way::OnLink, Family::V4));
         let [a, b] = &nodes;
         let server = socket(&a.pod, (pod(1, Family::V4), 0).into());
         let process = socket(&b.space, (node(2, Family::V4), 0).into());

@@ -15,7 +15,7 @@ const CLIENT: u16 = 40_000;
 const MTU: u16 = 1400;
 
 /// A pod of the other node.
-fn there(family: Family) -> IpAddr {
+pub fn there(family: Family) -> IpAddr {
     match family {
         Family::V4 => [10, 2, 0, 5].into(),
         Family::V6 => "fd02::5".parse().unwrap(),
@@ -29,7 +29,7 @@ fn reached(world: &mut World, family: Family, way: u8, ifindex: u32) {
         Family::V6 => ("fd02::/64", "fd16::2".parse().unwrap()),
     };
     let version = if address.is_ipv4() { 4 } else { 6 };
-    let tunnel = Tunnel { node: 2, address: wide(address), ifindex, mtu: MTU, version, way };
+    let tunnel = Tunnel { node: 2, address: wide(address), ifindex, mtu: MTU, version, way, ..Tunnel::default() };
     world.datapath.tunnels.insert(&range.parse().unwrap(), &tunnel).unwrap();
 }
 

@@ -15,6 +15,7 @@ mod generated;
 mod hairpin;
 mod host;
 mod link;
+mod outer;
 mod outside;
 mod outside_entry;
 mod overlay;

@@ -90,6 +90,14 @@ pub fn has_tcx() -> bool {
     has
 }
 
+/// Whether this kernel lets programs put an Ethernet frame in an outer packet (Linux 5.13: `BPF_F_ADJ_ROOM_ENCAP_L2_ETH`); before, the overlay's
+/// device does all of it.
+pub fn makes_outer_packets() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (5, 13)
+}
+
 /// Number of programs at a hook by TCX.
 pub fn tcx_programs(interface: &str, hook: TcAttachType) -> usize {
     if kind() == AttachKind::Tcx { SchedClassifier::query_tcx(interface, hook).unwrap().1.len() } else { 0 }

@@ -1,7 +1,7 @@
 //! The rows by which the overlay knows the nodes: whose address is whose, and where each range of pods is.
 
 use super::{Kernel, KernelError};
-use crate::route::{Peer, Reach, Way};
+use crate::route::{Hop, Peer, Reach, Way};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::{NODE_SELF, Tunnel, map, tunnel_way};
 use palisade_loader::Overlay;
@@ -47,17 +47,31 @@ impl NodeRows {
             if let (Some(rows), Some(outer)) = (rows.get_mut(&reach.node), reach.outer) {
                 // Packets to the address of a node are routed to that node, whatever range it lies in.
                 let has_node = addresses().any(|address| reach.range.contains(address));
-                let (way, ifindex) = match reach.way {
-                    _ if has_node || !past_the_stack.allowed => (tunnel_way::STACK, 0),
-                    Way::Vxlan(_) => (tunnel_way::OVERLAY, 0),
-                    Way::Native { link, .. } if past_the_stack.uplinks.contains(&link) => (tunnel_way::LINK, link),
-                    Way::Native { .. } | Way::Network | Way::Nowhere(_) => (tunnel_way::STACK, 0),
+                let (way, ifindex, source) = match reach.way {
+                    _ if has_node || !past_the_stack.allowed => (tunnel_way::STACK, 0, None),
+                    Way::Vxlan(_) => by_overlay(own, reach.hop, outer, past_the_stack),
+                    Way::Native { link, .. } if past_the_stack.uplinks.contains(&link) => (tunnel_way::LINK, link, None),
+                    Way::Native { .. } | Way::Network | Way::Nowhere(_) => (tunnel_way::STACK, 0, None),
                 };
                 let mtu = reach.mtu.map_or(0, |mtu| u16::try_from(mtu.min(past_the_stack.mtu)).unwrap_or(u16::MAX));
-                rows.tunnels.insert(reach.range, Tunnel { way, ifindex, mtu, ..tunnel(outer) });
+                let (version, address) = wide(outer);
+                let source = source.map(wide).unwrap_or_default().1;
+                rows.tunnels.insert(reach.range, Tunnel { node: 0, address, source, ifindex, mtu, version, way });
             }
         }
         Self { own: own.addresses.clone(), peers: rows, overlay }
+    }
+}
+
+/// How packets go through the overlay past the stack, to an address of another node: the way, and where they go past its device, too, by which
+/// interface and from which address. That is so where the other node knows this one by the address from which the kernel would send.
+fn by_overlay(own: &Peer, hop: Option<Hop>, outer: IpAddr, past_the_stack: &PastTheStack) -> (u8, u32, Option<IpAddr>) {
+    let known = |source: &IpAddr| source.is_ipv4() == outer.is_ipv4() && own.addresses.contains(source);
+    match hop {
+        Some(Hop { link, on_link, source: Some(source), .. }) if past_the_stack.uplinks.contains(&link) && known(&source) => {
+            (if on_link { tunnel_way::OVERLAY_LINK } else { tunnel_way::OVERLAY }, link, Some(source))
+        }
+        _ => (tunnel_way::OVERLAY, 0, None),
     }
 }
 
@@ -221,17 +235,16 @@ impl Kernel {
     }
 }
 
-/// The row of a range whose packets are sent to this address.
-fn tunnel(outer: IpAddr) -> Tunnel {
-    let mut tunnel = Tunnel::default();
-    match outer {
+/// The IP version of an address, and the address as rows have it.
+fn wide(address: IpAddr) -> (u8, [u8; 16]) {
+    match address {
         IpAddr::V4(address) => {
-            tunnel.version = 4;
-            tunnel.address[..4].copy_from_slice(&address.octets());
+            let mut wide = [0; 16];
+            wide[..4].copy_from_slice(&address.octets());
+            (4, wide)
         }
-        IpAddr::V6(address) => (tunnel.version, tunnel.address) = (6, address.octets()),
+        IpAddr::V6(address) => (6, address.octets()),
     }
-    tunnel
 }
 
 #[cfg(test)]
@@ -265,6 +278,7 @@ mod tests {
                 range: range.parse().unwrap(),
                 way: Way::Vxlan(outer),
                 outer: Some(outer),
+                hop: None,
                 mtu: Some(1450),
             })
             .collect();
@@ -323,8 +337,14 @@ mod tests {
     #[test]
     fn packets_pass_the_stack_by_where_answers_do_and_no_address_of_a_node_is_taken_for_a_pods() {
         let gateway = ip("192.0.2.2");
-        let reach =
-            |range: &str, way| Reach { node: "b".to_owned(), range: range.parse().unwrap(), way, outer: Some(gateway), mtu: Some(1500) };
+        let reach = |range: &str, way| Reach {
+            node: "b".to_owned(),
+            range: range.parse().unwrap(),
+            way,
+            outer: Some(gateway),
+            hop: None,
+            mtu: Some(1500),
+        };
         let reaches = [
             reach("10.2.0.0/24", Way::Native { gateway, link: 2 }),
             reach("10.2.1.0/24", Way::Native { gateway, link: 3 }),
@@ -344,8 +364,26 @@ mod tests {
     }
 
     #[test]
+    fn the_overlays_device_is_passed_where_it_is_known_how_and_the_other_node_knows_who_sends() {
+        let own = Peer { name: "a".to_owned(), addresses: vec![ip("192.0.2.1"), ip("2001:db8::1")], ..Peer::default() };
+        let way = |outer: &str, hop| by_overlay(&own, hop, ip(outer), &direct([2]));
+        let hop = |link, on_link, source: &str| Some(Hop { link, on_link, mtu: 1500, source: Some(ip(source)) });
+        let by_device = (tunnel_way::OVERLAY, 0, None);
+        let v4 = Some(ip("192.0.2.1"));
+        assert_eq!(way("192.0.2.2", hop(2, true, "192.0.2.1")), (tunnel_way::OVERLAY_LINK, 2, v4));
+        assert_eq!(way("198.51.100.2", hop(2, false, "192.0.2.1")), (tunnel_way::OVERLAY, 2, v4));
+        assert_eq!(way("2001:db8::2", hop(2, true, "2001:db8::1")), (tunnel_way::OVERLAY_LINK, 2, Some(ip("2001:db8::1"))));
+        assert_eq!(way("192.0.2.2", hop(3, true, "192.0.2.1")), by_device, "no interface of the datapath");
+        assert_eq!(way("192.0.2.2", hop(2, true, "192.0.2.7")), by_device, "an address that is not in the node's object");
+        assert_eq!(way("192.0.2.2", hop(2, true, "2001:db8::1")), by_device);
+        assert_eq!(way("192.0.2.2", Some(Hop { link: 2, on_link: true, mtu: 1500, source: None })), by_device);
+        assert_eq!(way("192.0.2.2", None), by_device);
+    }
+
+    #[test]
     fn a_range_without_an_outer_address_has_no_tunnel() {
-        let reach = Reach { node: "b".to_owned(), range: "10.2.0.0/24".parse().unwrap(), way: Way::Network, outer: None, mtu: None };
+        let reach =
+            Reach { node: "b".to_owned(), range: "10.2.0.0/24".parse().unwrap(), way: Way::Network, outer: None, hop: None, mtu: None };
         let peer = |name: &str| Peer { name: name.to_owned(), ..Peer::default() };
         let rows = NodeRows::of(&peer("a"), &[peer("b")], &[reach], None, &direct([]));
         let mut numbers = NodeNumbers::default();

@@ -152,9 +152,11 @@ impl Taken<'_> {
 
 /// How an address of another node is reached. Not through a pod, and not through the overlay itself.
 fn hop(netlink: &Netlink, links: &BTreeMap<u32, Link>, address: IpAddr) -> Result<Option<Hop>, LinkError> {
-    let Some(Route { kind: RouteKind::Unicast, link: Some(index), gateway, mtu, .. }) = netlink.route_to(address)? else { return Ok(None) };
+    let Some(Route { kind: RouteKind::Unicast, link: Some(index), gateway, mtu, source, .. }) = netlink.route_to(address)? else {
+        return Ok(None);
+    };
     let link = links.get(&index).filter(|link| link.name != device::DEVICE && !is_host_interface(&link.name));
-    Ok(link.map(|link| Hop { link: index, on_link: gateway.is_none(), mtu: mtu.unwrap_or(link.mtu).min(link.mtu) }))
+    Ok(link.map(|link| Hop { link: index, on_link: gateway.is_none(), mtu: mtu.unwrap_or(link.mtu).min(link.mtu), source }))
 }
 
 /// The MTU of the best default route, where there is no other node; [`DEFAULT_MTU`] without one.

@@ -15,7 +15,7 @@ pub use network::{Network, status};
 pub use survey::Peer;
 #[cfg(test)]
 pub use survey::{Fault, Wrong};
-pub use way::{Reach, Way};
+pub use way::{Hop, Reach, Way};
 
 use crate::config::Forwarding;
 use crate::kernel::{KernelHandle, NodeRows, PastTheStack};

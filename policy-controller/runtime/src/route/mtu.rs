@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     fn reach(way: Way, mtu: Option<u32>) -> Reach {
-        Reach { node: "b".to_owned(), range: "10.2.0.0/24".parse().unwrap(), way, outer: None, mtu }
+        Reach { node: "b".to_owned(), range: "10.2.0.0/24".parse().unwrap(), way, outer: None, hop: None, mtu }
     }
 
     #[test]

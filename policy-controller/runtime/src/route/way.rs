@@ -17,6 +17,8 @@ pub struct Hop {
     pub on_link: bool,
     /// Longest packet in bytes that gets there, as far as this machine knows.
     pub mtu: u32,
+    /// The address of this machine from which it sends there.
+    pub source: Option<IpAddr>,
 }
 
 /// The way to a pod range.
@@ -72,6 +74,8 @@ pub struct Reach {
     pub way: Way,
     /// The address of the node to which its packets go, or would go in the overlay.
     pub outer: Option<IpAddr>,
+    /// How this machine reaches that address, where it does.
+    pub hop: Option<Hop>,
     /// Longest packet of a pod in bytes that gets there, where it is known.
     pub mtu: Option<u32>,
 }
@@ -102,15 +106,16 @@ fn reach(peer: &Peer, range: IpNet, mode: RoutingMode, hops: &BTreeMap<IpAddr, H
         Way::Native { gateway, .. } => Some(gateway),
         _ => outer.filter(|_| mode != RoutingMode::Native),
     };
-    Reach { node: peer.name.clone(), range, way, outer, mtu }
+    let hop = outer.and_then(|outer| hops.get(&outer).copied());
+    Reach { node: peer.name.clone(), range, way, outer, hop, mtu }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const NEAR: Hop = Hop { link: 2, on_link: true, mtu: 1500 };
-    const FAR: Hop = Hop { link: 3, on_link: false, mtu: 9000 };
+    const NEAR: Hop = Hop { link: 2, on_link: true, mtu: 1500, source: None };
+    const FAR: Hop = Hop { link: 3, on_link: false, mtu: 9000, source: None };
 
     /// What is said of the ranges of a node with these addresses.
     fn ways(mode: RoutingMode, addresses: &[(&str, Option<Hop>)]) -> Vec<(Way, Option<u32>)> {
