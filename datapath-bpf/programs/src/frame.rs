@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{
     bpf_csum_update, bpf_get_hash_recalc, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
     bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
-use palisade_datapath_core::abi::{Tunnel, V4, V6};
+use palisade_datapath_core::abi::{V4, V6};
 use palisade_datapath_core::packet::{Bytes, crc32c, ethernet, vxlan};
 
 /// What a program tells the kernel to do with the frame.
@@ -273,23 +273,23 @@ impl Frame {
         Some(Outer { network: key.tunnel_id, source })
     }
 
-    /// Says what the device is to put around the packet; whether it could.
+    /// Says what the device is to put around the packet, to a node's address as a row has it; whether it could.
     #[inline(always)]
-    pub fn wrap(&self, network: u32, tunnel: &Tunnel) -> bool {
+    pub fn wrap(&self, network: u32, address: &[u8; 16], version: u8) -> bool {
         // SAFETY: as above.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
         key.tunnel_id = network;
         key.tunnel_ttl = vxlan::HOP_LIMIT;
         // An outer packet that does not fit is an error of somebody's MTU: in fragments it would pass, slowly, and nobody would know why.
         let mut flags = BPF_F_DONT_FRAGMENT;
-        if tunnel.version == 4 {
+        if version == 4 {
             // The inner checksums cover all that matters; IPv6 has none of its own for its header, and must have one here.
             flags |= BPF_F_ZERO_CSUM_TX;
-            let [a, b, c, d, ..] = tunnel.address;
+            let [a, b, c, d, ..] = *address;
             key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes([a, b, c, d]);
         } else {
             flags |= BPF_F_TUNINFO_IPV6;
-            key.__bindgen_anon_1.remote_ipv6 = words(tunnel.address);
+            key.__bindgen_anon_1.remote_ipv6 = words(*address);
         }
         // SAFETY: the helper reads so many bytes of the key, all of which were written.
         unsafe { bpf_skb_set_tunnel_key(self.skb, &mut key, TUNNEL_KEY as u32, flags as u64) == 0 }

@@ -227,6 +227,8 @@ pub trait Family: Address + Default + 'static {
     fn repair_header(frame: &Frame, header: u32, change: u64) -> bool;
     /// Tells the IP header that its packet ends at an offset of the frame, and no more at another one.
     fn shorten(frame: &Frame, old: u32, new: u32) -> bool;
+    /// Reads an address at an offset of the frame.
+    fn load(frame: &Frame, offset: u32) -> Option<Self>;
     /// Writes an address at an offset of the frame.
     fn store(frame: &Frame, offset: u32, address: &Self) -> bool;
     /// Takes one off the TTL, or off a hop limit of so many.
@@ -397,6 +399,11 @@ macro_rules! family {
                 } else {
                     frame.store(14 + 4, &new)
                 }
+            }
+
+            #[inline(always)]
+            fn load(frame: &Frame, offset: u32) -> Option<Self> {
+                frame.at(offset)
             }
 
             #[inline(always)]

@@ -83,18 +83,39 @@ fn receive_v6(frame: &Frame) -> i32 {
 
 #[inline(always)]
 fn arrive<A: Family + Quoting>(frame: &Frame, read: Result<(), Outcome>, scratch: &mut Scratch<A>) -> i32 {
-    let packet = &scratch.packet;
-    // Numbers alone, and not the row: Linux 5.10 has little stack.
-    let (node, past_the_stack, mtu) = packet.source.tunnel().map_or((0, false, 0), |tunnel| (tunnel.node, tunnel.is_overlay(), tunnel.mtu));
-    let local = packet.destination.local();
-    match read.and_then(|()| flow::refusal(arrives(frame, packet, node, local.is_some()))) {
-        // Past the stack, where the answer goes past it, too. Any other is left to it: what a node has sent, for itself or for somebody else under its
-        // address, is answered through the stack.
-        Ok(()) => match local {
-            Some(local) if past_the_stack && maps::config(cell::OVERLAY_DEVICE) != 0 => to_pod::deliver(frame, &local, mtu, scratch),
-            _ => action::PASS,
+    let outcome = match read {
+        Ok(()) => match arrives(frame, &scratch.packet) {
+            BY_STACK => return action::PASS,
+            mtu if mtu > BY_STACK => {
+                // It had one a moment ago.
+                let Some(local) = scratch.packet.destination.local() else { return action::PASS };
+                return to_pod::deliver(frame, &local, mtu as u16, scratch);
+            }
+            outcome => Outcome::from_byte(-outcome as u8).unwrap_or(Outcome::OverlayForged),
         },
-        Err(outcome) => drop_packet(frame, Hook::FromOverlay, outcome, &scratch.packet, &scratch.judgement),
+        Err(outcome) => outcome,
+    };
+    drop_packet(frame, Hook::FromOverlay, outcome, &scratch.packet, &scratch.judgement)
+}
+
+/// It may come out of the overlay, and is left to the stack.
+const BY_STACK: i32 = 0;
+
+/// Whether a packet may come out of the overlay: [`BY_STACK`]; the longest packet that goes on to its pod past the stack; or an outcome, negative.
+///
+/// Past the stack goes what a pod of another node has sent to one of this node, where the answer does. Any other is left to it: what a node has sent,
+/// for itself or for somebody else under its address, is answered through the stack.
+#[inline(never)]
+fn arrives<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
+    if matches!(packet.segment, Segment::Neighbour | Segment::Listener) {
+        return -(Outcome::NeighbourDiscoveryInvalid as i32);
+    }
+    let (pods_of, mtu) = packet.source.tunnel().map_or((0, 0), |tunnel| (tunnel.node, if tunnel.is_overlay() { tunnel.mtu } else { 0 }));
+    let is_local = packet.destination.local().is_some();
+    match overlay::arrives(&Ends { pods_of, is_local }, sender(frame), packet) {
+        Ok(()) if is_local && maps::config(cell::OVERLAY_DEVICE) != 0 => mtu as i32,
+        Ok(()) => BY_STACK,
+        Err(outcome) => -(outcome as i32),
     }
 }
 
@@ -121,14 +142,6 @@ impl<A: Family> Owners<A> for Ends {
     fn is_local(&self, _destination: &A) -> bool {
         self.is_local
     }
-}
-
-#[inline(never)]
-fn arrives<A: Family>(frame: &Frame, packet: &Packet<A>, pods_of: u32, is_local: bool) -> i32 {
-    if matches!(packet.segment, Segment::Neighbour | Segment::Listener) {
-        return Outcome::NeighbourDiscoveryInvalid as i32;
-    }
-    flow::number(overlay::arrives(&Ends { pods_of, is_local }, sender(frame), packet))
 }
 
 /// The number of the node that has sent a frame through the overlay; 0 where none has.
@@ -236,70 +249,78 @@ pub fn send(frame: &Frame) -> i32 {
 // Subprograms, so that the packets of both families do not add up on the stack.
 #[inline(never)]
 fn send_v4(frame: &Frame) -> i32 {
-    const DESTINATION: usize = V4::DESTINATION as usize;
-    let tunnel = frame.head::<DESTINATION, 4>().and_then(|destination| destination.tunnel());
-    if let Some(tunnel) = &tunnel
-        && maps::config(cell::OUTSIDE) == 0
+    if maps::config(cell::OUTSIDE) == 0
+        && let Some(action) = left(leave::<V4>(frame))
     {
-        return leave(frame, tunnel);
+        return action;
     }
     let Some(Scratch { packet, quoted, judgement, via }) = V4::scratch() else {
         return drop_frame(frame, Hook::ToOverlay, Outcome::PolicyMissing);
     };
     let read = flow::read_v4(frame, packet);
-    send_to(frame, tunnel, read, packet, quoted, via, judgement)
+    send_to(frame, read, packet, quoted, via, judgement)
 }
 
 #[inline(never)]
 fn send_v6(frame: &Frame) -> i32 {
-    const DESTINATION: usize = V6::DESTINATION as usize;
-    let tunnel = frame.head::<DESTINATION, 16>().and_then(|destination| destination.tunnel());
-    if let Some(tunnel) = &tunnel
-        && maps::config(cell::OUTSIDE) == 0
+    if maps::config(cell::OUTSIDE) == 0
+        && let Some(action) = left(leave::<V6>(frame))
     {
-        return leave(frame, tunnel);
+        return action;
     }
     let Some(Scratch { packet, quoted, judgement, via }) = V6::scratch() else {
         return drop_frame(frame, Hook::ToOverlay, Outcome::PolicyMissing);
     };
     let read = flow::read_v6(frame, packet);
-    send_to(frame, tunnel, read, packet, quoted, via, judgement)
+    send_to(frame, read, packet, quoted, via, judgement)
 }
 
 /// Sends a packet by its tunnel. A pod of another node that asked a frontend of this one is a client from outside: see `to_net`.
 #[inline(always)]
 fn send_to<A: Family + Quoting>(
     frame: &Frame,
-    tunnel: Option<Tunnel>,
     read: Result<(), Outcome>,
     packet: &mut Packet<A>,
     quoted: &mut Packet<A>,
     via: &mut Via<A>,
     judgement: &Judgement,
 ) -> i32 {
-    let outcome = match (tunnel, read) {
-        (Some(tunnel), Ok(())) => match outside::answer_as_frontend(frame, packet, quoted, via) {
-            Ok(()) => return leave(frame, &tunnel),
-            Err(outcome) => outcome,
+    // What cannot be read answers nobody, and is the receiver's to judge.
+    let answered = match read {
+        Ok(()) if maps::config(cell::OUTSIDE) != 0 => outside::answer_as_frontend(frame, packet, quoted, via),
+        _ => Ok(()),
+    };
+    let outcome = match answered {
+        Ok(()) => match left(leave::<A>(frame)) {
+            Some(action) => return action,
+            // What cannot be read has no destination that is known.
+            None => read.err().unwrap_or(Outcome::TunnelMissing),
         },
-        // What cannot be read answers nobody, and is the receiver's to judge.
-        (Some(tunnel), Err(_)) => return leave(frame, &tunnel),
-        // What cannot be read has no destination that is known.
-        (None, read) => read.err().unwrap_or(Outcome::TunnelMissing),
+        Err(outcome) => outcome,
     };
     drop_packet(frame, Hook::ToOverlay, outcome, packet, judgement)
 }
 
-/// Puts a packet in an outer one to a node.
+/// What is no action: no node has the packet's destination.
+const NOWHERE: i32 = i32::MIN;
+
+#[inline(always)]
+fn left(action: i32) -> Option<i32> {
+    if action == NOWHERE { None } else { Some(action) }
+}
+
+/// Has the device put a packet in an outer one to the node whose pods' range holds its destination. A function of its own, as little of the row as
+/// there may be on the stack: Linux 5.10 counts that of each call in steps of 32 bytes, and all calls together have 512.
 #[inline(never)]
-fn leave(frame: &Frame, tunnel: &Tunnel) -> i32 {
+fn leave<A: Family>(frame: &Frame) -> i32 {
+    let Some(tunnel) = A::load(frame, A::DESTINATION).and_then(|destination| destination.tunnel()) else { return NOWHERE };
     let mut addresses = [0; 12];
     addresses[..6].copy_from_slice(&OVERLAY_MAC);
     addresses[6..].copy_from_slice(&OVERLAY_SOURCE_MAC);
     // The outer packet inherits the mark, and comes from this node's address already.
     frame.unmark(MARK_MASQUERADE);
     match network_here() {
-        Some(network) if frame.write::<0, 12>(&addresses) && frame.wrap(network, tunnel) => action::PASS,
+        Some(network) if frame.write::<0, 12>(&addresses) && frame.wrap(network, &tunnel.address, tunnel.version) => action::PASS,
         Some(_) => drop_frame(frame, Hook::ToOverlay, Outcome::RewriteFailed),
         None => drop_frame(frame, Hook::ToOverlay, Outcome::TunnelMissing),
     }
