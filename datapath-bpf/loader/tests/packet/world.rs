@@ -19,11 +19,11 @@ use palisade_datapath_core::epoch;
 use palisade_loader::{Datapath, EventRing, Lifetimes, PacketContext, Sizes};
 pub use palisade_test_support::packet::wide;
 use palisade_test_support::packet::{Mac, Way};
-use palisade_test_support::requires_root;
+use palisade_test_support::{requires_root, skipped};
 
 use crate::rows::{age, connection, empty, remove};
 use crate::seen::{Crossed, Seen};
-use crate::stage;
+use crate::stage::{self, runs_packets_that_came_by_an_interface};
 
 pub const PASS: i32 = -1;
 pub const DROP: i32 = 2;
@@ -126,9 +126,21 @@ type Job = Box<dyn FnOnce(&mut World) + Send>;
 
 /// Runs a test in the world, as it is at first. The programs are loaded once; one test runs at a time.
 pub fn world(test: impl FnOnce(&mut World) + Send + 'static) {
-    if !requires_root() {
-        return;
+    if may_run() {
+        run_in_world(test);
     }
+}
+
+/// Whether a test may run here. When it may not, says so.
+fn may_run() -> bool {
+    if !runs_packets_that_came_by_an_interface() {
+        skipped("this kernel runs no packet that came by an interface");
+        return false;
+    }
+    requires_root()
+}
+
+fn run_in_world(test: impl FnOnce(&mut World) + Send + 'static) {
     static JOBS: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
     let jobs = JOBS.get_or_init(|| {
         let (jobs, queue) = mpsc::channel::<Job>();
@@ -145,8 +157,10 @@ pub fn world(test: impl FnOnce(&mut World) + Send + 'static) {
 
 /// Runs a test for both families, each in the world as it is at first.
 pub fn each_family(test: impl Fn(&mut World, Family) + Send + Copy + 'static) {
-    for family in [V4, V6] {
-        world(move |world| test(world, family));
+    if may_run() {
+        for family in [V4, V6] {
+            run_in_world(move |world| test(world, family));
+        }
     }
 }
 

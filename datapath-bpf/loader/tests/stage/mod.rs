@@ -93,9 +93,19 @@ pub fn has_tcx() -> bool {
 /// Whether this kernel lets programs put an Ethernet frame in an outer packet (Linux 5.13: `BPF_F_ADJ_ROOM_ENCAP_L2_ETH`); before, the overlay's
 /// device does all of it.
 pub fn makes_outer_packets() -> bool {
+    kernel() >= (5, 13)
+}
+
+/// Whether this kernel lets a test say by which interface a packet came (Linux 5.16: `ingress_ifindex` of BPF_PROG_TEST_RUN).
+pub fn runs_packets_that_came_by_an_interface() -> bool {
+    kernel() >= (5, 16)
+}
+
+/// The first two numbers of the kernel's release.
+fn kernel() -> (u32, u32) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
-    (numbers.next().unwrap(), numbers.next().unwrap()) >= (5, 13)
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
 /// Number of programs at a hook by TCX.
