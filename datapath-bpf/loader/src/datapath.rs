@@ -261,6 +261,18 @@ impl Datapath {
         Ok(next)
     }
 
+    /// Moves the policy epoch on where verdicts were `altered`, and where a change that was cut short has left one in which every packet is judged
+    /// by itself.
+    ///
+    /// # Errors
+    /// [`LoaderError::Table`].
+    pub fn settle_epoch(&mut self, altered: bool) -> Result<(), LoaderError> {
+        if altered || !epoch::settled(self.epoch()?) {
+            self.bump_epoch()?;
+        }
+        Ok(())
+    }
+
     /// Waits until every program has ended that runs now, so that nobody has read what is about to go. Some ten milliseconds.
     pub fn await_programs(&self) {
         await_programs();

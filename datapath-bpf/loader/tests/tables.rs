@@ -165,7 +165,10 @@ fn the_epoch_moves_and_cells_keep_apart() {
         assert_eq!(datapath.epoch().unwrap(), epoch::next(start));
         datapath.unsettle_epoch().unwrap();
         assert!(!epoch::settled(datapath.epoch().unwrap()));
-        assert_eq!(datapath.bump_epoch().unwrap(), epoch::next(epoch::next(start)));
+        datapath.settle_epoch(false).unwrap();
+        assert_eq!(datapath.epoch().unwrap(), epoch::next(epoch::next(start)));
+        datapath.settle_epoch(false).unwrap();
+        assert_eq!(datapath.epoch().unwrap(), epoch::next(epoch::next(start)), "it was settled");
         assert_eq!(observes_allowed(base), 1);
         datapath.observe_allowed(false).unwrap();
         assert_eq!(observes_allowed(base), 0);

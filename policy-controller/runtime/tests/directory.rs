@@ -4,6 +4,7 @@ mod node;
 
 use node::{Node, POLICY, SHOP, node};
 use palisade_cni::link::Netlink;
+use palisade_datapath_core::epoch;
 use palisade_loader::{PinDir, Role, pinned_links};
 use palisade_protocol::{
     Attachment, Call, ClientError, EndpointSpec, EndpointStatus, ErrorKind, Family, HostPort, Reply, Status, Transport, VerdictName,
@@ -162,6 +163,24 @@ fn a_restart_with_an_unchanged_model_changes_no_row() {
         assert!(node.reaches(FRIEND, at) && !node.reaches(STRANGER, at), "with the next agent");
         node.stop();
         assert_eq!(node.rows(), before);
+        node.start();
+        unwire(node);
+    });
+}
+
+/// While the epoch is that of a change under way no entry speaks, and each packet costs a verdict.
+#[test]
+fn a_change_that_the_last_agent_left_in_the_middle_is_over_once_the_next_one_is_ready() {
+    node(&[("shop.yaml", SHOP), ("policy.yaml", POLICY)], |node| {
+        node.start();
+        wire(node);
+        node.stop();
+        let left = node.rows();
+        node.leave_in_the_middle_of_a_change();
+        node.start();
+        node.stop();
+        let next = node.rows();
+        assert_eq!((next.epoch, next.text), (epoch::next(left.epoch), left.text));
         node.start();
         unwire(node);
     });

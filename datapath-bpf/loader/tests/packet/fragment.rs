@@ -1,9 +1,9 @@
 //! Fragments: the later follow the verdict of the first.
 
-use palisade_datapath_core::abi::{Direction, Outcome};
+use palisade_datapath_core::abi::{Direction, Outcome, RowVerdict};
 use palisade_test_support::packet::{extension, protocol, tcp, tcp_flag, udp};
 
-use crate::world::{Family, each_family, outside, world};
+use crate::world::{Family, IDENTITY_A, each_family, outside, world};
 
 #[test]
 fn later_fragments_follow_their_first() {
@@ -62,6 +62,27 @@ fn later_fragments_are_judged_again_after_a_change() {
         world.datapath.bump_epoch().unwrap();
         world.a_sends(way.fragment(9, 32, true, protocol::UDP, &[7; 8])).dropped(Outcome::IngressDefaultDenied);
         world.a_sends(way.fragment(9, 40, false, protocol::UDP, &[7; 8])).dropped_silently(Outcome::IngressDefaultDenied);
+    });
+}
+
+/// Who reassembles them knows what to make of those that overlap. Ports stand in the first eight bytes, which no later fragment reaches; and
+/// another first one is judged by its own.
+#[test]
+fn fragments_that_overlap_go_on_as_they_are_and_show_no_port_that_was_not_judged() {
+    each_family(|world, family| {
+        world.row(world.b, Direction::Ingress, IDENTITY_A, 5, RowVerdict::DefaultDeny, 60);
+        world.port(5, protocol::UDP, 53, 16, RowVerdict::Allow, 61);
+        let way = world.a_to_b(family);
+        let first = |port| way.fragment(9, 0, true, protocol::UDP, &udp(40000, port, &[7; 24]));
+        world.a_sends(first(53)).redirected_to(world.b, Outcome::AllowedNew);
+        for (offset, more) in [(8, true), (8, true), (24, false), (16, false)] {
+            world.a_sends(way.fragment(9, offset, more, protocol::UDP, &[1; 16])).redirected_to(world.b, Outcome::AllowedEstablished);
+        }
+        let event = world.a_sends(first(22)).dropped(Outcome::IngressDefaultDenied);
+        assert_eq!((event.destination_port, event.ingress_reason), (22_u16.to_be_bytes(), 60));
+        // What was dropped is nobody's first: the others are still of the one that passed.
+        world.a_sends(way.fragment(9, 32, false, protocol::UDP, &[1; 8])).redirected_to(world.b, Outcome::AllowedEstablished);
+        assert_eq!(world.connections(family).len(), 1);
     });
 }
 

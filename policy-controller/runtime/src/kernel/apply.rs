@@ -3,7 +3,6 @@
 use super::fit::{self, Fitting, Held};
 use super::{Good, Kernel, KernelError, chain, pod_name};
 use palisade_datapath_core::abi::{Endpoint, SUBJECT_NONE};
-use palisade_datapath_core::epoch;
 use palisade_policy::model::{Model, ObjectName, PolicyName};
 use palisade_policy::{Compiled, Plan, Step};
 use palisade_protocol::EndpointSpec;
@@ -239,10 +238,7 @@ impl Kernel {
                 closed = true;
             }
         }
-        // A change that was cut short may have left an epoch in which every packet is judged by itself.
-        if closed || !epoch::settled(datapath.epoch()?) {
-            datapath.bump_epoch()?;
-        }
+        datapath.settle_epoch(closed)?;
         let compiled = Compiled {
             subjects,
             audits,

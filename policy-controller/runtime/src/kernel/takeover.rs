@@ -5,7 +5,6 @@ use crate::problem::Part;
 use crate::state::{Realised, since};
 use palisade_cni::link::{Link, Netlink};
 use palisade_datapath_core::abi::SUBJECT_NONE;
-use palisade_datapath_core::epoch;
 use palisade_loader::{Role, detach_endpoint, pinned_links};
 use palisade_policy::Planner;
 use palisade_protocol::EndpointSpec;
@@ -74,10 +73,7 @@ impl Kernel {
                 swept += 1;
             }
         }
-        // An agent that was killed in the middle of a change has left an epoch in which every packet is judged by itself.
-        if swept > 0 || !epoch::settled(datapath.epoch()?) {
-            datapath.bump_epoch()?;
-        }
+        datapath.settle_epoch(swept > 0)?;
         if swept > 0 {
             tracing::info!(swept, "removed rows that belong to no pod");
         }

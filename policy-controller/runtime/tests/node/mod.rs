@@ -263,6 +263,12 @@ impl Node<'_> {
         }
     }
 
+    /// Does what an agent does before the first write of a change, and no more.
+    pub fn leave_in_the_middle_of_a_change(&self) {
+        assert!(self.agent.borrow().is_none());
+        Datapath::open(&PinDir::new(self.pin_dir()), &SIZES).unwrap().unsettle_epoch().unwrap();
+    }
+
     /// What the pinned tables hold. Only while no agent runs: opening them loads the programs again.
     pub fn rows(&self) -> Rows {
         assert!(self.agent.borrow().is_none());
