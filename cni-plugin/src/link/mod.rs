@@ -29,6 +29,7 @@ mod socket;
 pub mod sysctl;
 mod vxlan;
 mod watch;
+mod xfrm;
 
 pub use address::InterfaceAddress;
 pub use device::{Link, Veth};
@@ -41,6 +42,7 @@ pub use route::{ROUTE_PROTOCOL, Route, RouteKind, everything};
 pub use socket::Netlink;
 pub use vxlan::{Vxlan, VxlanMode};
 pub use watch::{Change, Watch};
+pub use xfrm::outbound_policies;
 
 use netlink_packet_route::AddressFamily;
 use std::net::IpAddr;

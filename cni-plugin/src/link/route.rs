@@ -49,6 +49,9 @@ pub struct Route {
     pub metric: Option<u32>,
     /// Longest packet in bytes that it takes, where that is not the interface's.
     pub mtu: Option<u32>,
+    /// Longest packet in bytes that gets to the destination, as an ICMP error has told; the kernel forgets it after a while. Of
+    /// [`route_to`](Netlink::route_to) alone.
+    pub path_mtu: Option<u32>,
     /// Who made it (`RTPROT_*`); [`ROUTE_PROTOCOL`] for ours.
     pub protocol: u8,
 }
@@ -85,6 +88,7 @@ impl Route {
             source: None,
             metric: None,
             mtu: None,
+            path_mtu: None,
             protocol: ROUTE_PROTOCOL,
         }
     }
@@ -194,6 +198,8 @@ pub(super) fn read(payload: &[u8]) -> Result<Option<Route>, String> {
         match attribute.kind() {
             libc::RTA_DST => destination = super::ip(value),
             libc::RTA_GATEWAY => route.gateway = super::ip(value),
+            // Of the other family: after its number.
+            libc::RTA_VIA => route.gateway = value.get(2..).and_then(super::ip),
             libc::RTA_OIF => route.link = super::device::number(value),
             libc::RTA_PREFSRC => route.source = super::ip(value),
             libc::RTA_PRIORITY => route.metric = super::device::number(value),
@@ -207,7 +213,9 @@ pub(super) fn read(payload: &[u8]) -> Result<Option<Route>, String> {
         }
     }
     // What an ICMP error taught of one destination is no property of the route.
-    route.mtu = route.mtu.filter(|_| !expires);
+    if expires {
+        route.path_mtu = route.mtu.take();
+    }
     // An answer about a cached IPv6 route is of the main table too; tables of others are not shown.
     if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
         return Ok(None);

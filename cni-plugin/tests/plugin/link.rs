@@ -1,8 +1,12 @@
 //! The link code against the real kernel, in namespaces of its own.
 
-use palisade_cni::link::{InterfaceAddress, LinkError, MacAddress, Namespace, Netlink, ROUTE_PROTOCOL, Route, RouteKind, Veth, sysctl};
+use palisade_cni::link::{
+    InterfaceAddress, LinkError, MacAddress, Namespace, Netlink, ROUTE_PROTOCOL, Route, RouteKind, Veth, outbound_policies, sysctl,
+};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 const HOST_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
 const POD_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
@@ -168,6 +172,70 @@ fn routes_carry_our_number_and_are_listed_replaced_and_deleted() {
         routes.iter().any(|route| route.link == Some(pair.host_index) && route.destination == "10.9.0.7/32".parse().unwrap()),
         "{routes:?}"
     );
+}
+
+fn run(namespace: &Namespace, line: &str) {
+    let output = namespace.enter(|| Command::new("ip").args(line.split(' ')).output().unwrap()).unwrap();
+    assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_route_by_a_router_of_the_other_family_is_not_on_the_link() {
+    if !root() {
+        return;
+    }
+    let pair = pair();
+    run(&pair.host_namespace, "link set host0 up");
+    run(&pair.host_namespace, "address add 192.0.2.1/32 dev host0");
+    run(&pair.host_namespace, "address add fe80::1/64 dev host0 nodad");
+    run(&pair.host_namespace, "route add 198.51.100.0/24 via inet6 fe80::2 dev host0");
+    let route = pair.host.route_to(ip("198.51.100.7")).unwrap().unwrap();
+    assert_eq!((route.link, route.gateway, route.source), (Some(pair.host_index), Some(ip("fe80::2")), Some(ip("192.0.2.1"))));
+}
+
+#[test]
+fn what_an_error_told_of_one_destination_is_shown_beside_the_route() {
+    if !root() {
+        return;
+    }
+    // The pod is the router, and beyond it the way is narrower.
+    let pair = pair();
+    let beyond = Namespace::create().unwrap();
+    let (host, router) = (&pair.host_namespace, &pair.pod_namespace);
+    pair.pod.create_veth(&Veth { mtu: 1300, ..veth("far0", "eth0", Some(&beyond)) }).unwrap();
+    router.enter(|| sysctl::write("net/ipv4/ip_forward", "1").unwrap()).unwrap();
+    for (namespace, name, address) in
+        [(host, "host0", "192.0.2.1"), (router, "eth0", "192.0.2.2"), (router, "far0", "198.51.100.1"), (&beyond, "eth0", "198.51.100.2")]
+    {
+        run(namespace, &format!("address add {address}/24 dev {name}"));
+        run(namespace, &format!("link set {name} up"));
+    }
+    run(host, "route add 198.51.100.0/24 via 192.0.2.2");
+    let far = ip("198.51.100.2");
+    let told = || pair.host.route_to(far).unwrap().map(|route| (route.mtu, route.path_mtu)).unwrap();
+    assert_eq!(told(), (None, None));
+    let began = Instant::now();
+    while told() != (None, Some(1300)) {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", told());
+        // Linux sends TCP's segments as ones that do not fragment; so does `ping -M do`.
+        host.enter(|| drop(Command::new("ping").args(["-M", "do", "-s", "1320", "-c", "1", "-W", "1", "198.51.100.2"]).output().unwrap()))
+            .unwrap();
+    }
+    assert!(pair.host.routes().unwrap().iter().all(|route| route.mtu.is_none() && route.path_mtu.is_none()));
+}
+
+#[test]
+fn ipsec_policies_about_what_is_sent_are_counted() {
+    if !root() {
+        return;
+    }
+    let namespace = Namespace::create().unwrap();
+    let count = || namespace.enter(|| outbound_policies().unwrap()).unwrap();
+    assert_eq!(count(), 0);
+    for (direction, counted) in [("in", 0), ("fwd", 0), ("out", 1)] {
+        run(&namespace, &format!("xfrm policy add src 192.0.2.1 dst 192.0.2.2 proto udp dport 4789 dir {direction} action block"));
+        assert_eq!(count(), counted, "{direction}");
+    }
 }
 
 #[test]

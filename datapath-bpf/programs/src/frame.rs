@@ -283,7 +283,7 @@ impl Frame {
         // An outer packet that does not fit is an error of somebody's MTU: in fragments it would pass, slowly, and nobody would know why.
         let mut flags = BPF_F_DONT_FRAGMENT;
         if version == 4 {
-            // The inner checksums cover all that matters; IPv6 has none of its own for its header, and must have one here.
+            // The inner checksums cover all that matters. Over IPv6, whose header has none of its own, the device can make one: so it does.
             flags |= BPF_F_ZERO_CSUM_TX;
             let [a, b, c, d, ..] = *address;
             key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes([a, b, c, d]);

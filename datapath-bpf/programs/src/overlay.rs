@@ -30,11 +30,12 @@ fn comes_to<A: Family>(packet: &Packet<A>) -> i32 {
     overlay::is_for_overlay(&Kernel, maps::config(cell::OVERLAY_PORT), packet) as i32
 }
 
-/// Whether a frame of one of the node's own interfaces comes to the overlay's device. No frontend at a node's address has its port.
+/// Whether a frame of one of the node's own interfaces comes to the overlay's device. While there is one, no frontend at a node's address has its
+/// port.
 #[inline(always)]
 pub fn is_outer(frame: &Frame, version: u8) -> bool {
     let port = maps::config(cell::OVERLAY_PORT);
-    if port == 0 {
+    if port == 0 || maps::config(cell::OVERLAY_DEVICE) == 0 {
         return false;
     }
     let node = if version == 4 {
@@ -173,7 +174,7 @@ pub fn enter<A: Family>(frame: &Frame, packet: &Packet<A>, tunnel: &Tunnel, devi
     match wrapped {
         SURROUNDED if tunnel.way == tunnel_way::OVERLAY_LINK => forward::to_neighbour(tunnel.ifindex, tunnel),
         SURROUNDED => forward::to_router(tunnel.ifindex),
-        LEFT => forward::to_device(device),
+        UNCHANGED => forward::to_device(device),
         _ => forward::FAILED,
     }
 }
@@ -193,13 +194,13 @@ fn may_answer_outside<A: Family>(packet: &Packet<A>) -> i32 {
 /// The packet has become an outer one.
 const SURROUNDED: i32 = 0;
 /// It is as it was.
-const LEFT: i32 = 1;
+const UNCHANGED: i32 = 1;
 /// It is spoiled.
 const SPOILED: i32 = 2;
 
 /// What is to stand around a packet, where its length can be told.
 #[inline(always)]
-fn outer<A: Family, O>(frame: &Frame, source: O, destination: O, longest: u32) -> Option<vxlan::Outer<O>> {
+fn around<A: Family, O>(frame: &Frame, source: O, destination: O, longest: u32) -> Option<vxlan::Outer<O>> {
     let network = network_here()?;
     let inner = frame.length() - ethernet::LENGTH as u32;
     let [_, second] = frame.head::<{ ethernet::LENGTH }, 2>()?;
@@ -215,9 +216,9 @@ fn outer<A: Family, O>(frame: &Frame, source: O, destination: O, longest: u32) -
 fn surround_v4<A: Family>(frame: &Frame, tunnel: &Tunnel) -> i32 {
     const LENGTH: u32 = vxlan::LENGTH_V4 as u32;
     let (source, destination) = (V4::narrow(&tunnel.source), V4::narrow(&tunnel.address));
-    let Some(outer) = outer::<A, V4>(frame, source, destination, u16::MAX as u32 - LENGTH) else { return LEFT };
+    let Some(outer) = around::<A, V4>(frame, source, destination, u16::MAX as u32 - LENGTH) else { return UNCHANGED };
     if !frame.open_for_overlay(LENGTH, 4) {
-        return LEFT;
+        return UNCHANGED;
     }
     if frame.store(ethernet::LENGTH as u32, &outer.headers()) { SURROUNDED } else { SPOILED }
 }
@@ -225,9 +226,9 @@ fn surround_v4<A: Family>(frame: &Frame, tunnel: &Tunnel) -> i32 {
 #[inline(never)]
 fn surround_v6<A: Family>(frame: &Frame, tunnel: &Tunnel) -> i32 {
     const LENGTH: u32 = vxlan::LENGTH_V6 as u32;
-    let Some(outer) = outer::<A, V6>(frame, tunnel.source, tunnel.address, u16::MAX as u32 - LENGTH) else { return LEFT };
+    let Some(outer) = around::<A, V6>(frame, tunnel.source, tunnel.address, u16::MAX as u32 - LENGTH) else { return UNCHANGED };
     if !frame.open_for_overlay(LENGTH, 6) {
-        return LEFT;
+        return UNCHANGED;
     }
     if frame.store(ethernet::LENGTH as u32, &outer.headers()) { SURROUNDED } else { SPOILED }
 }
@@ -250,7 +251,7 @@ pub fn send(frame: &Frame) -> i32 {
 #[inline(never)]
 fn send_v4(frame: &Frame) -> i32 {
     if maps::config(cell::OUTSIDE) == 0
-        && let Some(action) = left(leave::<V4>(frame))
+        && let Some(action) = taken(leave::<V4>(frame))
     {
         return action;
     }
@@ -264,7 +265,7 @@ fn send_v4(frame: &Frame) -> i32 {
 #[inline(never)]
 fn send_v6(frame: &Frame) -> i32 {
     if maps::config(cell::OUTSIDE) == 0
-        && let Some(action) = left(leave::<V6>(frame))
+        && let Some(action) = taken(leave::<V6>(frame))
     {
         return action;
     }
@@ -291,7 +292,7 @@ fn send_to<A: Family + Quoting>(
         _ => Ok(()),
     };
     let outcome = match answered {
-        Ok(()) => match left(leave::<A>(frame)) {
+        Ok(()) => match taken(leave::<A>(frame)) {
             Some(action) => return action,
             // What cannot be read has no destination that is known.
             None => read.err().unwrap_or(Outcome::TunnelMissing),
@@ -305,7 +306,7 @@ fn send_to<A: Family + Quoting>(
 const NOWHERE: i32 = i32::MIN;
 
 #[inline(always)]
-fn left(action: i32) -> Option<i32> {
+fn taken(action: i32) -> Option<i32> {
     if action == NOWHERE { None } else { Some(action) }
 }
 

@@ -20,7 +20,7 @@ pub struct Tunnel {
     pub node: u32,
     /// The node's address that packets are sent to; IPv4 in the first four bytes, the rest zero.
     pub address: [u8; 16],
-    /// The address of this node that outer packets come from, as `address`; all zero where the overlay's device is to choose it.
+    /// The address of this node that outer packets come from, as `address`; all zero where there are none, or the overlay's device is to choose it.
     pub source: [u8; 16],
     /// Index of the interface by which the address is reached: of that whose link it is on ([`tunnel_way::LINK`], [`tunnel_way::OVERLAY_LINK`]),
     /// or of that by which the route to it goes ([`tunnel_way::OVERLAY`]). Zero where the overlay's device is to find the way.

@@ -5,19 +5,15 @@ use std::{collections::BTreeSet, net::IpAddr};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use palisade_datapath_core::abi::{NODE_SELF, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, Tunnel, tunnel_way};
 use palisade_loader::Overlay;
-use palisade_test_support::{
-    packet::{
-        checksum, protocol, set, summed,
-        tcp_flag::{ACK, SYN},
-        udp,
-    },
-    skipped,
+use palisade_test_support::packet::{
+    checksum, protocol, set, summed,
+    tcp_flag::{ACK, SYN},
+    udp,
 };
 
 use crate::forward::there;
 use crate::outside::{PORT as NODE_PORT, serve as serve_node_port};
 use crate::service::{CLIENT, TARGET, backend, ends};
-use crate::stage::makes_outer_packets;
 use crate::world::{Family, PASS, REDIRECT, World, each_family, node};
 
 const PORT: u16 = 4789;
@@ -108,10 +104,6 @@ fn a_packet_to_a_pod_of_another_node_is_put_in_an_outer_one_past_the_overlays_de
             for (packet, is_whole) in whole.map(|packet| (summed(packet), true)).into_iter().chain([(fragment, false)]) {
                 let seen = world.a_sends(packet.clone());
                 assert_eq!(seen.action, REDIRECT, "{:?}", seen.outcome);
-                if !makes_outer_packets() {
-                    assert_eq!(seen.packet.len(), packet.len(), "by the device");
-                    continue;
-                }
                 let (frame, port) = inner(&packet, &seen.packet, outer);
                 assert_eq!(seen.packet.len(), packet.len() + AFTER_IP + if outer == Family::V4 { 20 } else { 40 });
                 assert!(port >= 49_152);
@@ -126,9 +118,6 @@ fn a_packet_to_a_pod_of_another_node_is_put_in_an_outer_one_past_the_overlays_de
 
 #[test]
 fn packets_of_a_flow_come_from_one_port_and_those_of_others_from_others() {
-    if !makes_outer_packets() {
-        return skipped("this kernel leaves outer packets to the overlay's device");
-    }
     each_outer(|world, family, outer| {
         reached(world, outer, tunnel_way::OVERLAY_LINK);
         let out = world.a.to(there(family));
@@ -141,9 +130,6 @@ fn packets_of_a_flow_come_from_one_port_and_those_of_others_from_others() {
 
 #[test]
 fn an_outer_packet_says_of_congestion_what_the_inner_one_does_and_nothing_else() {
-    if !makes_outer_packets() {
-        return skipped("this kernel leaves outer packets to the overlay's device");
-    }
     each_outer(|world, family, outer| {
         reached(world, outer, tunnel_way::OVERLAY_LINK);
         let out = world.a.to(there(family));
@@ -184,11 +170,9 @@ fn what_may_be_an_answer_to_a_client_outside_goes_by_the_device_that_knows_as_wh
         let error = summed(out.port_unreachable(&world.arriving(client, a).ip(protocol::TCP, &[0; 20])));
         let quoted = world.a_sends(error);
         assert_eq!(quoted.packet.len(), quoted.sent.len());
-        if makes_outer_packets() {
-            let other = out.tcp(TARGET, CLIENT + 1, ACK);
-            let seen = world.a_sends(other.clone());
-            inner(&other, &seen.packet, outer);
-        }
+        let other = out.tcp(TARGET, CLIENT + 1, ACK);
+        let seen = world.a_sends(other.clone());
+        inner(&other, &seen.packet, outer);
     });
 }
 
@@ -205,7 +189,14 @@ fn what_comes_to_the_port_of_the_overlay_at_this_node_is_its_devices() {
             world.datapath.services.insert((node(family), PORT, protocol), &entry).unwrap();
         }
         if family == outer {
-            world.arrives(summed(to(world, node(family)).udp(CLIENT, PORT))).untouched();
+            let packet = summed(to(world, node(family)).udp(CLIENT, PORT));
+            world.arrives(packet.clone()).untouched();
+            // A node that nothing goes by an overlay to or from has none of its ports taken away.
+            let device = world.datapath.overlay_device().unwrap();
+            world.datapath.set_overlay_device(None).unwrap();
+            let taken = world.arrives(packet);
+            assert_ne!(taken.packet, taken.sent);
+            world.datapath.set_overlay_device(device).unwrap();
         }
         // TCP has ports of its own, and a later fragment none.
         let taken = world.arrives(summed(to(world, node(family)).tcp(CLIENT, PORT, SYN)));

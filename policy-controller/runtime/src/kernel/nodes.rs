@@ -1,7 +1,7 @@
 //! The rows by which the overlay knows the nodes: whose address is whose, and where each range of pods is.
 
 use super::{Kernel, KernelError};
-use crate::route::{Hop, Peer, Reach, Way};
+use crate::route::{Hop, Peer, Reach, Way, overlay_cost};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::{NODE_SELF, Tunnel, map, tunnel_way};
 use palisade_loader::Overlay;
@@ -53,7 +53,12 @@ impl NodeRows {
                     Way::Native { link, .. } if past_the_stack.uplinks.contains(&link) => (tunnel_way::LINK, link, None),
                     Way::Native { .. } | Way::Network | Way::Nowhere(_) => (tunnel_way::STACK, 0, None),
                 };
-                let mtu = reach.mtu.map_or(0, |mtu| u16::try_from(mtu.min(past_the_stack.mtu)).unwrap_or(u16::MAX));
+                // The stack knows how to tell whose packets are longer than what an error told of the way lately.
+                let told = reach.hop.and_then(|hop| hop.path_mtu).map_or(u32::MAX, |mtu| match reach.way {
+                    Way::Vxlan(_) => mtu.saturating_sub(overlay_cost(outer)),
+                    _ => mtu,
+                });
+                let mtu = reach.mtu.map_or(0, |mtu| u16::try_from(mtu.min(past_the_stack.mtu).min(told)).unwrap_or(u16::MAX));
                 let (version, address) = wide(outer);
                 let source = source.map(wide).unwrap_or_default().1;
                 rows.tunnels.insert(reach.range, Tunnel { node: 0, address, source, ifindex, mtu, version, way });
@@ -367,7 +372,7 @@ mod tests {
     fn the_overlays_device_is_passed_where_it_is_known_how_and_the_other_node_knows_who_sends() {
         let own = Peer { name: "a".to_owned(), addresses: vec![ip("192.0.2.1"), ip("2001:db8::1")], ..Peer::default() };
         let way = |outer: &str, hop| by_overlay(&own, hop, ip(outer), &direct([2]));
-        let hop = |link, on_link, source: &str| Some(Hop { link, on_link, mtu: 1500, source: Some(ip(source)) });
+        let hop = |link, on_link, source: &str| Some(Hop { link, on_link, mtu: 1500, path_mtu: None, source: Some(ip(source)) });
         let by_device = (tunnel_way::OVERLAY, 0, None);
         let v4 = Some(ip("192.0.2.1"));
         assert_eq!(way("192.0.2.2", hop(2, true, "192.0.2.1")), (tunnel_way::OVERLAY_LINK, 2, v4));
@@ -376,8 +381,26 @@ mod tests {
         assert_eq!(way("192.0.2.2", hop(3, true, "192.0.2.1")), by_device, "no interface of the datapath");
         assert_eq!(way("192.0.2.2", hop(2, true, "192.0.2.7")), by_device, "an address that is not in the node's object");
         assert_eq!(way("192.0.2.2", hop(2, true, "2001:db8::1")), by_device);
-        assert_eq!(way("192.0.2.2", Some(Hop { link: 2, on_link: true, mtu: 1500, source: None })), by_device);
+        assert_eq!(way("192.0.2.2", Some(Hop { link: 2, on_link: true, mtu: 1500, path_mtu: None, source: None })), by_device);
         assert_eq!(way("192.0.2.2", None), by_device);
+    }
+
+    #[test]
+    fn what_an_error_told_of_the_way_shortens_what_passes_the_stack() {
+        let gateway = ip("192.0.2.2");
+        let hop = |path_mtu| Some(Hop { link: 2, on_link: true, mtu: 1500, path_mtu, source: Some(ip("192.0.2.1")) });
+        let mtu = |way, mtu, path_mtu| {
+            let reach =
+                Reach { node: "b".to_owned(), range: "10.2.0.0/24".parse().unwrap(), way, outer: Some(gateway), hop: hop(path_mtu), mtu };
+            let peer = |name: &str, address: &str| Peer { name: name.to_owned(), addresses: vec![ip(address)], ..Peer::default() };
+            let rows = NodeRows::of(&peer("a", "192.0.2.1"), &[peer("b", "192.0.2.2")], &[reach], None, &direct([2]));
+            rows.peers["b"].tunnels.values().next().unwrap().mtu
+        };
+        let (native, vxlan) = (|| Way::Native { gateway, link: 2 }, || Way::Vxlan(gateway));
+        assert_eq!((mtu(native(), Some(1500), None), mtu(vxlan(), Some(1450), None)), (1450, 1450));
+        assert_eq!((mtu(native(), Some(1500), Some(1400)), mtu(vxlan(), Some(1450), Some(1400))), (1400, 1350));
+        assert_eq!(mtu(native(), Some(1500), Some(9000)), 1450);
+        assert_eq!(mtu(vxlan(), None, Some(1400)), 0, "nobody knows a way: nothing passes the stack");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{RouteError, mtu};
 use crate::config::{DEFAULT_MTU, RoutingMode};
 use ipnet::IpNet;
 use palisade_cni::command::is_host_interface;
-use palisade_cni::link::{InterfaceAddress, Link, LinkError, Netlink, ROUTE_PROTOCOL, Route, RouteKind, sysctl};
+use palisade_cni::link::{InterfaceAddress, Link, LinkError, Netlink, ROUTE_PROTOCOL, Route, RouteKind, outbound_policies, sysctl};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -26,6 +26,8 @@ pub struct Looked {
     pub faults: BTreeSet<Fault>,
     /// Whether some are omitted for want of IPv6.
     pub without_ipv6: bool,
+    /// Whether this machine has IPsec policies about what it sends.
+    pub ipsec: bool,
     /// Addresses of this node that its interfaces have, the first of each family: what its own processes' packets to pods of others come from.
     pub sources: Vec<IpAddr>,
 }
@@ -120,6 +122,7 @@ pub fn look(survey: &Survey, mode: RoutingMode) -> Result<Looked, RouteError> {
         without_ipv6,
         omitted,
         faults,
+        ipsec: outbound_policies()? > 0,
         sources: [first(false), first(true)].into_iter().flatten().collect(),
     })
 }
@@ -152,11 +155,11 @@ impl Taken<'_> {
 
 /// How an address of another node is reached. Not through a pod, and not through the overlay itself.
 fn hop(netlink: &Netlink, links: &BTreeMap<u32, Link>, address: IpAddr) -> Result<Option<Hop>, LinkError> {
-    let Some(Route { kind: RouteKind::Unicast, link: Some(index), gateway, mtu, source, .. }) = netlink.route_to(address)? else {
+    let Some(Route { kind: RouteKind::Unicast, link: Some(index), gateway, mtu, path_mtu, source, .. }) = netlink.route_to(address)? else {
         return Ok(None);
     };
     let link = links.get(&index).filter(|link| link.name != device::DEVICE && !is_host_interface(&link.name));
-    Ok(link.map(|link| Hop { link: index, on_link: gateway.is_none(), mtu: mtu.unwrap_or(link.mtu).min(link.mtu), source }))
+    Ok(link.map(|link| Hop { link: index, on_link: gateway.is_none(), mtu: mtu.unwrap_or(link.mtu).min(link.mtu), path_mtu, source }))
 }
 
 /// The MTU of the best default route, where there is no other node; [`DEFAULT_MTU`] without one.

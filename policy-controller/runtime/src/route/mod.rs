@@ -11,6 +11,7 @@ mod way;
 pub use apply::uplink_mtu;
 pub use device::DEVICE;
 pub use forwarding::{enable_forwarding, keep_forwarding};
+pub use mtu::cost as overlay_cost;
 pub use network::{Network, status};
 pub use survey::Peer;
 #[cfg(test)]
@@ -116,7 +117,8 @@ async fn put(state: &State, kernel: &KernelHandle, survey: &Survey, seen: &mut S
     let for_uplinks = pin.clone();
     let (looked, uplinks) = blocking(move || Ok((look(&asked, mode)?, pinned_links(&for_uplinks, Role::Uplink)?))).await?;
     let past_the_stack = PastTheStack {
-        allowed: state.config.routing.forwarding == Forwarding::Direct,
+        // What the node encrypts would leave in clear.
+        allowed: state.config.routing.forwarding == Forwarding::Direct && !looked.ipsec,
         uplinks,
         // What is longer than the narrowest of the ways is left to the stack, too, where somebody has set a larger MTU: it knows each way.
         mtu: state.config.mtu.map_or(looked.mtu, |set| set.min(looked.mtu)),
@@ -143,6 +145,7 @@ async fn put(state: &State, kernel: &KernelHandle, survey: &Survey, seen: &mut S
         faults: survey.faults.iter().chain(&looked.faults).cloned().chain(strays).collect(),
     };
     seen.tell(&state.config.node, &survey.own, &network);
+    seen.tell_of_ipsec(looked.ipsec);
     state.set_network(network);
     let device = applied.as_ref().ok().and_then(|applied| applied.device);
     // In any case: what is gone would else be believed as long as anything of what is there is refused.
@@ -515,6 +518,17 @@ pub(crate) mod tests {
             sysctl::write("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
             let troubles = apply(&asked(), &stage.programs).unwrap().troubles;
             assert!(stage.routes().iter().any(|route| route.starts_with("fd00:3::/64")) && troubles.is_empty(), "{troubles:?}");
+        });
+    }
+
+    #[test]
+    fn ipsec_policies_of_the_node_are_seen() {
+        in_namespace(|stage| {
+            let nodes = SharedMap::from([("b".to_owned(), node(&["198.51.100.2"], &["10.2.0.0/24"]))]);
+            assert!(!stage.put(&nodes, RoutingMode::Auto).ipsec);
+            let policy = "xfrm policy add src 192.0.2.1 dst 198.51.100.2 proto udp dport 4789 dir out action block";
+            assert!(std::process::Command::new("ip").args(policy.split(' ')).status().unwrap().success());
+            assert!(stage.put(&nodes, RoutingMode::Auto).ipsec);
         });
     }
 

@@ -1,14 +1,14 @@
 //! The MTU: that of the way to the other nodes, less what the mode adds to each packet.
 
 use super::way::{Reach, Way};
+use palisade_datapath_core::packet::vxlan;
 use std::net::IpAddr;
 
-/// What the overlay adds to a packet, in bytes, when the outer packet goes to `outer`: an IP header, 8 of UDP, 8 of VXLAN, and the inner
-/// packet's Ethernet header of 14.
+/// What the overlay adds to a packet, in bytes, when the outer packet goes to `outer`.
 pub const fn cost(outer: IpAddr) -> u32 {
     match outer {
-        IpAddr::V4(_) => 20 + 8 + 8 + 14,
-        IpAddr::V6(_) => 40 + 8 + 8 + 14,
+        IpAddr::V4(_) => vxlan::LENGTH_V4 as u32,
+        IpAddr::V6(_) => vxlan::LENGTH_V6 as u32,
     }
 }
 

@@ -96,9 +96,20 @@ pub struct Seen {
     troubles: BTreeSet<String>,
     own: Option<Vec<IpNet>>,
     ways: BTreeMap<(String, IpNet), Way>,
+    ipsec: bool,
 }
 
 impl Seen {
+    /// Logs that packets between pods pass the stack because of IPsec, or no more.
+    pub fn tell_of_ipsec(&mut self, ipsec: bool) {
+        if ipsec && !self.ipsec {
+            tracing::info!("this node has IPsec policies: what its pods send to those of other nodes passes its stack, which knows them");
+        } else if !ipsec && self.ipsec {
+            tracing::info!("this node has no IPsec policies any more");
+        }
+        self.ipsec = ipsec;
+    }
+
     /// Logs what is new.
     pub fn tell(&mut self, node: &str, own: &Peer, network: &Network) {
         for Fault { node, what } in network.faults.difference(&self.faults) {

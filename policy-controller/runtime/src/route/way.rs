@@ -17,6 +17,8 @@ pub struct Hop {
     pub on_link: bool,
     /// Longest packet in bytes that gets there, as far as this machine knows.
     pub mtu: u32,
+    /// Longest packet in bytes that got there lately, as an error has told that came from the way.
+    pub path_mtu: Option<u32>,
     /// The address of this machine from which it sends there.
     pub source: Option<IpAddr>,
 }
@@ -114,8 +116,8 @@ fn reach(peer: &Peer, range: IpNet, mode: RoutingMode, hops: &BTreeMap<IpAddr, H
 mod tests {
     use super::*;
 
-    const NEAR: Hop = Hop { link: 2, on_link: true, mtu: 1500, source: None };
-    const FAR: Hop = Hop { link: 3, on_link: false, mtu: 9000, source: None };
+    const NEAR: Hop = Hop { link: 2, on_link: true, mtu: 1500, path_mtu: None, source: None };
+    const FAR: Hop = Hop { link: 3, on_link: false, mtu: 9000, path_mtu: None, source: None };
 
     /// What is said of the ranges of a node with these addresses.
     fn ways(mode: RoutingMode, addresses: &[(&str, Option<Hop>)]) -> Vec<(Way, Option<u32>)> {
