@@ -20,7 +20,7 @@ const NLMSG_ERROR: u16 = 2;
 /// # Errors
 /// The kernel does not answer, or with something else.
 pub fn outbound_policies() -> Result<u32, LinkError> {
-    let action = || "count IPsec policies".to_owned();
+    const ACTION: &str = "count IPsec policies";
     let failed = |action| move |errno| LinkError::Socket { action, errno };
     // SAFETY: the call takes numbers; a descriptor that it returns is open, and nobody else has it.
     let socket = match Errno::result(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_XFRM) }) {
@@ -30,16 +30,17 @@ pub fn outbound_policies() -> Result<u32, LinkError> {
         Err(errno) => return Err(failed("open")(errno)),
     };
     // The header, and flags of which none is known.
-    let mut request = [0; HEADER + 4];
-    request[..4].copy_from_slice(&(request.len() as u32).to_ne_bytes());
+    const REQUEST: usize = HEADER + 4;
+    let mut request = [0; REQUEST];
+    request[..4].copy_from_slice(&(REQUEST as u32).to_ne_bytes());
     request[4..6].copy_from_slice(&XFRM_MSG_GETSPDINFO.to_ne_bytes());
     request[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
     send(socket.as_raw_fd(), &request, MsgFlags::empty()).map_err(failed("send"))?;
     let mut answer = [0; 4096];
     let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).map_err(failed("receive"))?;
     read(&answer[..length])
-        .ok_or_else(|| LinkError::Malformed { action: action(), reason: "no numbers of policies".into() })?
-        .map_err(|errno| LinkError::Refused { action: action(), errno, detail: None })
+        .ok_or_else(|| LinkError::Malformed { action: ACTION.to_owned(), reason: "no numbers of policies".into() })?
+        .map_err(|errno| LinkError::Refused { action: ACTION.to_owned(), errno, detail: None })
 }
 
 /// The number that an answer holds, or its error.
