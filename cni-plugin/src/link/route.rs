@@ -49,8 +49,8 @@ pub struct Route {
     pub metric: Option<u32>,
     /// Longest packet in bytes that it takes, where that is not the interface's.
     pub mtu: Option<u32>,
-    /// Longest packet in bytes that gets to the destination, as an ICMP error has told; the kernel forgets it after a while. Of
-    /// [`route_to`](Netlink::route_to) alone.
+    /// Longest packet in bytes that gets to the destination, as an ICMP error has told; the kernel forgets it after a while. It is told of single
+    /// destinations, each a route of its own where it is listed.
     pub path_mtu: Option<u32>,
     /// Who made it (`RTPROT_*`); [`ROUTE_PROTOCOL`] for ours.
     pub protocol: u8,

@@ -221,7 +221,9 @@ fn what_an_error_told_of_one_destination_is_shown_beside_the_route() {
         host.enter(|| drop(Command::new("ping").args(["-M", "do", "-s", "1320", "-c", "1", "-W", "1", "198.51.100.2"]).output().unwrap()))
             .unwrap();
     }
-    assert!(pair.host.routes().unwrap().iter().all(|route| route.mtu.is_none() && route.path_mtu.is_none()));
+    let routes = pair.host.routes().unwrap();
+    let route = routes.iter().find(|route| route.destination == "198.51.100.0/24".parse().unwrap()).unwrap();
+    assert_eq!((route.mtu, route.path_mtu), (None, None), "of one destination alone");
 }
 
 #[test]
