@@ -21,6 +21,8 @@ const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 const PEER: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
 const UPLINK: &str = "uplink";
 const PORT: u16 = 4789;
+/// Bytes of a UDP header.
+const UDP: usize = 8;
 /// What pods are told, less than what any way takes at first.
 const POD_MTU: usize = 1400;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -141,6 +143,12 @@ impl Raw {
     }
 }
 
+/// What is in a packet of the overlay, from its IP header on.
+fn inner(vxlan: &[u8]) -> &[u8] {
+    assert_eq!(vxlan[..8], [8, 0, 0, 0, 0, 0, 1, 0], "a VXLAN header with the network 1");
+    &vxlan[8 + ETHERNET..]
+}
+
 /// The MTU that an ICMP error tells, from its first byte.
 fn told(icmp: &[u8], ipv6: bool) -> Option<usize> {
     match (ipv6, icmp) {
@@ -174,8 +182,7 @@ impl Stage<'_> {
     fn find_inside<T>(socket: &UdpSocket, wanted: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
         let mut buffer = [0; 2000];
         while let Ok(length) = socket.recv(&mut buffer) {
-            assert_eq!(buffer[..8], [8, 0, 0, 0, 0, 0, 1, 0], "a VXLAN header with the network 1");
-            if let Some(found) = wanted(&buffer[8 + ETHERNET..length]) {
+            if let Some(found) = wanted(inner(&buffer[..length])) {
                 return Some(found);
             }
         }
@@ -189,9 +196,10 @@ impl Stage<'_> {
         let errors = Raw::open(&self.pod(), ipv6, if ipv6 { SockProtocol::IcmpV6 } else { SockProtocol::Icmp });
         let packet = frame(pod, other, length);
         let got = if self.by_overlay {
-            let socket = self.overlay(ipv6);
+            // What comes over IPv6 has no UDP checksum, and a socket of UDP does not take it. It is there all the same: its port answers no error.
+            let (receiver, _socket) = (Raw::open(&self.peer, ipv6, SockProtocol::Udp), self.overlay(ipv6));
             sender.send(&packet, other).unwrap();
-            Self::find_inside(&socket, |inner| (inner.len() == length).then_some(())).is_some()
+            receiver.find(|datagram| (inner(&datagram[UDP..]).len() == length).then_some(())).is_some()
         } else {
             let receiver = Raw::open(&self.peer, ipv6, SockProtocol::Udp);
             sender.send(&packet, other).unwrap();
