@@ -9,14 +9,15 @@ use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProto
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-const NLMSG_ERROR: u16 = 2;
+pub(super) const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// The error carries only the header of the request, not the request (`NETLINK_CAP_ACK`).
 const FLAG_CAPPED: u16 = 0x100;
 /// Attributes follow the error (`NETLINK_EXT_ACK`).
 const FLAG_ACK_ATTRIBUTES: u16 = 0x200;
 const NLMSGERR_ATTR_MSG: u16 = 1;
-const HEADER: usize = 16;
+/// Length in bytes of the header of a message.
+pub(super) const HEADER: usize = 16;
 /// The kernel sends parts of a list in at most 32 KiB.
 const BUFFER: usize = 64 * 1024;
 

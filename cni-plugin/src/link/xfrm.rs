@@ -1,5 +1,6 @@
 use super::LinkError;
-use netlink_packet_core::NlasIterator;
+use super::socket::{HEADER, NLMSG_ERROR};
+use netlink_packet_core::{NLM_F_REQUEST, NlasIterator};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{MsgFlags, recv, send};
@@ -10,10 +11,6 @@ const XFRM_MSG_GETSPDINFO: u16 = 0x25;
 const XFRMA_SPD_INFO: u16 = 1;
 /// Where `struct xfrmu_spdinfo` has the number of policies for what is sent.
 const OUTBOUND: std::ops::Range<usize> = 4..8;
-
-const HEADER: usize = 16;
-const NLM_F_REQUEST: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
 
 /// Number of IPsec policies (xfrm) about what the calling thread's namespace sends, but for those of single sockets. 0 where the kernel has no IPsec.
 ///

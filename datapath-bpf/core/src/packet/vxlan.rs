@@ -140,6 +140,9 @@ mod tests {
         hash: u32::MAX,
     };
 
+    const OVER_V6: Outer<V6> =
+        Outer { source: [1; 16], destination: [2; 16], port: 4789, network: 1, inner: 1400, inner_is_v4: false, congestion: 3, hash: 0 };
+
     fn sum_up(bytes: &[u8]) -> u16 {
         let sum: u32 = bytes.chunks(2).map(|two| u32::from(u16::from_be_bytes([two[0], two[1]]))).sum();
         let sum = (sum >> 16) + (sum & 0xffff);
@@ -169,17 +172,7 @@ mod tests {
         assert_eq!(headers.at::<8>(28), Some([8, 0, 0, 0, 0x12, 0x34, 0x56, 0]), "VXLAN");
         assert_eq!((headers.at::<6>(36), headers.at::<6>(42)), (Some(OVERLAY_MAC), Some(OVERLAY_SOURCE_MAC)));
         assert_eq!(headers.at::<2>(48), Some([8, 0]));
-        let over_v6 = Outer {
-            source: [1; 16],
-            destination: [2; 16],
-            port: 4789,
-            network: 1,
-            inner: 1400,
-            inner_is_v4: false,
-            congestion: 3,
-            hash: 0,
-        };
-        let headers = over_v6.headers();
+        let headers = OVER_V6.headers();
         assert_eq!(headers.at::<8>(0), Some([0x60, 0x30, 0, 0, 5, 0x96, 17, HOP_LIMIT]));
         assert_eq!((headers.at::<16>(8), headers.at::<16>(24)), (Some([1; 16]), Some([2; 16])));
         assert_eq!(headers.at::<2>(68), Some([0x86, 0xdd]));
@@ -205,17 +198,7 @@ mod tests {
         assert_eq!(first(&|bytes| bytes[7] = 1), None, "a later fragment");
         assert_eq!(first(&|bytes| bytes[0] = 0x46), None, "options");
         assert_eq!(first(&|bytes| bytes[9] = protocol::TCP), None);
-        let over_v6 = Outer {
-            source: [1; 16],
-            destination: [2; 16],
-            port: 4789,
-            network: 1,
-            inner: 1400,
-            inner_is_v4: false,
-            congestion: 0,
-            hash: 0,
-        };
-        let mut first = *over_v6.headers().first_chunk().unwrap();
+        let mut first = *OVER_V6.headers().first_chunk().unwrap();
         assert_eq!(receiver_v6(&first), Some(([2; 16], 4789)));
         first[6] = 44;
         assert_eq!(receiver_v6(&first), None, "a fragment");

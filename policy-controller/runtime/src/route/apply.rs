@@ -26,7 +26,7 @@ pub struct Looked {
     pub faults: BTreeSet<Fault>,
     /// Whether some are omitted for want of IPv6.
     pub without_ipv6: bool,
-    /// Whether this machine has IPsec policies about what it sends.
+    /// Whether this machine has IPsec policies about what it sends, or may have.
     pub ipsec: bool,
     /// Addresses of this node that its interfaces have, the first of each family: what its own processes' packets to pods of others come from.
     pub sources: Vec<IpAddr>,
@@ -122,9 +122,16 @@ pub fn look(survey: &Survey, mode: RoutingMode) -> Result<Looked, RouteError> {
         without_ipv6,
         omitted,
         faults,
-        ipsec: outbound_policies()? > 0,
+        ipsec: has_ipsec(),
         sources: [first(false), first(true)].into_iter().flatten().collect(),
     })
+}
+
+/// Whether this machine has IPsec policies about what it sends. Where it does not say (its agent may not ask), it may have some: packets that pass the
+/// stack all get there.
+fn has_ipsec() -> bool {
+    let policies = outbound_policies().inspect_err(|error| tracing::debug!(%error, "whether there are IPsec policies is not known"));
+    policies.map_or(true, |policies| policies > 0)
 }
 
 /// What this machine has besides pods and what is set here.

@@ -103,7 +103,7 @@ impl Seen {
     /// Logs that packets between pods pass the stack because of IPsec, or no more.
     pub fn tell_of_ipsec(&mut self, ipsec: bool) {
         if ipsec && !self.ipsec {
-            tracing::info!("this node has IPsec policies: what its pods send to those of other nodes passes its stack, which knows them");
+            tracing::info!("this node has IPsec policies, or does not say: what its pods send to those of other nodes passes its stack");
         } else if !ipsec && self.ipsec {
             tracing::info!("this node has no IPsec policies any more");
         }
