@@ -119,7 +119,8 @@ fn maps(pin: &PinDir) -> Vec<(String, u32)> {
 
 /// The maps that a program reads, by id, but for those that hold its constants.
 fn maps_of(program: u32, names: &BTreeSet<String>) -> BTreeSet<(String, u32)> {
-    let info = loaded_programs().map(Result::unwrap).find(|info| info.id() == program).expect("the program is loaded");
+    // Other tests' programs come and go while the list is read: what is gone when it is asked for is not the one.
+    let info = loaded_programs().flatten().find(|info| info.id() == program).expect("the program is loaded");
     let ids = info.map_ids().unwrap().expect("the kernel tells the maps of a program");
     let named = ids.into_iter().map(|id| (MapData::from_id(id).unwrap().info().unwrap().name_as_str().unwrap().to_owned(), id));
     named.filter(|(name, _)| names.contains(name)).collect()
