@@ -19,8 +19,7 @@ use std::net::IpAddr;
 struct Answer {
     #[serde(flatten)]
     query: FlowQuery,
-    /// `null` where it takes another node's agent to know.
-    passes: Option<bool>,
+    passes: bool,
     #[serde(flatten)]
     explained: Explained,
 }
@@ -67,11 +66,11 @@ fn answers(
             port: arguments.port.port,
             family,
             service: arguments.service,
-            rules: true,
+            whole: true,
         };
         match ask(&query) {
             Ok(explained) => {
-                let query = FlowQuery { rules: false, ..query };
+                let query = FlowQuery { whole: false, ..query };
                 answers.push(Answer { query, passes: explained.passes(), explained });
             }
             // An end without an address of one family is no failure as long as the other family answers.
@@ -157,11 +156,7 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
     for answer in answers {
         let Explained { egress, ingress, egress_unjudged, ingress_unjudged, settled, .. } = &answer.explained;
         for (side, said, unjudged) in [("egress", egress, egress_unjudged), ("ingress", ingress, ingress_unjudged)] {
-            let tone = match unjudged {
-                Some(_) => Tone::Faint,
-                None if said.passes() && *settled != Some(Settled::Link) => Tone::Good,
-                None => Tone::Bad,
-            };
+            let tone = if said.passes() && *settled != Some(Settled::Link) { Tone::Good } else { Tone::Bad };
             let reason = reason(said, unjudged.as_ref(), *settled);
             let family = family_name(answer.query.family);
             table.row([family.into(), flow.as_str().into(), side.into(), Cell::toned(verdict_text(said.verdict), tone), reason.into()]);
@@ -170,6 +165,7 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
     let mut text = table.render(paint);
     text.push_str(&overall(answers, paint));
     text.push_str(&audits(answers));
+    text.push_str(&foretold(answers));
     let considered: Vec<_> = answers.iter().map(|answer| (&answer.explained.egress_rules, &answer.explained.ingress_rules)).collect();
     // Most rules fare the same in both families.
     let same = considered.windows(2).all(|pair| pair[0] == pair[1]);
@@ -200,13 +196,13 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
 
 /// Why one side says what it says.
 fn reason(said: &SideVerdict, unjudged: Option<&Unjudged>, settled: Option<Settled>) -> String {
-    match (said.verdict, said.reason.is_empty(), unjudged, settled) {
-        (_, _, Some(unjudged), _) => format!("not judged here: {}", whom_to_ask(unjudged)),
-        (VerdictName::None, _, _, Some(settled)) => regardless(settled).to_owned(),
-        (VerdictName::None, true, ..) => "not judged on this side".to_owned(),
-        (VerdictName::Allow, true, ..) => "no policy isolates this side".to_owned(),
-        _ => said.reason.clone(),
-    }
+    let reason = match (said.verdict, said.reason.is_empty(), settled) {
+        (VerdictName::None, _, Some(settled)) => regardless(settled),
+        (VerdictName::None, true, _) => "not judged on this side",
+        (VerdictName::Allow, true, _) => "no policy isolates this side",
+        _ => &said.reason,
+    };
+    if unjudged.is_some() { format!("{reason} (expected)") } else { reason.to_owned() }
 }
 
 /// Why no policy is asked.
@@ -252,26 +248,30 @@ fn audits(answers: &[Answer]) -> String {
 
 /// What comes of both sides together.
 fn outcome(explained: &Explained) -> (String, Tone) {
-    match explained.passes() {
-        Some(true) => ("passes".to_owned(), Tone::Good),
-        Some(false) => ("does not pass".to_owned(), Tone::Bad),
-        None => {
-            let mut ask: Vec<String> =
-                [&explained.egress_unjudged, &explained.ingress_unjudged].into_iter().flatten().map(whom_to_ask).collect();
-            ask.dedup();
-            let none = [&explained.egress, &explained.ingress].iter().all(|side| side.verdict == VerdictName::None);
-            let judged = if none { "this node judges neither end" } else { "this node judges only one end" };
-            (format!("{judged}: {}", ask.join(", and ")), Tone::Heading)
-        }
-    }
+    if explained.passes() { ("passes".to_owned(), Tone::Good) } else { ("does not pass".to_owned(), Tone::Bad) }
 }
 
-/// What to do where this node does not judge a pod.
-fn whom_to_ask(unjudged: &Unjudged) -> String {
+/// Which sides this node does not judge; one line for what is the same in both families.
+fn foretold(answers: &[Answer]) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for Answer { explained, .. } in answers {
+        for (side, unjudged) in [("egress", &explained.egress_unjudged), ("ingress", &explained.ingress_unjudged)] {
+            let Some(unjudged) = unjudged else { continue };
+            let line = format!("{side} is what this node expects by the objects that it knows: {}\n", who_judges(unjudged));
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+    }
+    lines.concat()
+}
+
+/// Who judges a pod that this node does not.
+fn who_judges(unjudged: &Unjudged) -> String {
     match unjudged {
-        Unjudged::OtherNode(node) => format!("ask the agent of {node}"),
-        Unjudged::NotWired => "ask again when the pod is wired".to_owned(),
-        Unjudged::UnknownNode => "ask the agent of the pod's node".to_owned(),
+        Unjudged::OtherNode(node) => format!("the pod is on {node}, whose agent says what is in force"),
+        Unjudged::NotWired => "the pod is not wired yet".to_owned(),
+        Unjudged::UnknownNode => "the pod's node is not known here, and rules about that node match nobody".to_owned(),
     }
 }
 
@@ -310,25 +310,25 @@ mod tests {
         SideVerdict { verdict, reason: String::new() }
     }
 
-    fn elsewhere(egress: VerdictName, node: &str) -> Explained {
-        Explained { ingress_unjudged: Some(Unjudged::OtherNode(node.into())), ..Explained::new(side(egress), side(VerdictName::None)) }
+    fn elsewhere(egress: VerdictName, ingress: VerdictName) -> Explained {
+        Explained { ingress_unjudged: Some(Unjudged::OtherNode("n2".into())), ..Explained::new(side(egress), side(ingress)) }
     }
 
     fn answer(family: Family, explained: Explained) -> Answer {
         let end = || FlowEnd::Pod("a/b".into());
-        let query = FlowQuery { from: end(), to: end(), protocol: "TCP".into(), port: 80, family, service: false, rules: false };
+        let query = FlowQuery { from: end(), to: end(), protocol: "TCP".into(), port: 80, family, service: false, whole: false };
         Answer { query, passes: explained.passes(), explained }
     }
 
     #[test]
-    fn a_flow_passes_for_sure_only_where_no_other_node_judges_an_end() {
+    fn a_flow_passes_where_no_side_refuses_it_whoever_judges_that() {
         for (explained, passes) in [
-            (elsewhere(VerdictName::Allow, "n2"), None),
-            (elsewhere(VerdictName::None, "n2"), None),
-            (elsewhere(VerdictName::DefaultDeny, "n2"), Some(false)),
-            (elsewhere(VerdictName::Error, "n2"), Some(false)),
-            (Explained::new(side(VerdictName::Allow), side(VerdictName::None)), Some(true)),
-            (Explained::new(side(VerdictName::None), side(VerdictName::Deny)), Some(false)),
+            (elsewhere(VerdictName::Allow, VerdictName::Allow), true),
+            (elsewhere(VerdictName::None, VerdictName::DefaultDeny), false),
+            (elsewhere(VerdictName::DefaultDeny, VerdictName::Allow), false),
+            (elsewhere(VerdictName::Error, VerdictName::Allow), false),
+            (Explained::new(side(VerdictName::Allow), side(VerdictName::None)), true),
+            (Explained::new(side(VerdictName::None), side(VerdictName::Deny)), false),
         ] {
             let json = serde_json::to_value(answer(Family::Ipv4, explained)).unwrap();
             assert_eq!(json["passes"], serde_json::json!(passes), "{json}");
@@ -336,17 +336,17 @@ mod tests {
     }
 
     #[test]
-    fn the_line_below_the_sides_says_what_comes_of_both_or_whom_to_ask() {
+    fn the_lines_below_the_sides_say_what_comes_of_both_and_what_another_node_judges() {
         let passing = || Explained::new(side(VerdictName::Allow), side(VerdictName::None));
-        let both = |ipv4, ipv6| overall(&[answer(Family::Ipv4, ipv4), answer(Family::Ipv6, ipv6)], Paint::none());
-        assert_eq!(both(passing(), passing()), "passes\n");
-        assert_eq!(
-            both(passing(), elsewhere(VerdictName::Allow, "n2")),
-            "ipv4: passes\nipv6: this node judges only one end: ask the agent of n2\n"
-        );
-        let neither = Explained { egress_unjudged: Some(Unjudged::UnknownNode), ..elsewhere(VerdictName::None, "n2") };
-        assert_eq!(outcome(&neither).0, "this node judges neither end: ask the agent of the pod's node, and ask the agent of n2");
-        assert_eq!(outcome(&elsewhere(VerdictName::Deny, "n2")).0, "does not pass");
+        let both = |ipv4, ipv6| [answer(Family::Ipv4, ipv4), answer(Family::Ipv6, ipv6)];
+        let answers = both(passing(), passing());
+        assert_eq!((overall(&answers, Paint::none()).as_str(), foretold(&answers).as_str()), ("passes\n", ""));
+        let expected = |ingress| elsewhere(VerdictName::Allow, ingress);
+        let answers = both(expected(VerdictName::Allow), expected(VerdictName::Deny));
+        assert_eq!(overall(&answers, Paint::none()), "ipv4: passes\nipv6: does not pass\n");
+        let said = foretold(&answers);
+        assert!(said.starts_with("ingress is what this node expects") && said.contains("the pod is on n2") && said.lines().count() == 1);
+        assert!(reason(&answers[0].explained.ingress, Some(&Unjudged::NotWired), None).ends_with("(expected)"));
     }
 
     #[test]

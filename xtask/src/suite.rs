@@ -282,7 +282,8 @@ fn tests(root: &Path, suite: &Suite, programs: &[Program], preparation: Option<P
 
 /// The programs of the cluster suite that change nothing of the cluster but what is their own: those of a list run one after the other,
 /// beside those of the other list. They wait for most of their time.
-const LANES: [&[&str]; 2] = [&["truth_tables"], &["birth", "examples", "identities", "service_kinds", "services", "verdicts"]];
+const LANES: [&[&str]; 2] =
+    [&["truth_tables"], &["attribution", "birth", "examples", "identities", "service_kinds", "services", "verdicts"]];
 
 fn all(suite: &Suite, programs: &[&Program], environment: &[(&str, String)], failures: &mut Vec<String>) -> Result<Counts> {
     let of_lane =

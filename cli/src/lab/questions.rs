@@ -84,7 +84,7 @@ fn query(node: &LabNode, pods: &BTreeMap<&ObjectName, &str>, question: &Question
         port: question.port,
         family: question.family,
         service: question.service,
-        rules: false,
+        whole: false,
     }
 }
 
@@ -99,7 +99,7 @@ pub async fn knows(node: &LabNode, pods: &[&Member]) -> Result<Vec<bool>, CliErr
             port: 0,
             family,
             service: false,
-            rules: false,
+            whole: false,
         }
     };
     node.knows(pods.iter().map(about).collect()).await

@@ -20,9 +20,10 @@ pub struct FlowQuery {
     /// Whether the flow goes to a service behind which `to` stands: a pod that reaches itself so is judged, by ClusterNetworkPolicies.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub service: bool,
-    /// Whether the rules that were considered are wanted too.
+    /// Whether the rules that were considered are wanted too, and what is to be expected of ends that this node does not judge: both cost a walk
+    /// over all objects.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub rules: bool,
+    pub whole: bool,
 }
 
 /// An end of a flow.
@@ -55,7 +56,8 @@ pub struct Explained {
     pub egress: SideVerdict,
     /// The responder's side.
     pub ingress: SideVerdict,
-    /// Why this node does not know what the policy of the opener says, where it is a pod that this node does not judge.
+    /// Why this node does not judge the opener, where that is a pod that it does not judge. What is said of the side is then what its own node will
+    /// say if it knows the same objects; [`VerdictName::None`] where nobody asked for the whole answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress_unjudged: Option<Unjudged>,
     /// The same of the responder.
@@ -94,11 +96,9 @@ impl Explained {
         }
     }
 
-    /// Whether the flow passes; `None` where no end that this node judges refuses it, and another node judges an end.
-    pub fn passes(&self) -> Option<bool> {
-        let allowed = self.settled != Some(Settled::Link) && self.egress.passes() && self.ingress.passes();
-        let known = self.egress_unjudged.is_none() && self.ingress_unjudged.is_none();
-        (known || !allowed).then_some(allowed)
+    /// Whether the flow passes; of a whole answer.
+    pub fn passes(&self) -> bool {
+        self.settled != Some(Settled::Link) && self.egress.passes() && self.ingress.passes()
     }
 }
 

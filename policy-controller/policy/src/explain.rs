@@ -1,11 +1,12 @@
 //! What the compiled rows say of one flow, with names.
 
-use crate::compile::Compiled;
+use crate::compile::{Compiled, compile};
 use crate::consider::{Considered, Seen, consider};
 use crate::model::{Model, ObjectName};
 use crate::numbers::Numbers;
 use palisade_datapath_core::abi::{Address, Direction, SUBJECT_NONE, V4, V6};
 use palisade_datapath_core::verdict::{Decision, Side, side};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// An end of a flow.
@@ -52,7 +53,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Whether no side that is judged here refuses the flow; what a side that is [`Unjudged`] says is not known.
+    /// Whether no side refuses the flow; what a side that is [`Unjudged`] says is known only after [`foretell`].
     pub fn passes(&self) -> bool {
         self.settled != Some(Settled::Link) && self.egress.decision.passes() && self.ingress.decision.passes()
     }
@@ -74,7 +75,8 @@ pub enum Settled {
 pub struct SideAnswer {
     /// The decision; `NotJudged` where the end is no pod of this node, and where no policy can speak.
     pub decision: Decision,
-    /// Why these rows do not know what a policy says that may speak: the end is a pod, and not one that they are for.
+    /// Why these rows do not know what a policy says that may speak: the end is a pod, and not one that they are for. All else of the answer is
+    /// then [foretold](foretell), or empty.
     pub unjudged: Option<Unjudged>,
     /// The rule or the policies that isolate; empty where no policy made the decision.
     pub reason: String,
@@ -165,6 +167,47 @@ pub fn evaluate(compiled: &Compiled, numbers: &Numbers, model: &Model, question:
         false => (Direction::Egress, Direction::Ingress),
     };
     Ok(Answer { egress: answer(from, from_unjudged, egress, responder), ingress: answer(to, to_unjudged, ingress, opener), settled: None })
+}
+
+/// Adds to the answer of a node's rows what those of other nodes say of the ends that they judge, if they know the same objects.
+///
+/// # Errors
+/// As [`evaluate`]'s, which has given `answer`.
+pub fn foretell(model: &Model, question: &Question, mut answer: Answer) -> Result<Answer, ExplainError> {
+    let there = |unjudged: &Unjudged, end: &End| {
+        let host = match unjudged {
+            Unjudged::OtherNode(node) => node.clone(),
+            Unjudged::NotWired => model.host.clone(),
+            Unjudged::UnknownNode => String::new(),
+        };
+        let opener = resolve(&question.from, model, question.ipv6)?;
+        let is_node = model.nodes.get(&host).is_some_and(|node| node.addresses.contains(&opener));
+        let from = match &question.from {
+            End::Pod(_) => question.from.clone(),
+            _ if is_node => End::Node(host.clone()),
+            _ => End::Address(opener),
+        };
+        let question = &Question { from, ..question.clone() };
+        let model = Model { host, ..model.clone() };
+        let address = resolve(end, &model, question.ipv6)?;
+        let judged = pod(&model, end, address).cloned();
+        let mut numbers = Numbers::default();
+        let compiled = compile(&model, &judged.into_iter().collect::<BTreeSet<_>>(), &mut numbers);
+        evaluate(&compiled, &numbers, &model, question)
+    };
+    if let Some(unjudged) = answer.egress.unjudged.take() {
+        let Answer { egress, .. } = there(&unjudged, &question.from)?;
+        answer.egress = SideAnswer { unjudged: Some(unjudged), ..egress };
+    }
+    if let Some(unjudged) = answer.ingress.unjudged.take() {
+        let Answer { ingress, settled, .. } = there(&unjudged, &question.to)?;
+        match settled {
+            // A node reaches its own pods whatever its policies say.
+            Some(_) => return Ok(Answer { egress: SideAnswer::NOT_JUDGED, ingress: SideAnswer::NOT_JUDGED, settled }),
+            None => answer.ingress = SideAnswer { unjudged: Some(unjudged), ..ingress },
+        }
+    }
+    Ok(answer)
 }
 
 /// What the datapath does with a flow that it asks no policy about.

@@ -37,7 +37,7 @@ mod universe;
 
 pub use compile::{Compiled, compile};
 pub use consider::{Considered, Fate};
-pub use explain::{Answer, End, ExplainError, Question, Settled, SideAnswer, Unjudged, evaluate, is_link};
+pub use explain::{Answer, End, ExplainError, Question, Settled, SideAnswer, Unjudged, evaluate, foretell, is_link};
 pub use numbers::{Numbers, Used};
 pub use plan::{Plan, Planner, Step, plan};
 pub use reason::Reason;

@@ -39,7 +39,7 @@ fn from_outside(node: &Node<'_>, address: &str, pod: &str) -> Explained {
         port: 80,
         family: Family::Ipv4,
         service: false,
-        rules: false,
+        whole: false,
     })) {
         Ok(Reply::Explained(explained)) => explained,
         other => panic!("not explained: {other:?}"),

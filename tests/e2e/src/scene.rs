@@ -1,15 +1,19 @@
 //! A client and two servers, one on its node and one on another: every verdict is asked for on every path.
 
+use crate::agent::Agent;
 use crate::cluster::{Cluster, Namespace};
 use crate::pod::{self, Pod, TCP_PORT, UDP_PORT, named};
 use crate::probe::{Outcome, Probe, run_all};
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How long a change may take to be enforced: "a few seconds", on a machine that is busy.
 const SOON: Duration = Duration::from_secs(5);
+
+/// How long the agents may take to tell of what the policies in audit mode would have done, once flows come.
+const TOLD: Duration = Duration::from_secs(30);
 
 /// A client and two servers. Servers carry `app=server`, clients `app=client`.
 #[derive(Debug)]
@@ -39,6 +43,11 @@ impl Scene {
     /// The cluster.
     pub fn cluster(&self) -> &Cluster {
         self.servers_in.cluster()
+    }
+
+    /// The servers: `far`, on another node than the client's, and `near`, on that one.
+    pub fn servers(&self) -> &[Pod] {
+        &self.servers
     }
 
     /// The name of the client's pod.
@@ -109,6 +118,34 @@ impl Scene {
         }
         let wrong = self.wrong(tcp, udp);
         assert!(wrong.is_empty(), "{when}, it was right and did not stay so:\n{}", wrong.join("\n"));
+    }
+
+    /// Asserts that all flows are let through, and that the agent of each server's node tells that `policy` would have denied one at its ingress.
+    ///
+    /// # Panics
+    /// Where a flow is not let through, or with what an agent tells.
+    pub fn expect_audited(&self, when: &str, policy: &str) -> Result<()> {
+        let agents = Agent::all(self.cluster())?;
+        let told = std::thread::scope(|scope| {
+            let mut asked = Vec::new();
+            for server in &self.servers {
+                let agent = agents.iter().find(|agent| agent.node == server.node).context("the server's node has no agent")?;
+                let pod = format!("{}/{}", server.namespace, server.name);
+                asked.push(scope.spawn(move || agent.event(&["--verdict", "audited", "--pod", &pod], TOLD)));
+            }
+            // Flows come until both have told: nobody says when they have begun to look.
+            while asked.iter().any(|agent| !agent.is_finished()) {
+                self.expect(when, &Outcome::Reached, &Outcome::Reached);
+            }
+            asked.into_iter().map(|agent| agent.join().unwrap_or_else(|_| bail!("it panicked"))).collect::<Result<Vec<Value>>>()
+        })?;
+        for event in told {
+            let ingress = &event["audit"]["ingress"];
+            let reason = ingress["reason"].as_str().unwrap_or_default();
+            let denied = ingress["verdict"] == "deny" || ingress["verdict"] == "default-deny";
+            assert!(event["action"] == "audited" && denied && reason.contains(policy), "{when}: {event}");
+        }
+        Ok(())
     }
 
     fn wrong(&self, tcp: &Outcome, udp: &Outcome) -> Vec<String> {

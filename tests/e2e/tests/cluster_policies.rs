@@ -46,6 +46,11 @@ fn upstream_s_definition_is_noticed_and_tiers_priorities_and_pass_decide() -> Re
     scene.expect("with a NetworkPolicy that allows", &Reached, &Reached);
     cluster_policy(&cluster, "e2e-admin", &ingress("Admin", 20, json!([rule("Deny", Value::Null)])))?;
     scene.expect("with an Admin that denies", &Silent, &Silent);
+    cluster.run(&["annotate", "cnp", "e2e-admin", "palisade.dev/mode=Audit"])?;
+    scene.expect("with an Admin in audit mode that would deny", &Reached, &Reached);
+    scene.expect_audited("with an Admin in audit mode that would deny", "ClusterNetworkPolicy e2e-admin")?;
+    cluster.run(&["annotate", "cnp", "e2e-admin", "palisade.dev/mode-"])?;
+    scene.expect("with the Admin enforced again", &Silent, &Silent);
     cluster_policy(&cluster, "e2e-earlier", &ingress("Admin", 10, json!([rule("Pass", udp)])))?;
     scene.expect("with UDP passed on before", &Silent, &Reached);
     cluster_policy(&cluster, "e2e-earlier", &ingress("Admin", 10, json!([rule("Accept", Value::Null)])))?;

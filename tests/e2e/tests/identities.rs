@@ -153,7 +153,9 @@ fn a_stream_goes_on_over_its_connection_while_the_server_belongs_to_the_identity
     let allow = json!([{ "action": "Allow", "peers": [{ "identity": name }] }]);
     streams.expect("without a policy", &["far", "near"])?;
     let namespaces = json!({ "matchLabels": { "kubernetes.io/metadata.name": name } });
-    let spec = json!({ "pods": [{ "namespaces": namespaces, "pods": { "matchLabels": { "known": "yes" } } }] });
+    let account = json!({ "namespace": name, "name": "default" });
+    let spec =
+        json!({ "pods": [{ "namespaces": namespaces, "pods": { "matchLabels": { "known": "yes" } }, "serviceAccounts": [account] }] });
     streams.label("near", "known=yes")?;
     let _identity = Identity::apply(&cluster, &name, &spec)?;
     identity_policy(&streams.namespace, "only-known", &json!({ "subject": subject, "egress": allow }))?;
@@ -180,10 +182,10 @@ fn a_rule_that_denies_beats_what_a_network_policy_allows() -> Result<()> {
 }
 
 #[test]
-fn a_policy_in_audit_mode_changes_nothing_until_it_is_enforced() -> Result<()> {
+fn a_policy_in_audit_mode_changes_nothing_and_tells_what_it_would_have_done_until_it_is_enforced() -> Result<()> {
     let scene = Scene::start("audit")?;
     identity_policy(&scene.servers_in, "closed", &json!({ "subject": {}, "mode": "Audit", "ingress": [] }))?;
-    scene.expect("in audit mode", &Reached, &Reached);
+    scene.expect_audited("in audit mode", &format!("IdentityPolicy {}/closed", scene.servers_in.name))?;
     scene.servers_in.run(&["patch", "idpol", "closed", "--type=merge", "--patch", r#"{"spec":{"mode":"Enforce"}}"#])?;
     scene.expect("enforced", &Silent, &Silent);
     scene.servers_in.run(&["delete", "idpol", "closed"])?;
@@ -191,7 +193,7 @@ fn a_policy_in_audit_mode_changes_nothing_until_it_is_enforced() -> Result<()> {
     scene.expect("a NetworkPolicy that is enforced", &Silent, &Silent);
     scene.servers_in.run(&["annotate", "networkpolicy", "annotated", "palisade.dev/mode=Audit"])?;
     scene.expect("a NetworkPolicy in audit mode", &Reached, &Reached);
-    Ok(())
+    scene.expect_audited("a NetworkPolicy in audit mode", &format!("NetworkPolicy {}/annotated", scene.servers_in.name))
 }
 
 #[test]

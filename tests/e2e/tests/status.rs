@@ -1,6 +1,7 @@
 //! The status of policies and identities, the events about them, and who writes both.
 
 use anyhow::{Context, Result, bail};
+use palisade_e2e::agent::{Agent, SYSTEM};
 use palisade_e2e::cluster::{Cluster, Namespace, items};
 use palisade_e2e::definition::Installed;
 use palisade_e2e::pod;
@@ -16,8 +17,6 @@ const SOON: Duration = Duration::from_secs(60);
 const TAKEN_OVER: Duration = Duration::from_secs(120);
 /// Held to write while agents are taken away: others ask them, and wait for what they write.
 static AGENTS: RwLock<()> = RwLock::new(());
-/// Leases and agents' pods are here.
-const SYSTEM: &str = "kube-system";
 const LEASE: &str = "palisade-status";
 
 /// As long as it is held the agents stay.
@@ -79,26 +78,13 @@ fn holder(cluster: &Cluster) -> Result<(String, u64)> {
     Ok((renewed.to_owned(), lease["spec"]["leaseTransitions"].as_u64().unwrap_or_default()))
 }
 
-/// The nodes' agents, as `(node, pod)`.
-fn agents(cluster: &Cluster) -> Result<Vec<(String, String)>> {
-    let list = cluster.json(&["get", "pods", "--namespace", SYSTEM, "--selector", "app.kubernetes.io/name=palisade"])?;
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    Ok(items(&list).map(|pod| (text(&pod["spec"]["nodeName"]), text(&pod["metadata"]["name"]))).collect())
-}
-
-fn palisade(cluster: &Cluster, pod: &str, arguments: &[&str]) -> Result<Value> {
-    let exec = ["exec", "--namespace", SYSTEM, pod, "--container", "agent", "--", "palisade"];
-    let text = cluster.run(&[&exec, arguments, &["--output", "json"]].concat())?;
-    serde_json::from_str(&text).context("JSON of the command line")
-}
-
 #[test]
 fn a_policy_says_that_it_is_accepted_and_that_every_node_enforces_its_generation() -> Result<()> {
     let _steady = steady_agents();
     let cluster = Cluster::connect();
-    let agents = agents(&cluster)?;
+    let agents = Agent::all(&cluster)?;
     let namespace = Namespace::create(&cluster, "status", &[])?;
-    pod::start(&namespace, &[pod::server("one", &agents[0].0, &[("app", "one")])])?;
+    pod::start(&namespace, &[pod::server("one", &agents[0].node, &[("app", "one")])])?;
     identity_policy(&namespace, "good", json!({}), &json!({ "subject": {}, "ingress": [{ "action": "Allow" }] }))?;
     let good = ["--namespace", namespace.name.as_str(), "idpol", "good"];
     let all = [("True", "Accepted"), ("True", "AllNodes")];
@@ -116,7 +102,7 @@ fn a_policy_says_that_it_is_accepted_and_that_every_node_enforces_its_generation
     let read = conditions(&cluster, &good, all)?;
     assert_eq!(read["metadata"]["generation"], 2);
     let name = format!("{}/good", namespace.name);
-    let listed = palisade(&cluster, &agents[0].1, &["policy", "get", &name])?;
+    let listed = agents[0].ask(&["policy", "get", &name])?;
     let policy = &listed[0];
     assert_eq!(
         (&policy["nodesEnforcing"], &policy["nodes"], &policy["generation"]),
@@ -140,9 +126,9 @@ fn a_policy_says_that_it_is_accepted_and_that_every_node_enforces_its_generation
 fn an_identity_says_what_it_matches() -> Result<()> {
     let _steady = steady_agents();
     let cluster = Cluster::connect();
-    let agents = agents(&cluster)?;
+    let agents = Agent::all(&cluster)?;
     let namespace = Namespace::create(&cluster, "identity-status", &[])?;
-    pod::start(&namespace, &[pod::server("one", &agents[0].0, &[]), pod::server("two", &agents[1].0, &[])])?;
+    pod::start(&namespace, &[pod::server("one", &agents[0].node, &[]), pod::server("two", &agents[1].node, &[])])?;
     let of = json!({ "matchLabels": { "kubernetes.io/metadata.name": namespace.name } });
     // It lives in no namespace, and goes with none.
     let metadata = json!({ "name": namespace.name });
@@ -176,8 +162,8 @@ fn what_the_api_server_takes_and_cannot_be_used_is_refused_with_field_and_reason
     namespace.run(&["annotate", "networkpolicy", "plain", "palisade.dev/mode=Foo"])?;
     let note = event(&namespace.name, &cluster, "plain", "NotAccepted")?;
     assert!(note.contains("palisade.dev/mode") && note.contains("there is no mode \"Foo\""), "{note}");
-    let agents = agents(&cluster)?;
-    let listed = palisade(&cluster, &agents[1].1, &["policy", "get", &format!("{}/plain", namespace.name)])?;
+    let agents = Agent::all(&cluster)?;
+    let listed = agents[1].ask(&["policy", "get", &format!("{}/plain", namespace.name)])?;
     assert_eq!(listed[0]["conditions"][0]["message"], json!(note), "{listed}");
     Ok(())
 }
@@ -221,9 +207,9 @@ fn another_agent_takes_over_where_the_one_that_writes_is_gone() -> Result<()> {
     let cluster = Cluster::connect();
     let namespace = Namespace::create(&cluster, "takeover", &[])?;
     let (node, _) = until("somebody holds the lease", TAKEN_OVER, || holder(&cluster))?;
-    let agents = agents(&cluster)?;
-    let (_, pod) = agents.iter().find(|(agent, _)| *agent == node).context("the holder is no node")?;
-    cluster.run(&["delete", "pod", "--namespace", SYSTEM, pod])?;
+    let agents = Agent::all(&cluster)?;
+    let writer = agents.iter().find(|agent| agent.node == node).context("the holder is no node")?;
+    cluster.run(&["delete", "pod", "--namespace", SYSTEM, &writer.pod])?;
     identity_policy(&namespace, "after", json!({}), &json!({ "subject": {}, "ingress": [] }))?;
     let after = ["--namespace", namespace.name.as_str(), "idpol", "after"];
     until("the status is written without the agent that wrote it", TAKEN_OVER, || {
@@ -237,7 +223,7 @@ fn another_agent_takes_over_where_the_one_that_writes_is_gone() -> Result<()> {
         (holder, _) if holder == "gone" => bail!("nobody has taken it over"),
         taken => Ok(taken),
     })?;
-    assert!(agents.iter().any(|(agent, _)| *agent == taken_by) && transitions > before, "{taken_by}, {transitions}");
+    assert!(agents.iter().any(|agent| agent.node == taken_by) && transitions > before, "{taken_by}, {transitions}");
     namespace.run(&["patch", "idpol", "after", "--type=merge", "--patch", r#"{"spec":{"egress":[]}}"#])?;
     conditions(&cluster, &after, [("True", "Accepted"), ("True", "AllNodes")])?;
     Ok(())

@@ -2,8 +2,9 @@
 
 use crate::judge::world::{World, doing, everything, from, network_policy, object, own, pods, rule, tcp};
 use palisade_datapath_core::verdict::Decision;
-use palisade_policy::model::{Action, Node, ObjectName, PolicyKind, PolicyName, Tier};
-use palisade_policy::{Answer, End, ExplainError, Fate, Numbers, Question, Settled, Unjudged, compile, evaluate};
+use palisade_policy::generate::{self, Random};
+use palisade_policy::model::{Action, Model, Node, ObjectName, PolicyKind, PolicyName, Tier};
+use palisade_policy::{Answer, End, ExplainError, Fate, Numbers, Question, Settled, SideAnswer, Unjudged, compile, evaluate, foretell};
 use std::collections::BTreeSet;
 
 fn world() -> World {
@@ -71,6 +72,62 @@ fn of_a_pod_that_is_not_judged_here_it_is_said_whose_rows_judge_it() {
     // A pod reaches itself wherever it is.
     assert_eq!(unjudged("node-0", &ranges, pod("shop/web"), pod("shop/web")), (None, None));
     assert_eq!(unjudged("node-0", &ranges, pod("shop/db"), End::Address("203.0.113.9".parse().unwrap())), (None, None));
+}
+
+#[test]
+fn what_is_expected_of_a_pod_of_another_node_is_what_the_rows_there_say() {
+    let (mut asked, mut allowed, mut denied, mut own) = (0, 0, 0, 0);
+    for seed in 0..300 {
+        let mut random = Random::new(seed);
+        let mut model = generate::model(&mut random);
+        let local = generate::local(&mut random, &model);
+        let Some(there) = model.nodes.keys().find(|name| **name != model.host).cloned() else { continue };
+        // All pods that are not here are there.
+        let elsewhere: BTreeSet<ObjectName> = model.pods.keys().filter(|name| !local.contains(name)).cloned().collect();
+        let of_them = model.pods.iter().filter(|(name, _)| elsewhere.contains(*name)).flat_map(|(_, pod)| &pod.addresses);
+        let ranges = of_them.map(|&address| address.into()).collect();
+        let names: Vec<String> = model.nodes.keys().cloned().collect();
+        names.iter().for_each(|name| model.nodes.get_mut(name).expect("it has the name").pod_ranges.clear());
+        model.nodes.get_mut(&there).expect("it was found").pod_ranges = ranges;
+        let (mut numbers_here, mut numbers_there) = (Numbers::default(), Numbers::default());
+        let here = compile(&model, &local, &mut numbers_here);
+        let model_there = Model { host: there.clone(), ..model.clone() };
+        let rows_there = compile(&model_there, &elsewhere, &mut numbers_there);
+        for _ in 0..20 {
+            let flow = generate::flow(&mut random, &model);
+            let ends = (End::Address(flow.opener), End::Address(flow.responder));
+            let (protocol, port, ipv6) = (flow.protocol, flow.port, flow.opener.is_ipv6());
+            let question = Question { from: ends.0, to: ends.1, protocol, port, ipv6, service: false, rules: true };
+            let answer = evaluate(&here, &numbers_here, &model, &question).unwrap();
+            let whole = foretell(&model, &question, answer.clone()).unwrap();
+            // Its own processes are asked about as such.
+            let is_there = model.nodes[&there].addresses.contains(&flow.opener);
+            let from = if is_there { End::Node(there.clone()) } else { question.from.clone() };
+            let said_there = evaluate(&rows_there, &numbers_there, &model_there, &Question { from, ..question }).unwrap();
+            if whole.settled != answer.settled {
+                assert_eq!((whole.settled, said_there.settled), (Some(Settled::OwnNode), Some(Settled::OwnNode)), "seed {seed}: {flow:?}");
+                own += 1;
+                continue;
+            }
+            let said = |side: &SideAnswer| SideAnswer { unjudged: Some(Unjudged::OtherNode(there.clone())), ..side.clone() };
+            for (before, after, there) in
+                [(&answer.egress, &whole.egress, &said_there.egress), (&answer.ingress, &whole.ingress, &said_there.ingress)]
+            {
+                if before.unjudged.is_none() {
+                    assert_eq!(before, after, "seed {seed}: {flow:?}: what is judged here stays");
+                    continue;
+                }
+                assert_eq!(*after, said(there), "seed {seed}: {flow:?}");
+                asked += 1;
+                allowed += u64::from(after.decision == Decision::Allow);
+                denied += u64::from(!after.decision.passes());
+            }
+        }
+    }
+    assert!(
+        asked > 500 && allowed > 50 && denied > 50 && own > 5,
+        "the generator no longer reaches every case: {asked}, {allowed}, {denied}, {own}"
+    );
 }
 
 #[test]

@@ -257,7 +257,7 @@ impl Node<'_> {
 
     pub fn explain(&self, from: &str, to: &str, port: u16, family: Family) -> Explained {
         let (from, to) = (FlowEnd::Pod(from.to_owned()), FlowEnd::Pod(to.to_owned()));
-        match self.call(Call::Explain(FlowQuery { from, to, protocol: "TCP".to_owned(), port, family, service: false, rules: false })) {
+        match self.call(Call::Explain(FlowQuery { from, to, protocol: "TCP".to_owned(), port, family, service: false, whole: false })) {
             Ok(Reply::Explained(explained)) => explained,
             other => panic!("not explained: {other:?}"),
         }
