@@ -222,7 +222,7 @@ pub fn probes<'m>(services: &Services, members: impl Iterator<Item = &'m Member>
         let family = family_of(frontend.address);
         let asks = |member: &&Member| match member.party {
             Party::Pod(_) => true,
-            // The kernel has no programs at sockets of SCTP.
+            // The node's associations are led by a table that is written a moment after the services are: there is nothing to wait for.
             Party::Node(_) => frontend.protocol != palisade_identity::Protocol::Sctp,
             Party::Service(_) | Party::Outside => false,
         };

@@ -18,12 +18,14 @@
 //! ```
 
 mod address;
+pub mod associations;
 mod device;
 mod error;
 mod mac;
 pub mod masquerade;
 mod namespace;
 mod neighbour;
+pub mod nftables;
 mod route;
 mod socket;
 pub mod sysctl;
@@ -32,6 +34,7 @@ mod watch;
 mod xfrm;
 
 pub use address::InterfaceAddress;
+pub use associations::{Associations, Lead};
 pub use device::{Link, Veth};
 pub use error::LinkError;
 pub use mac::{MacAddress, MacAddressError};

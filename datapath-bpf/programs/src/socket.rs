@@ -2,7 +2,7 @@
 //! they see the frontend all the same. No packet is touched, and no policy asked: it does not judge what the node sends.
 //!
 //! A cgroup has the sockets of many network namespaces. Those of pods are left alone: `from_pod` translates what pods send, and has
-//! to see to which service. TCP and UDP alone have such hooks; what a process of the node sends to a service of SCTP is not translated.
+//! to see to which service. TCP and UDP alone have such hooks; what a process of the node sends to a service by SCTP is led by connection tracking, as the agent tells it.
 //!
 //! A service without backends refuses at once. Where there are backends, but the traffic policy is Local and none is here, a process is told at
 //! once, too, that the host is unreachable: a destination that is left as it is would go to whoever has that address beyond the node.

@@ -95,6 +95,15 @@ impl AgentConfig {
         }
     }
 
+    /// Whether the node's own processes reach services.
+    pub fn serves_node(&self) -> bool {
+        match self.node_services {
+            Switch::On => true,
+            Switch::Off => false,
+            Switch::Auto => matches!(self.source, Source::Kubernetes { .. }),
+        }
+    }
+
     /// Path of the node socket.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join(SOCKET_NAME)

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod associations;
 mod config;
 mod error;
 mod event;
@@ -24,6 +25,7 @@ mod socket;
 mod source;
 mod state;
 mod status;
+mod tables;
 mod tell;
 mod uplink;
 
@@ -90,9 +92,9 @@ async fn run_parts(config: AgentConfig, shutdown: Pin<Box<dyn Future<Output = ()
 
     let mut parts: JoinSet<AgentError> = JoinSet::new();
     let for_rows = kernel.clone();
-    let (for_forwarding, for_masquerade) = (Arc::clone(&state), Arc::clone(&state));
+    let (for_forwarding, for_tables) = (Arc::clone(&state), Arc::clone(&state));
     parts.spawn(forever("forwarding", async { Ok::<_, Infallible>(route::keep_forwarding(for_forwarding).await) }));
-    parts.spawn(forever("masquerade", async { Ok::<_, Infallible>(masquerade::follow(for_masquerade).await) }));
+    parts.spawn(forever("tables", async { Ok::<_, Infallible>(tables::follow(for_tables).await) }));
     let (for_uplinks, for_checks) = (Arc::clone(&state), Arc::clone(&state));
     parts.spawn(forever("uplinks", async { Ok::<_, Infallible>(uplink::follow(for_uplinks).await) }));
     let for_news = Arc::clone(&state);

@@ -2,94 +2,28 @@
 //! a client outside sent to a service by this node, whose backend is on another, and has to answer by this one.
 
 use crate::config::{Masquerading, Source, Switch};
-use crate::problem::Part;
 use crate::route::DEVICE;
 use crate::state::State;
 use ipnet::IpNet;
-use palisade_cni::link::masquerade::{generation, is_unsupported};
-use palisade_cni::link::{LinkError, Masquerade};
+use palisade_cni::link::Masquerade;
 use palisade_datapath_core::abi::MARK_MASQUERADE;
 use palisade_policy::model::Node;
 use palisade_policy::shared::SharedMap;
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-/// How often the table is looked at, changes or not.
-const INTERVAL: Duration = Duration::from_secs(30);
-
-/// A table that was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Written {
-    what: Masquerade,
-    /// The generation of all tables right after; `None` where the kernel has no tables, and none is needed.
-    generation: Option<u32>,
-}
-
-/// Keeps the table as the configuration and the Node objects say, for ever. What was written stays when the agent ends.
-pub async fn follow(state: Arc<State>) -> Infallible {
-    let mut changes = state.changes();
-    let mut written: Option<Written> = None;
-    let mut looked = Instant::now();
-    loop {
-        changes.borrow_and_update();
-        // Before everything was read, a node that is not there may only not have been listed yet.
-        if state.index().synced() {
-            let from_api = matches!(state.config.source, Source::Kubernetes { .. });
-            let mut wanted = wanted(&state.config.masquerade, from_api, &state.config.node, &state.index().model().nodes);
-            wanted.mark = if state.config.serves_outside() { MARK_MASQUERADE } else { 0 };
-            if state.config.serves_outside() && state.config.routing.overlay().is_some() {
-                wanted.by_device = by_overlay(state.index().model().nodes.get(&state.config.node));
-            }
-            // Most changes are of pods and policies; the kernel is asked now and then alone.
-            if written.as_ref().is_none_or(|written| written.what != wanted) || looked.elapsed() >= INTERVAL {
-                looked = Instant::now();
-                let before = written.take();
-                match tokio::task::spawn_blocking(move || write(wanted, before)).await.map_err(|error| error.to_string()) {
-                    Ok(Ok(now)) => {
-                        written = Some(now);
-                        state.problems.clear(Part::Masquerade);
-                    }
-                    Ok(Err(error)) => state
-                        .problems
-                        .set(Part::Masquerade, format!("what leaves the cluster, and what comes by a service, finds no way back: {error}")),
-                    Err(error) => state.problems.set(Part::Masquerade, error),
-                }
-            }
-        }
-        let _ = tokio::time::timeout(INTERVAL, changes.changed()).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
+/// What is to be masqueraded now.
+pub fn of(state: &State) -> Masquerade {
+    let config = &state.config;
+    let from_api = matches!(config.source, Source::Kubernetes { .. });
+    let index = state.index();
+    let nodes = &index.model().nodes;
+    let mut wanted = wanted(&config.masquerade, from_api, &config.node, nodes);
+    wanted.mark = if config.serves_outside() { MARK_MASQUERADE } else { 0 };
+    if config.serves_outside() && config.routing.overlay().is_some() {
+        wanted.by_device = by_overlay(nodes.get(&config.node));
     }
-}
-
-/// Writes the table where it is another than before, or where somebody has changed any table meanwhile: it may have been ours. An agent that
-/// has written none yet writes it in any case: an earlier one may have left another.
-fn write(wanted: Masquerade, before: Option<Written>) -> Result<Written, LinkError> {
-    let same = before.as_ref().is_some_and(|written| written.what == wanted);
-    if let Some(written) = before
-        && same
-        && let Some(since) = written.generation
-        && generation()? == since
-    {
-        return Ok(written);
-    }
-    let masquerades = !wanted.is_empty();
-    match wanted.apply() {
-        // Nothing of ours is there, and nothing should be.
-        Err(error) if !masquerades && is_unsupported(&error) => return Ok(Written { what: wanted, generation: None }),
-        result => result?,
-    }
-    if masquerades && !same {
-        tracing::info!(
-            sources = wanted.sources.len(),
-            inside = wanted.inside.len(),
-            marked = wanted.mark != 0,
-            "wrote the table that masquerades"
-        );
-    }
-    Ok(Written { what: wanted, generation: Some(generation()?) })
+    wanted
 }
 
 /// Which packets leave under the address of node `own`. By itself it is done in a cluster, for IPv4 and for such IPv6 ranges as nobody outside routes.
@@ -119,11 +53,13 @@ fn by_overlay(own: Option<&Node>) -> BTreeSet<(String, IpAddr)> {
 mod tests {
     use super::*;
     use crate::route::tests::node;
+    use crate::tables::{Wanted, Written, write};
     use nix::sys::socket::{setsockopt, sockopt::Mark};
     use palisade_cni::link::masquerade::PORTS;
     use palisade_cni::link::{MacAddress, Namespace, Netlink, Route, Veth, sysctl};
     use palisade_k8s::index::Index;
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+    use std::time::Duration;
 
     fn two_nodes() -> SharedMap<String, Node> {
         SharedMap::from([
@@ -291,7 +227,12 @@ mod tests {
         let config = Masquerading { exclude: vec!["192.0.2.8/32".parse().unwrap()], ..Masquerading::default() };
         let nodes = SharedMap::from([("a".to_owned(), node(&["192.0.2.1"], &["10.1.0.0/24", "fd00:1::/64"]))]);
         let on = wanted(&config, true, "a", &nodes);
-        let apply = |wanted: &Masquerade, before: Option<Written>| stage.node.enter(|| write(wanted.clone(), before)).unwrap().unwrap();
+        let apply = |masquerade: &Masquerade, before: Option<Written>| {
+            let wanted = Wanted { masquerade: masquerade.clone(), associations: None };
+            let (written, problem, _) = stage.node.enter(|| write(wanted, before)).unwrap();
+            assert_eq!(problem, None);
+            written
+        };
         let written = apply(&on, None);
         assert_eq!(stage.seen("192.0.2.9"), ("192.0.2.1".to_owned(), true));
         assert_eq!(stage.seen("2001:db8::9"), ("2001:db8::1".to_owned(), true));
@@ -321,7 +262,7 @@ mod tests {
         let exclude = ["192.0.2.0/24", "2001:db8::/64"].map(|block| block.parse().unwrap()).to_vec();
         let off = Masquerading { ipv4: Switch::Off, ipv6: Switch::Off, exclude };
         let on = Masquerading { ipv4: Switch::On, ipv6: Switch::On, ..off.clone() };
-        let apply = |wanted: Masquerade| stage.node.enter(|| write(wanted, None)).unwrap().unwrap();
+        let apply = |wanted: Masquerade| stage.node.enter(|| wanted.apply()).unwrap().unwrap();
         for config in [&off, &on] {
             apply(Masquerade { mark: MARK_MASQUERADE, ..wanted(config, true, "a", &nodes) });
             for (to, own, other) in [("192.0.2.9", "192.0.2.1", "10.1.0.1"), ("2001:db8::9", "2001:db8::1", "fd00:1::1")] {

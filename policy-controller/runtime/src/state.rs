@@ -42,6 +42,8 @@ pub struct State {
     uplinks_missing: Mutex<Vec<String>>,
     /// The services whose port for health checks cannot be had, and why.
     health_checks: Mutex<BTreeMap<ObjectName, String>>,
+    /// Why the node's own processes reach no service by SCTP, where they should.
+    associations: Mutex<Option<String>>,
 }
 
 /// Whether the node's own processes are served services.
@@ -165,6 +167,7 @@ impl State {
             uplinks: watch::Sender::new(Vec::new()),
             uplinks_missing: Mutex::default(),
             health_checks: Mutex::default(),
+            associations: Mutex::default(),
         }
     }
 
@@ -313,6 +316,27 @@ impl State {
     /// Why the port for health checks of a service cannot be had.
     pub fn health_check(&self, service: &ObjectName) -> Option<String> {
         self.lock_health_checks().get(service).cloned()
+    }
+
+    /// Tells why the node's own processes reach no service by SCTP, where they should; logged when it is new. It keeps nobody from being ready.
+    pub fn set_associations(&self, problem: Option<String>) {
+        let mut known = self.associations.lock().expect("no holder of this lock panics");
+        if *known != problem {
+            match &problem {
+                Some(problem) => tracing::warn!(problem, "services are not served to the node's own processes by SCTP"),
+                None => tracing::info!("services are served to the node's own processes by SCTP"),
+            }
+            *known = problem;
+        }
+    }
+
+    /// Whether the node's own processes are served services, in words.
+    pub fn node_services(&self) -> String {
+        let by_sockets = self.published().node_services.to_string();
+        match &*self.associations.lock().expect("no holder of this lock panics") {
+            Some(problem) => format!("{by_sockets}; by SCTP: {problem}"),
+            None => by_sockets,
+        }
     }
 
     /// Why the agent is not ready; empty when it is.

@@ -21,7 +21,7 @@ pub async fn status(state: &State, kernel: &KernelHandle) -> Status {
         ready: problems.is_empty(),
         problems,
         attach: published.attach.map(|kind| kind.to_string()).unwrap_or_default(),
-        node_services: published.node_services.to_string(),
+        node_services: state.node_services(),
         abi: ABI_VERSION,
         epoch: published.epoch,
         counts: counts(&published),

@@ -304,7 +304,6 @@ fn associations(addresses: &[IpAddr], port: u16) -> Vec<Target> {
     addresses.iter().map(|address| Target { way: Way::Sctp, to: SocketAddr::new(*address, port) }).collect()
 }
 
-/// From pods and from outside. Processes of nodes are served no SCTP (docs/user/agent.md).
 #[test]
 fn associations_reach_a_service_by_sctp_where_policy_lets_them() -> Result<()> {
     let served = start("sctp")?;
@@ -322,6 +321,7 @@ fn associations_reach_a_service_by_sctp_where_policy_lets_them() -> Result<()> {
     let by_nodes: Result<Vec<Vec<Target>>> = served.cluster().nodes()?.iter().map(|node| at_node(node)).collect();
     let by_nodes = by_nodes?.concat();
     let may_ask_from_here = requires_root("an association from outside");
+    let processes = processes(&served)?;
     let expect = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
         for client in &served.clients {
             let service = [by_cluster_ips.clone(), at_node(&client.node)?].concat();
@@ -332,15 +332,25 @@ fn associations_reach_a_service_by_sctp_where_policy_lets_them() -> Result<()> {
         }
         Ok(())
     };
+    let by_processes = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
+        for process in processes.iter().flatten() {
+            let service = [by_cluster_ips.clone(), at_node(&process.node)?].concat();
+            served.expect(when, process, &service, count, answers)?;
+        }
+        Ok(())
+    };
     let both = from(&["near", "far"]);
     expect("without a policy", MANY, &both)?;
+    by_processes("by a process, without a policy", MANY, &both)?;
     policy(&served.namespace, "backends", &to_backends(&json!([{ "ports": [{ "port": BACKEND_SCTP, "protocol": "TCP" }] }])))?;
     expect("with the port open for TCP", 1, &[Silent])?;
     policy(&served.namespace, "backends", &to_backends(&json!([{ "ports": [{ "port": SERVICE_SCTP, "protocol": "SCTP" }] }])))?;
     expect("with the service's port open, where no backend listens", 1, &[Silent])?;
     policy(&served.namespace, "backends", &to_backends(&json!([{ "ports": [{ "port": BACKEND_SCTP, "protocol": "SCTP" }] }])))?;
     expect("with the backends' port open", MANY, &both)?;
+    by_processes("by a process, with the backends' port open", MANY, &both)?;
     serve(json!({ "chosen": "yes" }))?;
+    by_processes("by a process, without endpoints", 3, &[Refused])?;
     expect("without endpoints", 3, &[Refused])
 }
 

@@ -1,7 +1,6 @@
 //! Services for the node's own processes, by programs at their sockets.
 
 use super::{Kernel, KernelError, chain};
-use crate::config::{Source, Switch};
 use crate::state::NodeServices;
 use palisade_datapath_core::abi::backend_flag;
 use palisade_loader::{Cgroup, LoaderError};
@@ -16,7 +15,7 @@ impl Kernel {
     /// Attaches the programs of sockets, or takes them away, as the configuration says. That it cannot be done keeps nobody from being
     /// ready: what pods send does not need them.
     pub(super) fn serve_node(&mut self) {
-        let result = match self.wants_node() {
+        let result = match self.state.config.serves_node() {
             true => self.attach_to_sockets().map(|()| NodeServices::Served),
             false => self.detach_from_sockets().map(|()| NodeServices::Off),
         };
@@ -68,14 +67,6 @@ impl Kernel {
             Err(error) => tracing::warn!(error = chain(&error), "sockets of the node may go on sending to backends that are gone"),
         }
         Ok(())
-    }
-
-    fn wants_node(&self) -> bool {
-        match self.state.config.node_services {
-            Switch::On => true,
-            Switch::Off => false,
-            Switch::Auto => matches!(self.state.config.source, Source::Kubernetes { .. }),
-        }
     }
 
     fn attach_to_sockets(&mut self) -> Result<(), KernelError> {
