@@ -184,6 +184,9 @@ pub enum Problem {
     /// A field that the kind does not have.
     #[error("there is no such field in {0}")]
     UnknownField(String),
+    /// A field that this version knows, with a value of another form.
+    #[error("its value has a form that this version does not know")]
+    UnknownForm,
     /// A value of the wrong type.
     #[error("{0}")]
     WrongType(String),

@@ -298,6 +298,54 @@ fn a_policy_that_is_in_force_is_not_taken_back_for_a_new_pod_s_nor_after_a_resta
     });
 }
 
+/// An identity of many networks, none next to another, and a policy that lets it come to the web server.
+fn identity(networks: u32) -> String {
+    let network = |number: u32| format!("\n  - {{cidr: {}/24}}", Ipv4Addr::from(0x2000_0000 + 512 * number));
+    let networks: String = (0..networks).map(network).collect();
+    format!("apiVersion: palisade.dev/v1alpha1\nkind: Identity\nmetadata: {{name: partners}}\nspec:\n  networks:{networks}\n")
+}
+
+const PARTNERS: &str = "{apiVersion: palisade.dev/v1alpha1, kind: IdentityPolicy, metadata: {name: partners, namespace: shop}, \
+    spec: {subject: {pods: {matchLabels: {app: web}}}, ingress: [{action: Allow, peers: [{identity: partners}], ports: [{port: 80}]}]}}";
+
+/// The change that does not fit is of no policy.
+#[test]
+fn where_an_identity_grows_beyond_a_limit_its_policies_allow_nothing_and_all_else_goes_on_changing() {
+    let files = [("shop.yaml", SHOP), ("policy.yaml", POLICY), ("identity.yaml", &identity(10)), ("partners.yaml", PARTNERS)];
+    node(&files, |node| {
+        let limits = Limits { prefixes: 64, ..Limits::DEFAULT };
+        let config = config(node, Sizes { limits, ..SIZES });
+        start(node, &config);
+        let at = SocketAddr::new(node.add(WEB.0, WEB.1)[0], 80);
+        node.add(FRIEND.0, FRIEND.1);
+        let _web = node.listen(WEB, at);
+        let first = || from_outside(node, "32.0.0.9", "shop/web").ingress.verdict;
+        assert!(first() == VerdictName::Allow && node.reaches(FRIEND, at));
+        let held = |status: &Status| {
+            let [refused] = &status.refused[..] else { panic!("one policy is held back: {status:?}") };
+            assert_eq!((refused.kind.as_str(), refused.object.as_str()), ("IdentityPolicy", "shop/partners"), "{status:?}");
+            assert!(refused.reason.contains("PREFIX_V4") && refused.reason.contains("it allows nothing"), "{refused:?}");
+            assert!(status.ready, "{status:?}");
+            assert_eq!(first(), VerdictName::DefaultDeny);
+        };
+        node.write("identity.yaml", &identity(100));
+        held(&node.wait("the identity does not fit", |status| !status.refused.is_empty()));
+        assert!(node.reaches(FRIEND, at), "of another policy");
+        // What takes a right away is not lost.
+        node.write("policy.yaml", &POLICY.replace("port: 80", "port: 81"));
+        node.wait_for_reach(FRIEND, at, false);
+        held(&node.status());
+        node.stop();
+        held(&start(node, &config));
+        node.write("identity.yaml", &identity(20));
+        node.wait("it fits", |status| status.refused.is_empty());
+        assert_eq!(first(), VerdictName::Allow);
+        for (namespace, pod) in [WEB, FRIEND] {
+            node.remove(namespace, pod);
+        }
+    });
+}
+
 #[test]
 fn a_pod_beyond_the_limit_of_endpoints_is_refused_with_the_map_and_the_others_go_on() {
     node(&[("shop.yaml", SHOP), ("policy.yaml", POLICY)], |node| {

@@ -1,6 +1,8 @@
 use super::{StrictSelector, Unknown, resource};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 
 /// policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy, as far as policy depends on it. Its schema is upstream's.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -40,17 +42,67 @@ pub struct ClusterNetworkPolicySpec {
     #[serde(default)]
     pub priority: i32,
     /// The pods whose policy this is.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "subject")]
     pub subject: ClusterSubject,
     /// About flows towards the subject.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "rules")]
     pub ingress: Option<Vec<ClusterRule>>,
     /// About flows away from the subject.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "rules")]
     pub egress: Option<Vec<ClusterRule>>,
     /// Fields of a later version.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// A rule whose known fields have another form than this version knows is not understood, as one with an unknown field is: the others of the policy
+/// still hold.
+fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<ClusterRule>>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Null => None,
+        Value::Array(rules) => Some(rules.into_iter().map(understood).collect()),
+        other => Some(vec![understood(other)]),
+    })
+}
+
+fn subject<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ClusterSubject, D::Error> {
+    Ok(understood(Value::deserialize(deserializer)?))
+}
+
+/// What can be read of an object; of its fields that cannot, each counts as unknown.
+fn understood<T: DeserializeOwned + Default + Unread>(value: Value) -> T {
+    if let Ok(read) = T::deserialize(&value) {
+        return read;
+    }
+    let Value::Object(fields) = value else { return T::default() };
+    let (mut readable, mut unread) = (Map::new(), Unknown::new());
+    for (name, value) in fields {
+        let alone = Value::Object(Map::from_iter([(name.clone(), value.clone())]));
+        match T::deserialize(alone) {
+            Ok(_) => drop(readable.insert(name, value)),
+            Err(_) => drop(unread.insert(name, value)),
+        }
+    }
+    let mut read = T::deserialize(Value::Object(readable)).unwrap_or_default();
+    read.unknown().extend(unread);
+    read
+}
+
+/// What keeps the fields of a later version.
+trait Unread {
+    fn unknown(&mut self) -> &mut Unknown;
+}
+
+impl Unread for ClusterRule {
+    fn unknown(&mut self) -> &mut Unknown {
+        &mut self.unknown
+    }
+}
+
+impl Unread for ClusterSubject {
+    fn unknown(&mut self) -> &mut Unknown {
+        &mut self.unknown
+    }
 }
 
 /// Exactly one of these.

@@ -5,6 +5,7 @@ use super::network_policy::{cidr, mode_of};
 use super::{all_known, port_name, port_number, port_range};
 use crate::api::{
     ClusterNetworkPolicy, ClusterPeer, ClusterProtocol, ClusterRule, ClusterSubject, DestinationPort, NamespacedPod, StrictSelector,
+    Unknown,
 };
 use crate::field::FieldPath;
 use crate::problem::{FieldError, Problem, Refusal};
@@ -75,6 +76,7 @@ pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, R
 }
 
 fn subject(subject: &ClusterSubject, field: &FieldPath) -> Result<PodSet, FieldError> {
+    forms_known(&subject.unknown, &["namespaces", "pods"], field)?;
     all_known(&subject.unknown, KIND, field)?;
     match (&subject.namespaces, &subject.pods) {
         (Some(namespaces), None) => of_namespaces(namespaces, &field.key("namespaces")),
@@ -93,6 +95,14 @@ fn of_pods(pods: &NamespacedPod, field: &FieldPath) -> Result<PodSet, FieldError
     Ok(PodSet { namespaces, pods: strict_selector(&pods.pod_selector, KIND, &field.key("podSelector"))?, accounts: None })
 }
 
+/// Of the fields that could not be read, those that this version knows by name.
+fn forms_known(unknown: &Unknown, names: &[&str], field: &FieldPath) -> Result<(), FieldError> {
+    match names.iter().find(|name| unknown.contains_key(**name)) {
+        None => Ok(()),
+        Some(name) => Err(FieldError::new(field.key(*name), Problem::UnknownForm)),
+    }
+}
+
 /// A rule, closed where it is not understood; then with the reason.
 fn rule(rule: &ClusterRule, egress: bool, field: &FieldPath) -> (Rule, Option<FieldError>) {
     let name = rule.name.clone().filter(|name| !name.is_empty());
@@ -103,6 +113,7 @@ fn rule(rule: &ClusterRule, egress: bool, field: &FieldPath) -> (Rule, Option<Fi
         other => Err(FieldError::new(field.key("action"), Problem::UnknownAction(other.to_owned(), "Accept, Deny and Pass"))),
     };
     let read = || {
+        forms_known(&rule.unknown, &["name", "action", "from", "to", "protocols"], field)?;
         all_known(&rule.unknown, KIND, field)?;
         let (listed, key) = if egress { (&rule.to, "to") } else { (&rule.from, "from") };
         let field_of_peers = field.key(key);

@@ -52,6 +52,8 @@ pub struct Index {
     /// Objects whose name cannot be read, by kind and what was there instead.
     nameless: BTreeMap<(Kind, String), FieldError>,
     synced: BTreeSet<Kind>,
+    /// What an earlier agent knew of policies that were refused, until all objects were seen once.
+    recalled: BTreeMap<PolicyName, LastGood>,
     /// What a resync under way has not seen again, by kind.
     unseen: BTreeMap<Kind, BTreeSet<String>>,
     versions: Versions,
@@ -83,6 +85,15 @@ struct PolicyRecord {
     /// The last version of this UID that could be converted.
     last_good: Option<Arc<Policy>>,
     refused: Option<FieldError>,
+}
+
+/// The last version of a policy that could be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastGood {
+    /// Of the object; none of what is read from files.
+    pub uid: Option<String>,
+    /// The version.
+    pub policy: Arc<Policy>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -222,7 +233,12 @@ impl Index {
             self.bring_up_nodes();
         }
         // A kind that is synced for the first time counts as a change even when it is empty.
-        self.synced.insert(K::KIND) | !unseen.is_empty()
+        let changed = self.synced.insert(K::KIND) | !unseen.is_empty();
+        if self.synced() {
+            // What was not seen by now is gone; what comes under its name is another object.
+            self.recalled.clear();
+        }
+        changed
     }
 
     /// Whether any object of a kind is known.
@@ -246,6 +262,22 @@ impl Index {
         name.clone_into(&mut self.model.host);
         ranges.clone_into(&mut self.host_ranges);
         self.bring_up_nodes();
+    }
+
+    /// Tells the last versions that could be used of policies that an earlier agent saw refused, before any policy is known.
+    pub fn recall(&mut self, last_good: BTreeMap<PolicyName, LastGood>) {
+        self.recalled = last_good;
+    }
+
+    /// The last versions that could be used of policies that are refused, as [`recall`](Self::recall) takes them. A ClusterNetworkPolicy has none: in
+    /// place of a rule that is not understood stands at once what the API wants.
+    pub fn last_good(&self) -> BTreeMap<PolicyName, LastGood> {
+        let refused = self.policies.iter().filter(|(_, record)| record.refused.is_some());
+        let last_good = refused.filter_map(|(name, record)| {
+            let policy = Arc::clone(record.last_good.as_ref()?);
+            Some((name.clone(), LastGood { uid: record.uid.clone(), policy }))
+        });
+        last_good.filter(|(name, _)| name.kind != PolicyKind::ClusterNetworkPolicy).collect()
     }
 
     /// Whether all objects of every kind have been seen once.
@@ -480,8 +512,10 @@ impl Index {
             }
             Err(Refusal { error, closed }) => {
                 // Where a list shows another object of the name, nobody has seen the old one go.
-                let same = self.policies.get(&name).filter(|known| known.uid == uid);
-                let last_good = same.and_then(|known| known.last_good.clone());
+                let last_good = match self.policies.get(&name) {
+                    Some(known) => known.last_good.clone().filter(|_| known.uid == uid),
+                    None => self.recalled.get(&name).filter(|known| known.uid == uid).map(|known| Arc::clone(&known.policy)),
+                };
                 // What the API wants in place of a rule that is not understood, it wants at once.
                 let last_good = last_good.filter(|_| name.kind != PolicyKind::ClusterNetworkPolicy);
                 let covered = |good: &Arc<Policy>| {

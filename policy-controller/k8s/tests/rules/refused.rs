@@ -3,9 +3,11 @@
 use super::index::{cluster_policy, identity, identity_policy, n, policy, with_uid};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use palisade_k8s::api::ClusterNetworkPolicy;
 use palisade_k8s::index::{Index, Indexed, Instead, Kind};
 use palisade_k8s::{FieldError, FieldPath, Problem};
-use palisade_policy::model::{self, Entity, Peer, Policy, PolicyKind, PolicyName};
+use palisade_policy::model::{self, Action, Entity, Peer, Peers, Policy, PolicyKind, PolicyName};
+use serde_json::json;
 
 fn isolated(index: &Index) -> Policy {
     let name = PolicyName::new(PolicyKind::NetworkPolicy, n("p"));
@@ -187,6 +189,73 @@ fn of_a_policy_that_cannot_be_read_at_all_what_is_in_force_stays_and_a_new_one_i
     // Of other kinds there is no version that cannot be read: their watch says it.
     let error = FieldError::new(FieldPath::root(), Problem::Missing);
     assert!(Index::new().upsert_unreadable::<Namespace>(&ObjectMeta::default(), error).is_err());
+}
+
+#[test]
+fn what_a_cluster_policy_says_in_another_form_closes_the_rule_that_says_it_and_no_other() {
+    let spec = |rule: serde_json::Value, subject: serde_json::Value| {
+        let rules = json!([rule, { "action": "Deny", "to": [{ "networks": ["192.0.2.0/24"] }] }]);
+        let metadata = json!({ "name": "p" });
+        let spec = json!({ "tier": "Admin", "priority": 1, "subject": subject, "egress": rules });
+        serde_json::from_value::<ClusterNetworkPolicy>(json!({ "metadata": metadata, "spec": spec })).expect("it can be read")
+    };
+    let everybody = json!({ "namespaces": {} });
+    let stands = |policy: &ClusterNetworkPolicy| {
+        let mut index = Index::new();
+        index.upsert(policy);
+        let egress = index.model().policies.values().next().cloned().expect("a policy").egress.clone().expect("rules");
+        let [refused] = &index.refused()[..] else { panic!("one object is refused") };
+        (egress, refused.error.to_string())
+    };
+    // Names and networks are objects in some later version, and so is what stands where there is a list today.
+    for (action, denies) in [("Accept", false), ("Deny", true), ("Pass", true)] {
+        for (to, field) in [
+            (json!([{ "networks": [{ "cidr": "10.0.0.0/8" }] }]), "spec.egress[0].to"),
+            (json!({ "networks": ["10.0.0.0/8"] }), "spec.egress[0].to"),
+            (json!([{ "domainNames": [{ "name": "example.org" }] }]), "spec.egress[0].to"),
+        ] {
+            let (egress, error) = stands(&spec(json!({ "action": action, "to": to }), everybody.clone()));
+            assert_eq!(egress.len(), 2);
+            assert_eq!(
+                (egress[0].action == Action::Deny, &egress[0].peers),
+                (denies, &if denies { Peers::Any } else { Peers::Of(vec![]) })
+            );
+            assert!(egress[1].action == Action::Deny && egress[1].peers != Peers::Any, "the other rule holds as it is written");
+            assert!(error.contains(field), "{error}");
+        }
+    }
+    let (egress, _) = stands(&spec(json!("a rule"), everybody));
+    assert_eq!((egress[0].action, &egress[0].peers), (Action::Deny, &Peers::Any));
+    let (egress, error) =
+        stands(&spec(json!({ "action": "Accept", "to": [{ "networks": ["10.0.0.0/8"] }] }), json!({ "namespaces": "all" })));
+    assert_eq!(egress[0].peers, Peers::Of(vec![]), "nobody knows for whom it accepts");
+    assert!(error.contains("spec.subject.namespaces"), "{error}");
+}
+
+#[test]
+fn the_last_good_version_of_a_policy_that_is_refused_is_known_to_the_next_agent() {
+    let mut first = Index::new();
+    first.upsert(&policy("p", "x", 80));
+    let good = first.model();
+    assert!(first.last_good().is_empty());
+    let mut later = policy("p", "y", 80);
+    later.metadata.annotations = Some([("palisade.dev/mode".to_owned(), "Foo".to_owned())].into());
+    first.upsert(&later);
+    let known = first.last_good();
+    let mut next = Index::new();
+    next.recall(known.clone());
+    next.upsert(&later);
+    assert_eq!((next.model(), next.last_good()), (first.model(), known.clone()), "as one that saw both versions");
+    assert_ne!(next.model(), good);
+    // Another object of the name, and one of which nothing is recalled.
+    for (uid, recalled) in [(Some("other".to_owned()), known), (later.metadata.uid.clone(), [].into())] {
+        let mut index = Index::new();
+        index.recall(recalled);
+        let mut object = later.clone();
+        object.metadata.uid = uid;
+        index.upsert(&object);
+        assert_eq!((index.model().policies.len(), index.last_good().len()), (1, 0));
+    }
 }
 
 #[test]

@@ -23,14 +23,14 @@ impl Kernel {
     /// The datapath is not open, not everything was read yet, or a write failed.
     pub fn reconcile(&mut self) -> Result<(), KernelError> {
         self.mend()?;
-        let (model, digests) = {
+        let (model, digests, refused) = {
             let index = self.state.index();
             let missing = index.not_synced();
             if !missing.is_empty() {
                 let kinds: Vec<String> = missing.iter().map(ToString::to_string).collect();
                 return Err(KernelError::NotSynced(format!("all objects of {} are still to be listed", kinds.join(", "))));
             }
-            (Arc::new(index.model()), index.versions().digests())
+            (Arc::new(index.model()), index.versions().digests(), index.last_good())
         };
         let local = self.local();
         let began = Instant::now();
@@ -50,11 +50,11 @@ impl Kernel {
                     tracing::warn!(%policy, reason = held.reason, "the policy does not fit");
                 }
                 self.held = held;
-                if let Err(error) = self.last_good.save(&self.held) {
-                    tracing::warn!(%error, "the last good versions of policies that do not fit cannot be written down for the next agent");
+                if let Err(error) = self.last_good.save(&self.held, &refused) {
+                    tracing::warn!(%error, "the last good versions of policies that do not fit or cannot be used cannot be written down for the next agent");
                 }
                 if tried_anew {
-                    self.note_room();
+                    self.note_room(began);
                 }
                 self.state.metrics.reconciled(began.elapsed(), rows_changed);
                 if rows_changed > 0 {
@@ -164,7 +164,7 @@ impl Kernel {
     }
 
     /// Whether a newer pod has the name of an endpoint's.
-    fn is_former(&self, spec: &EndpointSpec) -> bool {
+    pub(super) fn is_former(&self, spec: &EndpointSpec) -> bool {
         self.state.index().is_another_pod(&pod_name(spec), spec.uid.as_deref())
     }
 

@@ -221,6 +221,10 @@ impl Kernel {
     /// The subject of an endpoint's pod, once its rows and its addresses' are in the kernel.
     fn subject(&self, spec: &EndpointSpec) -> Result<u32, KernelError> {
         let pod = pod_name(spec);
+        // The rows of that name are a newer pod's, which may have the same address.
+        if self.is_former(spec) {
+            return Err(KernelError::PodGone(pod));
+        }
         let applied = self.applied.as_ref();
         let subject = applied.and_then(|applied| applied.subjects.get(&pod)).copied();
         let owns = |address: &IpAddr| {

@@ -3,15 +3,18 @@
 use super::{Kernel, KernelError};
 use palisade_datapath_core::abi::map;
 use palisade_loader::{Datapath, Room};
-use palisade_policy::model::{Mode, Model, ObjectName, Peer, Peers, Policy, PolicyName, Ports, Rule};
+use palisade_policy::model::{Mode, Model, ObjectName, Peer, Peers, Policy, PolicyName, Ports, Rule, Tier};
 use palisade_policy::selected::selected;
 use palisade_policy::{Compiled, Step, plan};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// How many policies are tried once more, one by one, whether they must really be held back: each try compiles the whole model.
 const TRIES: usize = 16;
+/// How long policies are held back at least before it is tried without a reason whether they still must be.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// The maps that must have more room than they have while a change is made, each with the rows that it then holds.
 ///
@@ -96,27 +99,48 @@ pub(super) struct Fitting {
 /// The maps of policy.
 const TAKEN: [&str; 6] = [map::ADDRESS_V4, map::ADDRESS_V6, map::PREFIX_V4, map::PREFIX_V6, map::POLICY, map::PORTS];
 /// How many rows each of them has, to be compared.
-pub(super) type Taken = [usize; TAKEN.len()];
+type Taken = [usize; TAKEN.len()];
+
+/// The last time that it was tried which policies have to be held back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tried {
+    /// How full the maps were after it.
+    taken: Taken,
+    /// When it ended.
+    at: Instant,
+    /// How long it took.
+    took: Duration,
+}
 
 impl Kernel {
     /// A model that fits where `model` does not: as few policies as possible are held back. `None` where it is not for policies
     /// that may be held back that the change does not fit.
     ///
-    /// What this agent has put in force and has not changed is never held back: the change, or the new pod, is what does not fit.
+    /// What this agent has put in force and has not changed is held back for no new policy and no new pod: these are what does not fit. It is where
+    /// nothing else helps, since labels, addresses and identities are others now: what stays as it is would open to the next owner of an address
+    /// what its last one had, and no policy could be changed any more.
     pub(super) fn fitting(&self, model: &Model, local: &BTreeSet<ObjectName>, error: &KernelError) -> Option<Fitting> {
         let (datapath, old) = (self.datapath.as_ref()?, self.applied.as_ref()?);
         let fits = |model: &Model| {
             let mut numbers = self.numbering.numbers.clone();
             check(datapath, old, &plan(old, model, local, &mut numbers).steps).is_ok()
         };
-        let candidates = self.candidates(model, local, error);
+        let mut candidates = self.candidates(model, local, error);
+        let all = |candidates: &[(PolicyName, Held)]| stand_in(model, &candidates.iter().cloned().collect());
+        if !fits(&all(&candidates)) {
+            let is_new_pod = self.good.as_ref().is_none_or(|good| !local.is_subset(&good.local));
+            if is_new_pod {
+                return None;
+            }
+            candidates.extend(self.in_force(model, local, error, &candidates));
+            if !fits(&all(&candidates)) {
+                return None;
+            }
+        }
         let without = |range: std::ops::Range<usize>| {
             let held: BTreeMap<_, _> = candidates[range].iter().cloned().collect();
             Fitting { model: stand_in(model, &held), held }
         };
-        if !fits(&without(0..candidates.len()).model) {
-            return None;
-        }
         // The fewest in their order, by halves: each try compiles the whole model.
         let (mut too_few, mut enough) = (0, candidates.len());
         while enough - too_few > 1 {
@@ -181,20 +205,52 @@ impl Kernel {
         candidates.into_iter().map(|(_, name, hold)| (name, hold)).collect()
     }
 
+    /// The policies that are in force and did not change, each with what allows nothing in its place: those first that name an identity which did, of
+    /// the rest those of workloads, then the largest.
+    fn in_force(
+        &self,
+        model: &Model,
+        local: &BTreeSet<ObjectName>,
+        error: &KernelError,
+        candidates: &[(PolicyName, Held)],
+    ) -> Vec<(PolicyName, Held)> {
+        let known: BTreeSet<&PolicyName> = candidates.iter().map(|(name, _)| name).collect();
+        let altered = |policy: &Policy| {
+            let is_same =
+                |name: &String| self.good.as_ref().is_some_and(|good| good.model.identities.get(name) == model.identities.get(name));
+            !identities(policy).all(is_same)
+        };
+        let is_here = |name: &PolicyName| selected(model, name).into_iter().any(|pod| local.contains(pod));
+        let rest = model.policies.iter().filter(|(name, _)| !known.contains(name) && !name.is_stand_in() && is_here(name));
+        let mut rest: Vec<_> = rest
+            .map(|(name, policy)| ((!altered(policy), policy.tier != Tier::Workload, std::cmp::Reverse(weight(policy))), name, policy))
+            .collect();
+        rest.sort_by(|one, other| (&one.0, one.1).cmp(&(&other.0, other.1)));
+        rest.into_iter().map(|(_, name, policy)| (name.clone(), self.instead(name, policy, error))).collect()
+    }
+
     /// The model with the stand-ins of the policies that are held back already, where nothing has come since that could make
     /// room for them: to find that out anew costs several compilations from nothing.
     pub(super) fn still_held(&self, model: &Model) -> Option<Fitting> {
-        let before = self.without_room?;
+        let Tried { taken: before, at, took } = self.without_room?;
+        // What others say may have changed how many rows it needs: now and then it is tried, and all the rarer the longer a try takes.
+        if at.elapsed() >= AGAIN.max(took * 20) {
+            return None;
+        }
         let lacks = |map: &str| self.held.values().any(|held| held.too_many.is_none_or(|(of, _)| of == map));
         let freed = TAKEN.iter().zip(taken(self.applied.as_ref()?)).zip(before).any(|((map, now), before)| now < before && lacks(map));
-        let same = |(name, held): (&PolicyName, &Held)| model.policies.get(name) == Some(&held.refused);
+        let good = self.good.as_ref()?;
+        let is_same = |identity: &String| good.model.identities.get(identity) == model.identities.get(identity);
+        let same =
+            |(name, held): (&PolicyName, &Held)| model.policies.get(name) == Some(&held.refused) && identities(&held.refused).all(is_same);
         (!self.held.is_empty() && !freed && self.held.iter().all(same))
             .then(|| Fitting { model: stand_in(model, &self.held), held: self.held.clone() })
     }
 
-    /// Remembers how full the maps are while policies are held back.
-    pub(super) fn note_room(&mut self) {
-        self.without_room = self.applied.as_ref().filter(|_| !self.held.is_empty()).map(|applied| taken(applied));
+    /// Remembers how full the maps are while policies are held back, as it was found in a try that began then.
+    pub(super) fn note_room(&mut self, began: Instant) {
+        let applied = self.applied.as_ref().filter(|_| !self.held.is_empty());
+        self.without_room = applied.map(|applied| Tried { taken: taken(applied), at: Instant::now(), took: began.elapsed() });
     }
 
     /// What stands for a policy that does not fit: the last version that was in force, and where the new one isolates more, or
@@ -263,6 +319,13 @@ fn taken(compiled: &Compiled) -> Taken {
     ]
 }
 
+/// The names of the identities that the rules of a policy name.
+fn identities(policy: &Policy) -> impl Iterator<Item = &String> {
+    let rules = [&policy.ingress, &policy.egress].into_iter().flatten().flatten();
+    let peers = rules.flat_map(|rule| if let Peers::Of(peers) = &rule.peers { peers.as_slice() } else { &[] });
+    peers.filter_map(|peer| if let Peer::Identity(name) = peer { Some(name) } else { None })
+}
+
 /// About how many rows the rules of a policy make, next to those of others.
 fn weight(policy: &Policy) -> usize {
     let rule = |rule: &Rule| {
@@ -282,7 +345,7 @@ fn weight(policy: &Policy) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use palisade_policy::model::{PodSet, PolicyKind, Tier};
+    use palisade_policy::model::{PodSet, PolicyKind};
 
     #[test]
     fn a_version_without_room_and_a_later_one_that_is_refused_both_isolate_their_pods() {

@@ -1,25 +1,26 @@
-//! `last-good.json`: the versions that are in force of policies whose present version does not fit, for the next agent.
+//! `last-good.json`: the versions that are in force of policies whose present version does not fit, or cannot be used, for the next agent.
 
 use super::fit::Held;
 use crate::record::replace_file;
-use palisade_k8s::index::Digest;
+use palisade_k8s::index::{self, Digest};
 use palisade_policy::model::{Policy, PolicyName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Of the file; one of another version is not read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The last good versions that an earlier agent has left, and the file that they are kept in.
 #[derive(Debug)]
 pub(super) struct LastGood {
     path: PathBuf,
     /// What an earlier agent has left; nothing once this one knows by itself what was in force.
-    found: Vec<Entry>,
+    found: Policies,
     /// What the file says, where that is known.
-    saved: Option<Vec<Entry>>,
+    saved: Option<Policies>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -28,7 +29,23 @@ struct File {
     version: u32,
     /// Of `policies`, as they are written.
     digest: Digest,
-    policies: Vec<Entry>,
+    policies: Policies,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Policies {
+    without_room: Vec<Entry>,
+    unusable: Vec<Unusable>,
+}
+
+/// Of a policy whose present version cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Unusable {
+    policy: PolicyName,
+    uid: Option<String>,
+    last_good: Policy,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +59,7 @@ struct Entry {
 
 /// Why the file is of no use.
 #[derive(Debug, thiserror::Error)]
-enum Unusable {
+enum FileError {
     #[error("it is of version {0}, not {VERSION}")]
     Version(u32),
     #[error("its content does not have the digest that it states: it was damaged or altered")]
@@ -54,7 +71,7 @@ enum Unusable {
 impl LastGood {
     /// What a run directory holds of it, not read yet.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, found: Vec::new(), saved: None }
+        Self { path, found: Policies::default(), saved: None }
     }
 
     /// Reads the file. One that cannot be used counts as none, with a warning: policies that do not fit allow nothing then.
@@ -62,11 +79,11 @@ impl LastGood {
     /// # Errors
     /// The file is there and cannot be read.
     pub fn load(&mut self) -> io::Result<()> {
-        self.found.clear();
+        self.found = Policies::default();
         let text = match std::fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.saved = Some(Vec::new());
+                self.saved = Some(Policies::default());
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -81,7 +98,7 @@ impl LastGood {
                 tracing::warn!(
                     path = %self.path.display(),
                     %error,
-                    "the last good versions of policies that do not fit cannot be used: these policies allow nothing until they fit"
+                    "the last good versions of policies that do not fit, or that cannot be used, cannot be read: these policies allow nothing, and what only such a version isolates is not isolated"
                 );
             }
         }
@@ -91,7 +108,7 @@ impl LastGood {
     /// The last good version that an earlier agent has left of a policy. None where the policy was changed since: then nobody knows whether
     /// it is the same object still.
     pub fn of(&self, name: &PolicyName, policy: &Policy) -> Option<&Policy> {
-        let entry = self.found.iter().find(|entry| entry.policy == *name)?;
+        let entry = self.found.without_room.iter().find(|entry| entry.policy == *name)?;
         if digest(policy).is_some_and(|digest| digest == entry.refused) {
             return Some(&entry.last_good);
         }
@@ -99,21 +116,35 @@ impl LastGood {
         None
     }
 
-    /// Writes down what is held back from now on; what an earlier agent has left is of no use any more.
+    /// The last good versions that an earlier agent has left of policies that could not be used.
+    pub fn unusable(&self) -> BTreeMap<PolicyName, index::LastGood> {
+        let unusable = self.found.unusable.iter().cloned();
+        unusable.map(|Unusable { policy, uid, last_good }| (policy, index::LastGood { uid, policy: Arc::new(last_good) })).collect()
+    }
+
+    /// Writes down what is held back, and what is refused, from now on; what an earlier agent has left is of no use any more.
     ///
     /// # Errors
     /// The file cannot be written; it is tried again at the next call.
-    pub fn save(&mut self, held: &BTreeMap<PolicyName, Held>) -> io::Result<()> {
-        self.found = Vec::new();
+    pub fn save(&mut self, held: &BTreeMap<PolicyName, Held>, refused: &BTreeMap<PolicyName, index::LastGood>) -> io::Result<()> {
+        self.found = Policies::default();
         let entry = |(name, held): (&PolicyName, &Held)| {
             Some(Entry { policy: name.clone(), refused: digest(&held.refused)?, last_good: held.instead.clone() })
         };
-        let entries: Vec<Entry> = held.iter().filter(|(_, held)| held.last_good).filter_map(entry).collect();
+        let unusable = |(policy, known): (&PolicyName, &index::LastGood)| Unusable {
+            policy: policy.clone(),
+            uid: known.uid.clone(),
+            last_good: Policy::clone(&known.policy),
+        };
+        let entries = Policies {
+            without_room: held.iter().filter(|(_, held)| held.last_good).filter_map(entry).collect(),
+            unusable: refused.iter().map(unusable).collect(),
+        };
         if self.saved.as_ref() == Some(&entries) {
             return Ok(());
         }
         self.saved = None;
-        if entries.is_empty() {
+        if entries == Policies::default() {
             match std::fs::remove_file(&self.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -127,17 +158,17 @@ impl LastGood {
     }
 }
 
-fn parse(text: &[u8]) -> Result<Vec<Entry>, Unusable> {
+fn parse(text: &[u8]) -> Result<Policies, FileError> {
     #[derive(Deserialize)]
     struct Head {
         version: u32,
     }
     let Head { version } = serde_json::from_slice(text)?;
     if version != VERSION {
-        return Err(Unusable::Version(version));
+        return Err(FileError::Version(version));
     }
     let File { digest, policies, .. } = serde_json::from_slice(text)?;
-    if Digest::of(&serde_json::to_vec(&policies)?) == digest { Ok(policies) } else { Err(Unusable::Altered) }
+    if Digest::of(&serde_json::to_vec(&policies)?) == digest { Ok(policies) } else { Err(FileError::Altered) }
 }
 
 /// `None` for what has no JSON, which no policy is.
@@ -182,7 +213,7 @@ mod tests {
     fn the_next_agent_finds_the_last_good_version_of_the_policy_that_was_held_back_and_of_no_other() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("last-good.json");
-        loaded(&path).save(&held(true)).unwrap();
+        loaded(&path).save(&held(true), &BTreeMap::new()).unwrap();
         let next = loaded(&path);
         assert_eq!(next.of(&name(), &policy(3)), Some(&policy(1)));
         assert_eq!(next.of(&name(), &policy(2)), None, "another version, maybe of another object of the name");
@@ -191,15 +222,28 @@ mod tests {
     }
 
     #[test]
+    fn the_next_agent_finds_the_last_good_version_of_a_policy_that_could_not_be_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("last-good.json");
+        let refused = BTreeMap::from([(name(), index::LastGood { uid: Some("7".to_owned()), policy: Arc::new(policy(1)) })]);
+        loaded(&path).save(&BTreeMap::new(), &refused).unwrap();
+        let mut next = loaded(&path);
+        assert_eq!(next.unusable(), refused);
+        assert_eq!(next.of(&name(), &policy(3)), None, "it is not for want of room");
+        next.save(&BTreeMap::new(), &BTreeMap::new()).unwrap();
+        assert!(!path.exists() && next.unusable().is_empty());
+    }
+
+    #[test]
     fn the_file_goes_when_nothing_is_held_back_or_no_version_was_good() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("last-good.json");
         for nothing in [BTreeMap::new(), held(false)] {
             let mut file = loaded(&path);
-            file.save(&held(true)).unwrap();
+            file.save(&held(true), &BTreeMap::new()).unwrap();
             assert!(path.exists());
             assert_eq!(file.of(&name(), &policy(3)), None, "this agent knows by itself from here on");
-            file.save(&nothing).unwrap();
+            file.save(&nothing, &BTreeMap::new()).unwrap();
             assert!(!path.exists());
         }
     }
@@ -208,10 +252,10 @@ mod tests {
     fn a_file_that_was_damaged_or_is_of_another_version_is_ignored_and_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("last-good.json");
-        loaded(&path).save(&held(true)).unwrap();
+        loaded(&path).save(&held(true), &BTreeMap::new()).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let altered = [
-            text.replace("\"version\":1", "\"version\":2"),
+            text.replace("\"version\":2", "\"version\":1"),
             text.replace("\"mode\":\"enforce\"", "\"mode\":\"audit\""),
             text.replace("\"egress\":null", "\"egress\":null,\"more\":1"),
             text[..text.len() / 2].to_owned(),
@@ -222,11 +266,11 @@ mod tests {
             std::fs::write(&path, &altered).unwrap();
             let mut file = loaded(&path);
             assert_eq!(file.of(&name(), &policy(3)), None, "{altered}");
-            file.save(&held(true)).unwrap();
+            file.save(&held(true), &BTreeMap::new()).unwrap();
             assert_eq!(loaded(&path).of(&name(), &policy(3)), Some(&policy(1)));
         }
         std::fs::write(&path, "nonsense").unwrap();
-        loaded(&path).save(&BTreeMap::new()).unwrap();
+        loaded(&path).save(&BTreeMap::new(), &BTreeMap::new()).unwrap();
         assert!(!path.exists());
     }
 }

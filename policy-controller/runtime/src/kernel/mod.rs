@@ -154,7 +154,7 @@ pub struct Kernel {
     /// Whether the node's own processes are served.
     node_services: NodeServices,
     /// How full the maps were when policies were found not to fit.
-    without_room: Option<fit::Taken>,
+    without_room: Option<fit::Tried>,
     /// Held as long as anybody may write: an operation outlives the task that asked for it.
     _lock: RunLock,
 }
@@ -177,11 +177,13 @@ impl Kernel {
     /// The kernel's side of an agent, with nothing open yet.
     ///
     /// # Errors
-    /// The run directory cannot be written.
+    /// The run directory cannot be read or written.
     pub fn new(state: Arc<State>, lock: RunLock) -> std::io::Result<Self> {
         let records = Records::open(state.config.records())?;
         let numbering = Numbering::new(state.config.numbers());
-        let last_good = LastGood::new(state.config.last_good());
+        let mut last_good = LastGood::new(state.config.last_good());
+        last_good.load()?;
+        state.index().recall(last_good.unusable());
         let pin = PinDir::new(&state.config.pin_dir);
         Ok(Self {
             state,
