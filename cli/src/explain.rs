@@ -19,7 +19,7 @@ use std::net::IpAddr;
 struct Answer {
     #[serde(flatten)]
     query: FlowQuery,
-    passes: bool,
+    passes: Option<bool>,
     #[serde(flatten)]
     explained: Explained,
 }
@@ -248,7 +248,11 @@ fn audits(answers: &[Answer]) -> String {
 
 /// What comes of both sides together.
 fn outcome(explained: &Explained) -> (String, Tone) {
-    if explained.passes() { ("passes".to_owned(), Tone::Good) } else { ("does not pass".to_owned(), Tone::Bad) }
+    match explained.passes() {
+        Some(true) => ("passes".to_owned(), Tone::Good),
+        Some(false) => ("does not pass".to_owned(), Tone::Bad),
+        None => ("whether it passes is not known here".to_owned(), Tone::Heading),
+    }
 }
 
 /// Which sides this node does not judge; one line for what is the same in both families.
@@ -323,12 +327,13 @@ mod tests {
     #[test]
     fn a_flow_passes_where_no_side_refuses_it_whoever_judges_that() {
         for (explained, passes) in [
-            (elsewhere(VerdictName::Allow, VerdictName::Allow), true),
-            (elsewhere(VerdictName::None, VerdictName::DefaultDeny), false),
-            (elsewhere(VerdictName::DefaultDeny, VerdictName::Allow), false),
-            (elsewhere(VerdictName::Error, VerdictName::Allow), false),
-            (Explained::new(side(VerdictName::Allow), side(VerdictName::None)), true),
-            (Explained::new(side(VerdictName::None), side(VerdictName::Deny)), false),
+            (elsewhere(VerdictName::Allow, VerdictName::Allow), Some(true)),
+            (elsewhere(VerdictName::None, VerdictName::DefaultDeny), Some(false)),
+            (elsewhere(VerdictName::DefaultDeny, VerdictName::Allow), Some(false)),
+            (elsewhere(VerdictName::Error, VerdictName::None), Some(false)),
+            (elsewhere(VerdictName::Allow, VerdictName::None), None),
+            (Explained::new(side(VerdictName::Allow), side(VerdictName::None)), Some(true)),
+            (Explained::new(side(VerdictName::None), side(VerdictName::Deny)), Some(false)),
         ] {
             let json = serde_json::to_value(answer(Family::Ipv4, explained)).unwrap();
             assert_eq!(json["passes"], serde_json::json!(passes), "{json}");

@@ -71,7 +71,7 @@ impl Files {
 
     /// What the policies say of a flow.
     pub fn ask(&self, query: &FlowQuery) -> Result<Explained, Failure> {
-        palisade_runtime::explained(&self.compiled, &self.numbers, &self.model, query)
+        palisade_runtime::explained(&self.compiled, &self.numbers, &self.model, &self.model, query)
     }
 
     /// The names of the pods.

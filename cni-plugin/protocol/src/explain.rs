@@ -96,9 +96,12 @@ impl Explained {
         }
     }
 
-    /// Whether the flow passes; of a whole answer.
-    pub fn passes(&self) -> bool {
-        self.settled != Some(Settled::Link) && self.egress.passes() && self.ingress.passes()
+    /// Whether the flow passes; `None` where no side that is known refuses it, and what the other says was not asked for.
+    pub fn passes(&self) -> Option<bool> {
+        let allowed = self.settled != Some(Settled::Link) && self.egress.passes() && self.ingress.passes();
+        let sides = [(&self.egress, &self.egress_unjudged), (&self.ingress, &self.ingress_unjudged)];
+        let known = sides.into_iter().all(|(said, unjudged)| unjudged.is_none() || said.verdict != VerdictName::None);
+        (known || !allowed).then_some(allowed)
     }
 }
 

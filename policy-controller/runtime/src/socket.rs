@@ -149,16 +149,17 @@ async fn answer(agent: &Arc<Agent>, call: Call) -> Result<Reply, Failure> {
         Call::Endpoints => Ok(Reply::Endpoints(status::endpoints(&agent.state))),
         Call::Policies { object } => {
             let reports = agent.listed.reports(agent).await;
-            aside(agent, move |state| Reply::Policies(policies::policies(state, &reports, object.as_deref()))).await
+            aside(agent, move |state| policies::policies(state, &reports, object.as_deref())).await.map(Reply::Policies)
         }
         Call::Identities { object } => {
             let reports = agent.listed.reports(agent).await;
-            aside(agent, move |state| Reply::Identities(policies::identities(state, &reports, object.as_deref()))).await
+            aside(agent, move |state| policies::identities(state, &reports, object.as_deref())).await.map(Reply::Identities)
         }
         Call::Services { namespaces, object, backends } => {
-            aside(agent, move |state| Reply::Services(services::services(state, &namespaces, object.as_deref(), backends))).await
+            let services = move |state: &State| services::services(state, &namespaces, object.as_deref(), backends);
+            aside(agent, services).await.map(Reply::Services)
         }
-        Call::Explain(query) => explain::explain(&agent.state, &query).map(Reply::Explained),
+        Call::Explain(query) => aside(agent, move |state| explain::explain(state, &query)).await?.map(Reply::Explained),
         // Taken by the caller: its answer is a stream.
         Call::Observe { .. } => Err(Failure { kind: ErrorKind::Internal, message: "observe is answered by a stream".to_owned() }),
     }
@@ -191,7 +192,7 @@ async fn observe(agent: &Agent, allowed: bool, mut read: BufReader<OwnedReadHalf
 }
 
 /// Answers on a thread of its own: what walks over the whole model must not keep others waiting.
-async fn aside(agent: &Agent, answer: impl FnOnce(&State) -> Reply + Send + 'static) -> Result<Reply, Failure> {
+async fn aside<T: Send + 'static>(agent: &Agent, answer: impl FnOnce(&State) -> T + Send + 'static) -> Result<T, Failure> {
     let state = Arc::clone(&agent.state);
     let answered = tokio::task::spawn_blocking(move || answer(&state)).await;
     answered.map_err(|error| Failure { kind: ErrorKind::Internal, message: error.to_string() })
