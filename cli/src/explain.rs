@@ -8,11 +8,11 @@ use crate::lab::outside::{self, Nodes};
 use crate::print;
 use crate::table::{Cell, Paint, Table, Tone};
 use palisade_protocol::{
-    Call, Client, ClientError, ErrorKind, Explained, Family, FlowEnd, FlowQuery, Reply, RuleAction, RuleFate, RuleSaid, Settled,
-    SideVerdict, Unjudged, VerdictName,
+    BackendExplained, Call, Client, ClientError, ErrorKind, Explained, Family, FlowEnd, FlowQuery, Reply, RuleAction, RuleFate, RuleSaid,
+    Settled, SideVerdict, Unjudged, VerdictName,
 };
 use std::cell::RefCell;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// One answer, as `--output json` prints it.
 #[derive(serde::Serialize)]
@@ -150,35 +150,69 @@ pub fn verdict_text(verdict: VerdictName) -> &'static str {
     }
 }
 
+/// One flow of which both sides are shown: that of an answer, or to one backend of a service.
+struct Shown<'a> {
+    family: &'static str,
+    flow: String,
+    explained: &'a Explained,
+}
+
+fn shown<'a>(arguments: &ExplainArguments, answer: &'a Answer) -> Vec<Shown<'a>> {
+    let family = family_name(answer.query.family);
+    let ExplainArguments { from, to, port, .. } = arguments;
+    match &answer.explained.service {
+        None => vec![Shown { family, flow: format!("{from} -> {to} {port}"), explained: &answer.explained }],
+        Some(behind) => {
+            let of = |backend: &'a BackendExplained| {
+                let number = backend.port;
+                let to = match &backend.to {
+                    FlowEnd::Pod(name) => format!("{name} {number}"),
+                    FlowEnd::Address(address) => SocketAddr::new(*address, number).to_string(),
+                    FlowEnd::Node => format!("node {number}"),
+                };
+                Shown { family, flow: format!("{from} -> {to}/{}", port.protocol), explained: &backend.explained }
+            };
+            behind.backends.iter().map(of).collect()
+        }
+    }
+}
+
 fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> String {
+    let mut text = services(arguments, answers);
+    let flows: Vec<Shown<'_>> = answers.iter().flat_map(|answer| shown(arguments, answer)).collect();
     let mut table = Table::new(["FAMILY", "FLOW", "SIDE", "VERDICT", "REASON"]);
-    let flow = format!("{} -> {} {}", arguments.from, arguments.to, arguments.port);
-    for answer in answers {
-        let Explained { egress, ingress, egress_unjudged, ingress_unjudged, settled, .. } = &answer.explained;
+    for Shown { family, flow, explained } in &flows {
+        let Explained { egress, ingress, egress_unjudged, ingress_unjudged, settled, .. } = explained;
         for (side, said, unjudged) in [("egress", egress, egress_unjudged), ("ingress", ingress, ingress_unjudged)] {
             let tone = if said.passes() && *settled != Some(Settled::Link) { Tone::Good } else { Tone::Bad };
             let reason = reason(said, unjudged.as_ref(), *settled);
-            let family = family_name(answer.query.family);
-            table.row([family.into(), flow.as_str().into(), side.into(), Cell::toned(verdict_text(said.verdict), tone), reason.into()]);
+            let verdict = Cell::toned(verdict_text(said.verdict), tone);
+            table.row([(*family).into(), flow.as_str().into(), side.into(), verdict, reason.into()]);
         }
     }
-    let mut text = table.render(paint);
+    if !flows.is_empty() {
+        text.push_str(&table.render(paint));
+    }
     text.push_str(&overall(answers, paint));
-    text.push_str(&audits(answers));
-    text.push_str(&foretold(answers));
-    let considered: Vec<_> = answers.iter().map(|answer| (&answer.explained.egress_rules, &answer.explained.ingress_rules)).collect();
-    // Most rules fare the same in both families.
+    text.push_str(&audits(&flows));
+    text.push_str(&foretold(&flows));
+    let considered: Vec<_> = flows.iter().map(|shown| (&shown.explained.egress_rules, &shown.explained.ingress_rules)).collect();
+    // Most rules fare the same in both families, and with every backend.
     let same = considered.windows(2).all(|pair| pair[0] == pair[1]);
-    for (answer, (egress, ingress)) in answers.iter().zip(considered).take(if same { 1 } else { answers.len() }) {
+    for (shown, (egress, ingress)) in flows.iter().zip(considered).take(if same { 1 } else { flows.len() }) {
         if egress.is_empty() && ingress.is_empty() {
             continue;
         }
-        let family = if same { String::new() } else { format!(" ({})", family_name(answer.query.family)) };
-        text.push_str(&paint.text(Tone::Heading, &format!("\nConsidered in this order{family}\n")));
+        let of = if same { String::new() } else { format!(" ({}, {})", shown.family, shown.flow) };
+        text.push_str(&paint.text(Tone::Heading, &format!("\nConsidered in this order{of}\n")));
         let mut table = Table::new(["SIDE", "TIER", "POLICY", "RULE", "ACTION", "WHAT CAME OF IT"]);
         for (side, rule) in egress.iter().map(|rule| ("egress", rule)).chain(ingress.iter().map(|rule| ("ingress", rule))) {
             let number = rule.name.as_ref().map_or_else(|| rule.rule.to_string(), |name| format!("{} {name:?}", rule.rule));
             let (action, fate, tone) = said(rule);
+            let fate = match &rule.missing_identities[..] {
+                [] => fate.to_owned(),
+                names => format!("{fate}; there is no identity {}", names.join(", ")),
+            };
             let policy = if rule.audit { format!("{} (audit)", rule.policy) } else { rule.policy.clone() };
             table.row([
                 side.into(),
@@ -192,6 +226,23 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
         text.push_str(&table.render(paint));
     }
     text
+}
+
+/// Whose the address is, where it is a service's or a host port's; one line for what is the same in both families.
+fn services(arguments: &ExplainArguments, answers: &[Answer]) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for behind in answers.iter().filter_map(|answer| answer.explained.service.as_ref()) {
+        let to = match behind.backends.len() {
+            0 => "nobody stands behind it for who asks here: a flow is refused or dropped".to_owned(),
+            1 => "policy is asked about its backend".to_owned(),
+            count => format!("policy is asked about each of its {count} backends"),
+        };
+        let line = format!("{} {} is where {} is reached: {to}\n", arguments.to, arguments.port, behind.of);
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines.concat()
 }
 
 /// Why one side says what it says.
@@ -231,9 +282,9 @@ fn overall(answers: &[Answer], paint: Paint) -> String {
 }
 
 /// What each side would say, were the policies in audit mode enforced; one line for what is the same in both families.
-fn audits(answers: &[Answer]) -> String {
+fn audits(flows: &[Shown<'_>]) -> String {
     let mut lines: Vec<String> = Vec::new();
-    for Answer { explained, .. } in answers {
+    for Shown { explained, .. } in flows {
         for (side, would) in [("egress", &explained.egress_audit), ("ingress", &explained.ingress_audit)] {
             let Some(would) = would else { continue };
             let line =
@@ -251,14 +302,20 @@ fn outcome(explained: &Explained) -> (String, Tone) {
     match explained.passes() {
         Some(true) => ("passes".to_owned(), Tone::Good),
         Some(false) => ("does not pass".to_owned(), Tone::Bad),
-        None => ("whether it passes is not known here".to_owned(), Tone::Heading),
+        None => match &explained.service {
+            Some(behind) => {
+                let passing = behind.backends.iter().filter(|backend| backend.explained.passes() == Some(true)).count();
+                (format!("passes to {passing} of {} backends: new flows fare one way or the other", behind.backends.len()), Tone::Bad)
+            }
+            None => ("whether it passes is not known here".to_owned(), Tone::Heading),
+        },
     }
 }
 
 /// Which sides this node does not judge; one line for what is the same in both families.
-fn foretold(answers: &[Answer]) -> String {
+fn foretold(flows: &[Shown<'_>]) -> String {
     let mut lines: Vec<String> = Vec::new();
-    for Answer { explained, .. } in answers {
+    for Shown { explained, .. } in flows {
         for (side, unjudged) in [("egress", &explained.egress_unjudged), ("ingress", &explained.ingress_unjudged)] {
             let Some(unjudged) = unjudged else { continue };
             let line = format!("{side} is what this node expects by the objects that it knows: {}\n", who_judges(unjudged));
@@ -309,6 +366,7 @@ const fn family_name(family: Family) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use palisade_protocol::Behind;
 
     fn side(verdict: VerdictName) -> SideVerdict {
         SideVerdict { verdict, reason: String::new() }
@@ -344,6 +402,11 @@ mod tests {
     fn the_lines_below_the_sides_say_what_comes_of_both_and_what_another_node_judges() {
         let passing = || Explained::new(side(VerdictName::Allow), side(VerdictName::None));
         let both = |ipv4, ipv6| [answer(Family::Ipv4, ipv4), answer(Family::Ipv6, ipv6)];
+        let foretold = |answers: &[Answer]| {
+            let flows: Vec<Shown<'_>> =
+                answers.iter().map(|answer| Shown { family: "", flow: String::new(), explained: &answer.explained }).collect();
+            foretold(&flows)
+        };
         let answers = both(passing(), passing());
         assert_eq!((overall(&answers, Paint::none()).as_str(), foretold(&answers).as_str()), ("passes\n", ""));
         let expected = |ingress| elsewhere(VerdictName::Allow, ingress);
@@ -352,6 +415,29 @@ mod tests {
         let said = foretold(&answers);
         assert!(said.starts_with("ingress is what this node expects") && said.contains("the pod is on n2") && said.lines().count() == 1);
         assert!(reason(&answers[0].explained.ingress, Some(&Unjudged::NotWired), None).ends_with("(expected)"));
+    }
+
+    #[test]
+    fn a_flow_to_a_service_passes_where_it_passes_to_every_backend() {
+        let backend = |verdict| BackendExplained {
+            to: FlowEnd::Pod("a/b".into()),
+            port: 80,
+            explained: Explained::new(side(VerdictName::Allow), side(verdict)),
+        };
+        let behind = |verdicts: &[VerdictName]| Explained {
+            service: Some(Behind { of: "service a/s".into(), backends: verdicts.iter().copied().map(backend).collect() }),
+            ..Explained::new(side(VerdictName::None), side(VerdictName::None))
+        };
+        let (allow, deny) = (VerdictName::Allow, VerdictName::Deny);
+        for (verdicts, passes, line) in [
+            (&[][..], Some(false), "does not pass"),
+            (&[allow, allow], Some(true), "passes"),
+            (&[deny, deny], Some(false), "does not pass"),
+            (&[allow, deny, allow], None, "passes to 2 of 3 backends: new flows fare one way or the other"),
+        ] {
+            let explained = behind(verdicts);
+            assert_eq!((explained.passes(), outcome(&explained).0.as_str()), (passes, line));
+        }
     }
 
     #[test]

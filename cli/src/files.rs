@@ -7,6 +7,8 @@ use palisade_k8s::manifest::{self, Manifest, Note};
 use palisade_policy::model::{Model, Node};
 use palisade_policy::{Compiled, Numbers, compile};
 use palisade_protocol::{Explained, Failure, FlowQuery};
+use palisade_runtime::View;
+use palisade_service::model::Services;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -24,6 +26,8 @@ pub struct Files {
     model: Model,
     compiled: Compiled,
     numbers: Numbers,
+    services: Services,
+    served: palisade_service::Compiled,
     notes: Vec<String>,
 }
 
@@ -61,7 +65,10 @@ impl Files {
         let model = index.model();
         let mut numbers = Numbers::default();
         let compiled = compile(&model, &model.pods.keys().cloned().collect(), &mut numbers);
-        Ok(Self { model, compiled, numbers, notes: notes(&manifest, None) })
+        index.derive_endpoints();
+        let services = index.services();
+        let served = palisade_service::compile(&services, &palisade_service::Compiled::default(), &mut palisade_service::Numbers::after(0));
+        Ok(Self { model, compiled, numbers, services, served, notes: notes(&manifest, None) })
     }
 
     /// What of the files has no effect, a sentence each.
@@ -71,7 +78,8 @@ impl Files {
 
     /// What the policies say of a flow.
     pub fn ask(&self, query: &FlowQuery) -> Result<Explained, Failure> {
-        palisade_runtime::explained(&self.compiled, &self.numbers, &self.model, &self.model, query)
+        let Self { model, compiled, numbers, services, served, .. } = self;
+        palisade_runtime::explained(View { compiled, numbers, model, known: model, services, served }, query)
     }
 
     /// The names of the pods.

@@ -72,6 +72,9 @@ pub struct Explained {
     /// What becomes of the flow whatever policies say; then neither side is judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settled: Option<Settled>,
+    /// Where the flow goes to a service, or to a host port: what stands behind it. Policy is asked about each backend; the sides here say nothing then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Behind>,
     /// The rules that the opener's side considered, in the order in which they are asked.
     #[serde(default)]
     pub egress_rules: Vec<RuleSaid>,
@@ -91,18 +94,49 @@ impl Explained {
             egress_audit: None,
             ingress_audit: None,
             settled: None,
+            service: None,
             egress_rules: Vec::new(),
             ingress_rules: Vec::new(),
         }
     }
 
-    /// Whether the flow passes; `None` where no side that is known refuses it, and what the other says was not asked for.
+    /// Whether the flow passes; `None` where no side that is known refuses it, and what the other says was not asked for; and where it passes to some
+    /// backends of a service and not to others.
     pub fn passes(&self) -> Option<bool> {
+        if let Some(behind) = &self.service {
+            let mut each = behind.backends.iter().map(|backend| backend.explained.passes());
+            // Where there is none, nothing passes.
+            let first = each.next().unwrap_or(Some(false));
+            return first.filter(|_| each.all(|other| other == first));
+        }
         let allowed = self.settled != Some(Settled::Link) && self.egress.passes() && self.ingress.passes();
         let sides = [(&self.egress, &self.egress_unjudged), (&self.ingress, &self.ingress_unjudged)];
         let known = sides.into_iter().all(|(said, unjudged)| unjudged.is_none() || said.verdict != VerdictName::None);
         (known || !allowed).then_some(allowed)
     }
+}
+
+/// What stands behind a service, or behind a pod's host port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Behind {
+    /// Whose it is: `service NAMESPACE/NAME`, or `pod NAMESPACE/NAME`.
+    pub of: String,
+    /// The backends that new flows of this node go to; where there is none, they are refused or dropped.
+    pub backends: Vec<BackendExplained>,
+}
+
+/// What the policies say of a flow to one backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendExplained {
+    /// The backend: a pod, or an address of none.
+    pub to: FlowEnd,
+    /// Its port.
+    pub port: u16,
+    /// What is said.
+    #[serde(flatten)]
+    pub explained: Explained,
 }
 
 /// Why the agent that was asked does not judge an end that is a pod.
@@ -149,6 +183,9 @@ pub struct RuleSaid {
     pub audit: bool,
     /// What came of it.
     pub fate: RuleFate,
+    /// The identities that it names and that there are none of: by them a rule that allows matches nobody, and one that denies everybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing_identities: Vec<String>,
 }
 
 /// What a rule does with a flow that matches.

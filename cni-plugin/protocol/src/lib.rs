@@ -8,7 +8,10 @@ mod routing;
 mod service;
 
 pub use client::{Client, ClientError};
-pub use explain::{Explained, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, Settled, SideVerdict, Unjudged, VerdictName};
+pub use explain::{
+    BackendExplained, Behind, Explained, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, Settled, SideVerdict, Unjudged,
+    VerdictName,
+};
 pub use host_port::{HostPort, Transport};
 pub use routing::{NodeFault, OverlayStatus, RangeStatus, RoutingStatus, WayName};
 pub use service::{FrontendState, FrontendView, ServiceBackend, ServiceFrontend, ServiceKind, ServicePort, ServiceStatus};

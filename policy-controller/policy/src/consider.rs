@@ -1,6 +1,6 @@
 //! The rules that one pod's policies ask about a flow, in their order, and what comes of each.
 
-use crate::model::{Action, Mode, Model, ObjectName, Pod, PolicyName, Tier};
+use crate::model::{Action, Mode, Model, ObjectName, Peer, Peers, Pod, PolicyName, Tier};
 use crate::rules::{EffectivePort, EffectiveRule, Policies, RuleSet};
 use crate::universe::Universe;
 use palisade_datapath_core::abi::Direction;
@@ -24,6 +24,8 @@ pub struct Considered {
     pub audit: bool,
     /// What came of it.
     pub fate: Fate,
+    /// The identities that it names and that there are none of: by them a rule that allows matches nobody, and one that denies everybody.
+    pub missing: Vec<String>,
 }
 
 /// What came of a rule.
@@ -93,9 +95,25 @@ fn fates(model: &Model, set: &RuleSet, seen: Seen) -> Vec<Considered> {
     let fates: Vec<Fate> = rules.rules.iter().map(fate).collect();
     let considered = |(rule, fate): (&EffectiveRule, Fate)| {
         let EffectiveRule { tier, policy, rule, name, action, .. } = rule.clone();
-        Considered { tier, policy, rule, name, action, audit: false, fate }
+        let missing = missing(model, &policy, rule, seen.direction);
+        Considered { tier, policy, rule, name, action, audit: false, fate, missing }
     };
     rules.rules.iter().zip(fates).map(considered).collect()
+}
+
+/// The identities that a rule names and that there are none of.
+fn missing(model: &Model, policy: &PolicyName, rule: usize, direction: Direction) -> Vec<String> {
+    let Some(policy) = model.policies.get(policy) else { return Vec::new() };
+    let rules = match direction {
+        Direction::Egress | Direction::SelfEgress => &policy.egress,
+        Direction::Ingress | Direction::SelfIngress => &policy.ingress,
+    };
+    let peers = match rules.as_ref().and_then(|rules| rules.get(rule)).map(|rule| &rule.peers) {
+        Some(Peers::Of(peers)) => peers.as_slice(),
+        Some(Peers::Any) | None => &[],
+    };
+    let named = peers.iter().filter_map(|peer| if let Peer::Identity(name) = peer { Some(name) } else { None });
+    named.filter(|name| !model.identities.contains_key(name)).cloned().collect()
 }
 
 /// A tier without its priorities.

@@ -1,14 +1,36 @@
 //! `Call::Explain`: what the compiled policies say of one flow.
 
+use crate::services::owner_of;
 use crate::state::State;
 use palisade_datapath_core::verdict::Decision;
 use palisade_identity::Protocol;
 use palisade_policy::model::{Action, Model, ObjectName, Tier};
 use palisade_policy::{self as policy, Answer, Compiled, Considered, End, Fate, Numbers, Question, SideAnswer, evaluate, foretell};
 use palisade_protocol::{
-    ErrorKind, Explained, Failure, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, Settled, SideVerdict, Unjudged, VerdictName,
+    BackendExplained, Behind, ErrorKind, Explained, Failure, Family, FlowEnd, FlowQuery, RuleAction, RuleFate, RuleSaid, Settled,
+    SideVerdict, Unjudged, VerdictName,
 };
+use palisade_service::model::Services;
+use palisade_service::{Frontend, Leads};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+
+/// What answers are made from.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The rows.
+    pub compiled: &'a Compiled,
+    /// What the numbers in them stand for.
+    pub numbers: &'a Numbers,
+    /// What they were compiled from.
+    pub model: &'a Model,
+    /// What other nodes compile theirs from.
+    pub known: &'a Model,
+    /// The services.
+    pub services: &'a Services,
+    /// Their rows.
+    pub served: &'a palisade_service::Compiled,
+}
 
 /// What the rows in the kernel say of a flow.
 ///
@@ -21,17 +43,61 @@ pub fn explain(state: &State, query: &FlowQuery) -> Result<Explained, Failure> {
     }
     // Another node compiles what is known, not what this one has made fit.
     let known = if query.whole { state.index().model() } else { Model::default() };
-    explained(&published.compiled, &published.numbers, &published.model, &known, query)
+    let view = View {
+        compiled: &published.compiled,
+        numbers: &published.numbers,
+        model: &published.model,
+        known: &known,
+        services: &published.services,
+        served: &published.served,
+    };
+    explained(view, query)
 }
 
-/// What compiled rows say of a flow, wherever they were compiled from a model; `known` is what other nodes compile theirs from.
+/// What compiled rows say of a flow, wherever they were compiled.
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`] for a question that makes no sense, [`ErrorKind::NotFound`] for ends that are not known.
-pub fn explained(compiled: &Compiled, numbers: &Numbers, model: &Model, known: &Model, query: &FlowQuery) -> Result<Explained, Failure> {
-    let question = question(query, model)?;
-    let answer = evaluate(compiled, numbers, model, &question);
-    let answer = if query.whole { answer.and_then(|answer| foretell(known, &question, answer)) } else { answer };
+pub fn explained(view: View<'_>, query: &FlowQuery) -> Result<Explained, Failure> {
+    let question = question(query, view.model)?;
+    match frontend(&question).and_then(|frontend| Some((frontend, view.served.leads(&frontend)?))) {
+        Some((frontend, leads)) if query.whole && !query.service => behind(view, query, &frontend, leads),
+        _ => direct(view, query, &question),
+    }
+}
+
+/// The frontend that a question may go to.
+fn frontend(question: &Question) -> Option<Frontend> {
+    let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|known| known.number() == question.protocol)?;
+    match question.to {
+        End::Address(address) => Some(Frontend { address, protocol, port: question.port }),
+        End::Pod(_) | End::Node(_) => None,
+    }
+}
+
+/// What is said of each backend that a flow to a service may come to.
+fn behind(view: View<'_>, query: &FlowQuery, frontend: &Frontend, leads: Leads) -> Result<Explained, Failure> {
+    let of = owner_of(view.services, frontend);
+    let is_ours = |address: IpAddr| view.model.pods.values().any(|pod| pod.addresses.contains(&address)) || is_own(view.model, address);
+    if address(&query.from).is_some_and(|from| !is_ours(from)) {
+        // Where it comes from outside, another table leads it, and a backend elsewhere sees the node.
+        return Err(invalid(format!("{frontend} is where {of} is reached: ask from a pod or from node, or about one of its backends")));
+    }
+    let backends = if let Leads::Backends(backends) = leads { backends } else { BTreeSet::new() };
+    let mut each = Vec::new();
+    for (address, port) in backends {
+        let pod = view.model.pods.iter().find(|(_, pod)| pod.addresses.contains(&address)).map(|(name, _)| name.to_string());
+        let to = pod.map_or(FlowEnd::Address(address), FlowEnd::Pod);
+        let query = FlowQuery { to: FlowEnd::Address(address), port, service: true, ..query.clone() };
+        each.push(BackendExplained { to, port, explained: direct(view, &query, &question(&query, view.model)?)? });
+    }
+    let nothing = || SideVerdict { verdict: VerdictName::None, reason: String::new() };
+    Ok(Explained { service: Some(Behind { of, backends: each }), ..Explained::new(nothing(), nothing()) })
+}
+
+fn direct(view: View<'_>, query: &FlowQuery, question: &Question) -> Result<Explained, Failure> {
+    let answer = evaluate(view.compiled, view.numbers, view.model, question);
+    let answer = if query.whole { answer.and_then(|answer| foretell(view.known, question, answer)) } else { answer };
     let Answer { egress, ingress, settled } = answer.map_err(|error| Failure { kind: ErrorKind::NotFound, message: error.to_string() })?;
     let rules = |side: &SideAnswer| side.rules.iter().map(rule).collect();
     Ok(Explained {
@@ -46,6 +112,7 @@ pub fn explained(compiled: &Compiled, numbers: &Numbers, model: &Model, known: &
             policy::Settled::OwnNode => Settled::OwnNode,
             policy::Settled::Link => Settled::Link,
         }),
+        service: None,
         egress: side(egress.decision, egress.reason),
         ingress: side(ingress.decision, ingress.reason),
     })
@@ -155,7 +222,7 @@ pub fn tier_name(tier: Tier) -> String {
 }
 
 fn rule(considered: &Considered) -> RuleSaid {
-    let Considered { tier, policy, rule, name, action, audit, fate } = considered.clone();
+    let Considered { tier, policy, rule, name, action, audit, fate, missing } = considered.clone();
     RuleSaid {
         tier: tier_name(tier),
         policy: policy.to_string(),
@@ -174,6 +241,7 @@ fn rule(considered: &Considered) -> RuleSaid {
             Fate::PortDiffers => RuleFate::PortDiffers,
             Fate::NotAsked => RuleFate::NotAsked,
         },
+        missing_identities: missing,
     }
 }
 
@@ -197,7 +265,11 @@ mod tests {
         let end = |text: &str| text.parse::<IpAddr>().map_or_else(|_| FlowEnd::Pod(text.to_owned()), FlowEnd::Address);
         let family = if from.contains(':') || to.contains(':') { Family::Ipv6 } else { Family::Ipv4 };
         let query = FlowQuery { from: end(from), to: end(to), protocol: "TCP".to_owned(), port: 80, family, service: false, whole: false };
-        explained(&compiled, &numbers, &model, &model, &query)
+        let (services, served) = (Services::default(), palisade_service::Compiled::default());
+        explained(
+            View { compiled: &compiled, numbers: &numbers, model: &model, known: &model, services: &services, served: &served },
+            &query,
+        )
     }
 
     #[test]

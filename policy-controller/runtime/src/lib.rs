@@ -35,7 +35,7 @@ pub use config::{
 };
 pub use error::AgentError;
 pub use event::outcome_names;
-pub use explain::explained;
+pub use explain::{View, explained};
 pub use palisade_loader::{Lifetimes, Limits, SizeError, Sizes, TimeoutError, probe_attach_kind, set_timeout};
 pub use palisade_protocol as protocol;
 pub use route::enable_forwarding;

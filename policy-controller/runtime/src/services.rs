@@ -8,7 +8,7 @@ use palisade_datapath_core::abi::{Backend, ServiceEntry, TABLE_NONE, backend_fla
 use palisade_policy::model::ObjectName;
 use palisade_protocol::{EndpointSpec, FrontendState, FrontendView, Refused, ServiceBackend, ServiceFrontend, ServicePort, ServiceStatus};
 use palisade_service::frontend::target;
-use palisade_service::model::{Owner, Place, Service, ServiceKind};
+use palisade_service::model::{HostPorts, Owner, Place, Service, ServiceKind, Services};
 use palisade_service::{Frontend, Problem, Trouble};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -179,6 +179,15 @@ fn claimed(service: &Service, place: &Place) -> BTreeMap<Frontend, FrontendView>
         }
     }
     claimed
+}
+
+/// Whose a frontend is, as [`Owner`] is shown.
+pub fn owner_of(services: &Services, frontend: &Frontend) -> String {
+    let has = |service: &Service| claimed(service, &services.place).contains_key(frontend);
+    let service = services.services.iter().find(|(_, service)| has(service)).map(|(name, _)| Owner::Service(name.clone()));
+    let leads = |ports: &HostPorts| ports.ports.iter().any(|port| (port.protocol, port.port) == (frontend.protocol, frontend.port));
+    let pod = || services.host_ports.iter().find(|(_, ports)| leads(ports)).map(|(interface, _)| Owner::Pod(interface.clone()));
+    service.or_else(pod).map_or_else(|| "somebody".to_owned(), |owner| owner.to_string())
 }
 
 /// Whether the trouble is that somebody else has a frontend.

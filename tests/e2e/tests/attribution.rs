@@ -53,6 +53,50 @@ fn every_agent_explains_both_ends_of_a_flow_and_says_which_of_them_it_does_not_j
     Ok(())
 }
 
+/// Where policy is asked about a service's backends, it says so of each.
+#[test]
+fn a_flow_to_a_service_is_explained_by_its_backends() -> Result<()> {
+    let scene = Scene::start("explain-service")?;
+    let namespace = &scene.servers_in.name;
+    let ports = json!([{ "name": "web", "port": 8080, "targetPort": TCP_PORT }, { "name": "dns", "port": 8053, "targetPort": UDP_PORT, "protocol": "UDP" }]);
+    let spec = json!({ "selector": { "app": "server" }, "ports": ports, "ipFamilyPolicy": "PreferDualStack" });
+    let metadata = json!({ "name": "both", "namespace": namespace });
+    scene.cluster().apply(&[json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec })])?;
+    let web = json!([{ "ports": [{ "port": TCP_PORT }] }]);
+    scene.policy("web", &json!({ "podSelector": {}, "ingress": web }))?;
+    scene.expect("with web alone let in", &Reached, &Silent);
+    let service = scene.cluster().json(&["get", "service", "both", "--namespace", namespace])?;
+    let address = service["spec"]["clusterIPs"][0].as_str().context("a cluster IP")?;
+    let client = scene.client();
+    let agents = Agent::all(scene.cluster())?;
+    let agent = agents.iter().find(|agent| agent.node == client.node).context("the client's node has an agent")?;
+    let from = format!("{}/{}", client.namespace, client.name);
+    for (port, passes, number) in [("8080", true, TCP_PORT), ("8053/UDP", false, UDP_PORT)] {
+        let explains = || -> Result<()> {
+            let answers = agent.ask(&["explain", "--from", &from, "--to", address, "--port", port])?;
+            let answer = &answers[0];
+            ensure!(answer["passes"] == passes && answer["service"]["of"] == format!("service {namespace}/both"), "{answers}");
+            let backends = answer["service"]["backends"].as_array().context("no backends")?;
+            let found: Vec<(&Value, &Value, bool)> = backends
+                .iter()
+                .map(|backend| (&backend["to"]["pod"], &backend["port"], backend["ingress"]["verdict"] == "allow"))
+                .collect();
+            let [far, near] = ["far", "near"].map(|name| json!(format!("{namespace}/{name}")));
+            let number = json!(number);
+            let mut expected = [(&far, &number, passes), (&near, &number, passes)];
+            expected.sort_by_key(|(to, ..)| found.iter().position(|(pod, ..)| pod == to));
+            ensure!(found == expected, "{answers}");
+            Ok(())
+        };
+        let deadline = Instant::now() + SOON;
+        while let Err(error) = explains() {
+            ensure!(Instant::now() < deadline, "{error:#}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+    Ok(())
+}
+
 fn explains(agent: &Agent, client: &Pod, server: &Pod, flow: &Expected) -> Result<()> {
     let [from, to] = [client, server].map(|pod| format!("{}/{}", pod.namespace, pod.name));
     let answers = agent.ask(&["explain", "--from", &from, "--to", &to, "--port", flow.port])?;
