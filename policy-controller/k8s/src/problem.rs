@@ -187,6 +187,9 @@ pub enum Problem {
     /// A field that this version knows, with a value of another form.
     #[error("its value has a form that this version does not know")]
     UnknownForm,
+    /// The annotation of other kinds on one that has a field for it.
+    #[error("an IdentityPolicy says its mode in spec.mode, and not by this annotation")]
+    ModeByAnnotation,
     /// A value of the wrong type.
     #[error("{0}")]
     WrongType(String),

@@ -135,7 +135,6 @@ impl Told {
 
 /// Something to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "there are a few dozen at a time")]
 pub enum Write {
     /// The status of an object.
     Status {
@@ -156,6 +155,8 @@ pub enum Write {
         uid: Option<String>,
         /// The generation that it is about.
         generation: Option<i64>,
+        /// And the revision: in audit mode or not is no part of the generation of a NetworkPolicy.
+        revision: Option<String>,
         /// What it tells.
         news: News,
         /// For people.
@@ -254,6 +255,7 @@ impl Failures {
 struct Announced {
     uid: Option<String>,
     generation: Option<i64>,
+    revision: Option<String>,
     news: Option<News>,
     /// Whether it was there when the sum began: it is no news that it is enforced.
     old: bool,
@@ -314,7 +316,9 @@ impl Sum {
             Reason::Audit if without_status => Some((News::Audit, &enforced.message)),
             _ => None,
         };
-        let known = self.announced.get(key).filter(|known| known.uid == version.uid && known.generation == version.generation);
+        let is_same =
+            |known: &&Announced| known.uid == version.uid && known.generation == version.generation && known.revision == version.revision;
+        let known = self.announced.get(key).filter(is_same);
         let old = known.map_or(!self.begun, |known| known.old);
         let which = news.map(|(news, _)| news);
         if known.is_some_and(|known| known.news == which) {
@@ -328,7 +332,8 @@ impl Sum {
         if known.is_some_and(|known| which.is_none() || (which == Some(News::Pending) && known.news.is_some())) {
             return;
         }
-        self.announced.insert(key.clone(), Announced { uid: version.uid.clone(), generation: version.generation, news: which, old });
+        let (uid, generation, revision) = (version.uid.clone(), version.generation, version.revision.clone());
+        self.announced.insert(key.clone(), Announced { uid: uid.clone(), generation, revision: revision.clone(), news: which, old });
         self.news.remove(key);
         // A status that says the same was written together with its event.
         let said_before = !self.begun && self.told.get(key).is_some_and(|told| told.is_of(version) && said(told) == standing.said());
@@ -336,8 +341,7 @@ impl Sum {
             && !said_before
             && !(old && news.is_common())
         {
-            let (uid, generation) = (version.uid.clone(), version.generation);
-            let write = Write::Event { key: key.clone(), uid, generation, news, message: message.clone() };
+            let write = Write::Event { key: key.clone(), uid, generation, revision, news, message: message.clone() };
             self.news.insert(key.clone(), Waiting { news, write, since: now, failures: Failures::default() });
         }
     }

@@ -25,9 +25,11 @@ const KIND: &str = ClusterNetworkPolicy::KIND;
 /// passes denies all; for every pod where it is the subject, and before all others where it is tier or priority.
 pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal<Policy>> {
     let (spec, field) = (&policy.spec, FieldPath::of("spec"));
-    let mut first = None;
-    let mut keep = |error: FieldError| {
-        first.get_or_insert(error);
+    // Of several that are not understood, one that denies is told of: it cuts off whom the policy selects.
+    let (mut first, mut first_that_denies) = (None, None);
+    let mut keep = |error: FieldError, denies: bool| {
+        let kept = if denies { &mut first_that_denies } else { &mut first };
+        kept.get_or_insert(error);
     };
 
     let priority = u16::try_from(spec.priority).ok().filter(|priority| *priority <= 1000);
@@ -48,7 +50,9 @@ pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, R
         let mut rules = Vec::new();
         for (index, it) in list.iter().enumerate() {
             let (rule, error) = rule(it, egress, &field.index(index));
-            error.map(&mut keep);
+            if let Some(error) = error {
+                keep(error, rule.action != Action::Allow);
+            }
             match rule.action {
                 // It stays, and matches nobody: reasons count the rules.
                 Action::Allow if !readable => rules.push(Rule { peers: Peers::Of(Vec::new()), ..rule }),
@@ -69,7 +73,7 @@ pub fn cluster_network_policy(policy: &ClusterNetworkPolicy) -> Result<Policy, R
         egress,
     };
     let of_policy = [priority.err(), tier.err(), mode.err(), subject.err(), known.err()].into_iter().flatten().next();
-    match of_policy.or(first) {
+    match of_policy.or(first_that_denies).or(first) {
         None => Ok(converted),
         Some(error) => Err(Refusal { error, closed: Box::new(converted) }),
     }

@@ -2,6 +2,7 @@
 
 use super::identity::{entity, network, pod_selection, service_accounts_of};
 use super::labels::strict_selector;
+use super::network_policy::MODE_ANNOTATION;
 use super::{all_known, port_name, port_number, port_range, protocol};
 use crate::api::{IdentityPeer, IdentityPolicy, IdentityPort, IdentityRule, IdentitySubject};
 use crate::field::FieldPath;
@@ -44,6 +45,9 @@ pub fn identity_policy(policy: &IdentityPolicy) -> Result<Policy, Refusal<Policy
     };
     let read = || {
         all_known(&spec.unknown, KIND, &field)?;
+        if policy.metadata.annotations.iter().flatten().any(|(key, _)| key == MODE_ANNOTATION) {
+            return Err(FieldError::new(FieldPath::of("metadata.annotations").key(MODE_ANNOTATION), Problem::ModeByAnnotation));
+        }
         let mode = mode.clone()?;
         if no_direction {
             return Err(FieldError::new(field.clone(), Problem::NoDirection));

@@ -55,6 +55,8 @@ pub struct Version {
     pub uid: Option<String>,
     /// Its generation: the API server counts changes of what it says.
     pub generation: Option<i64>,
+    /// Its resource version when this version of it became known: another each time, also where the annotation goes back and forth.
+    pub revision: Option<String>,
     /// The change of its kind by which it became known: see [`Versions::step`].
     pub step: u64,
     digest: u128,
@@ -93,7 +95,8 @@ impl Versions {
             return false;
         }
         known.change(before, Some(digest));
-        let version = Version { uid: metadata.uid.clone(), generation: metadata.generation, step: known.step, digest };
+        let (uid, revision) = (metadata.uid.clone(), metadata.resource_version.clone());
+        let version = Version { uid, generation: metadata.generation, revision, step: known.step, digest };
         known.objects.insert(name, version);
         true
     }

@@ -192,6 +192,33 @@ fn of_a_policy_that_cannot_be_read_at_all_what_is_in_force_stays_and_a_new_one_i
 }
 
 #[test]
+fn the_annotation_of_other_kinds_is_no_way_into_audit_mode_for_an_identity_policy() {
+    let mut policy = identity_policy("p", "x", 80);
+    let mut index = Index::new();
+    index.upsert(&policy);
+    let enforced = index.model();
+    policy.metadata.annotations = Some([("palisade.dev/mode".to_owned(), "Audit".to_owned())].into());
+    index.upsert(&policy);
+    assert_eq!(index.model(), enforced);
+    let refused = index.refused().remove(0).to_string();
+    assert!(refused.contains("metadata.annotations[\"palisade.dev/mode\"]: an IdentityPolicy says its mode in spec.mode"), "{refused}");
+}
+
+#[test]
+fn of_several_rules_that_are_not_understood_one_that_denies_is_named() {
+    let names = |action: &str| json!({ "action": action, "to": [{ "domainNames": ["example.org"] }] });
+    for (actions, named) in [(["Accept", "Deny"], 1), (["Deny", "Accept"], 0), (["Accept", "Accept"], 0), (["Accept", "Pass"], 1)] {
+        let spec = json!({ "tier": "Admin", "priority": 1, "subject": { "namespaces": {} }, "egress": actions.map(names) });
+        let policy =
+            serde_json::from_value::<ClusterNetworkPolicy>(json!({ "metadata": { "name": "p" }, "spec": spec })).expect("a policy");
+        let mut index = Index::new();
+        index.upsert(&policy);
+        let refused = index.refused().remove(0).to_string();
+        assert!(refused.contains(&format!("spec.egress[{named}].")), "{refused}");
+    }
+}
+
+#[test]
 fn what_a_cluster_policy_says_in_another_form_closes_the_rule_that_says_it_and_no_other() {
     let spec = |rule: serde_json::Value, subject: serde_json::Value| {
         let rules = json!([rule, { "action": "Deny", "to": [{ "networks": ["192.0.2.0/24"] }] }]);

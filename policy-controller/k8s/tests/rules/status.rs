@@ -10,7 +10,7 @@ use palisade_k8s::sum::{Key, News, Snapshot, Sum, Told, Write};
 use palisade_policy::model::{Node, ObjectName, PolicyKind, PolicyName};
 use proptest::prelude::*;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How long nodes have time to come to a version before anybody is told that they have not.
 const SETTLE: i64 = 5;
@@ -312,6 +312,35 @@ fn an_event_tells_of_each_generation_of_a_network_policy_once_and_of_none_that_w
     let writes = cluster.settle();
     let [Write::Event { news: News::NotAccepted, message, .. }] = &writes[..] else { panic!("{writes:?}") };
     assert!(message.contains("palisade.dev/mode") && message.contains("Foo"), "{message}");
+}
+
+/// The API server counts no generation for an annotation.
+#[test]
+fn each_time_that_a_network_policy_goes_into_audit_mode_and_back_an_event_says_so() {
+    let mut cluster = Cluster::new(1);
+    cluster.index.upsert(&network_policy("n", 1));
+    cluster.report(0);
+    cluster.settle();
+    let mut told = BTreeSet::new();
+    for revision in 2..6 {
+        let mut policy = network_policy("n", 1);
+        policy.metadata.resource_version = Some(revision.to_string());
+        if revision % 2 == 0 {
+            policy.metadata.annotations = Some([("palisade.dev/mode".to_owned(), "Audit".to_owned())].into());
+        }
+        cluster.index.upsert(&policy);
+        cluster.report(0);
+        let writes = cluster.settle();
+        let [Write::Event { news, revision: Some(of), .. }] = &writes[..] else { panic!("{revision}: {writes:?}") };
+        assert_eq!(*news, if revision % 2 == 0 { News::Audit } else { News::Enforced });
+        assert!(told.insert((*news, of.clone())), "an event of its own");
+        assert_eq!(cluster.settle(), []);
+        // A label is no news.
+        policy.metadata.resource_version = Some(format!("{revision}0"));
+        cluster.index.upsert(&policy);
+        cluster.report(0);
+        assert_eq!(cluster.settle(), []);
+    }
 }
 
 #[test]

