@@ -27,7 +27,11 @@ use nix::{
     },
 };
 
-use crate::{LoaderError, PinDir, error::os_error, install::load_refused};
+use crate::{
+    LoaderError, PinDir,
+    error::os_error,
+    install::{load_refused, verify},
+};
 
 /// The programs, by their names in the object. What leads a socket to a backend comes after what shows it the frontend, so that no
 /// socket sees the backend.
@@ -123,7 +127,7 @@ pub(crate) fn load(programs: &mut Ebpf) -> Result<(), LoaderError> {
     for name in PROGRAMS {
         let program = of(programs, name)?;
         if program.fd().is_err() {
-            program.load().map_err(|error| load_refused(error, &format!("the program {name}")))?;
+            verify(|| program.load()).map_err(|error| load_refused(error, &format!("the program {name}")))?;
         }
     }
     Ok(())

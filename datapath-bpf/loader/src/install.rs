@@ -12,7 +12,10 @@
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
-use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
 use palisade_datapath_core::{abi::Hook, packet::connection::Lifetimes};
 
 use crate::{
@@ -77,7 +80,7 @@ impl Installation {
         }
         for hook in hooks() {
             let program = classifier(&mut programs, hook)?;
-            program.load().map_err(|error| load_refused(error, &format!("the program {}", hook.program())))?;
+            verify(|| program.load()).map_err(|error| load_refused(error, &format!("the program {}", hook.program())))?;
         }
         if cgroup::is_attached(pin)?
             && let Err(error) = cgroup::load(&mut programs)
@@ -166,6 +169,24 @@ fn pin_program(pin: &PinDir, hook: Hook, program: &mut SchedClassifier) -> Resul
     fs::rename(&next, &path).map_err(|error| pin.failed("rename the new program to", &path, error))
 }
 
+/// How often a program is given to the kernel that was interrupted while it looked at it.
+const ATTEMPTS: usize = 5;
+
+/// Loads a program. Where a signal comes meanwhile, the verifier gives up and wants to be asked again (EAGAIN).
+pub(crate) fn verify(load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    attempt(load, |error| matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == std::io::ErrorKind::WouldBlock))
+}
+
+fn attempt<E>(mut load: impl FnMut() -> Result<(), E>, was_interrupted: impl Fn(&E) -> bool) -> Result<(), E> {
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(error) if was_interrupted(&error) => {}
+            done => return done,
+        }
+    }
+    load()
+}
+
 pub(crate) fn load_refused(error: impl std::error::Error + Send + Sync + 'static, what: &str) -> LoaderError {
     refuse(error, || format!("to load {what}"), |source| LoaderError::Load { what: what.to_owned(), source })
 }
@@ -176,4 +197,25 @@ pub(crate) fn program_missing(hook: Hook) -> LoaderError {
 
 pub(crate) fn classifier(programs: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, LoaderError> {
     programs.program_mut(hook.program()).and_then(|program| program.try_into().ok()).ok_or_else(|| program_missing(hook))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_loaded_again_where_it_was_interrupted_and_not_where_it_is_refused() {
+        let failing = |error: &'static str, times| {
+            let mut asked = 0;
+            let load = || {
+                asked += 1;
+                if asked > times { Ok(()) } else { Err(error) }
+            };
+            let result = attempt(load, |error| *error == "interrupted");
+            (result.is_ok(), asked)
+        };
+        assert_eq!(failing("interrupted", 2), (true, 3));
+        assert_eq!(failing("interrupted", 9), (false, ATTEMPTS));
+        assert_eq!(failing("refused", 1), (false, 1));
+    }
 }

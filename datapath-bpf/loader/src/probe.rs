@@ -11,7 +11,7 @@ use crate::{
     LoaderError,
     attach::{AttachKind, add_filter, supported_kind},
     error::{Cause, refuse},
-    install::load_refused,
+    install::{load_refused, verify},
     object::redirect_object,
 };
 
@@ -37,7 +37,7 @@ pub fn probe_attach_kind_of(kind: AttachKind) -> Result<(), LoaderError> {
         let missing = || LoaderError::Object { what: "it has no classifier redirect_only".to_owned() };
         let program: &mut SchedClassifier =
             object.program_mut("redirect_only").and_then(|program| program.try_into().ok()).ok_or_else(missing)?;
-        program.load().map_err(|error| load_refused(error, what))?;
+        verify(|| program.load()).map_err(|error| load_refused(error, what))?;
         if !try_clsact(program)? {
             return Err(LoaderError::Permission { action: "to make a network namespace".to_owned(), source: Box::new(Errno::EPERM) });
         }
