@@ -15,8 +15,8 @@ pub const TABLE: &str = "palisade-associations";
 const CHAIN: &str = "output";
 /// `NF_INET_LOCAL_OUT`.
 const HOOK: u32 = 3;
-/// Where destinations are translated: `NF_IP_PRI_NAT_DST`.
-const PRIORITY: i32 = -100;
+/// Where destinations are translated, `NF_IP_PRI_NAT_DST`, and before anybody else's rules there: who translates a flow first has it.
+const PRIORITY: i32 = -101;
 /// `IPPROTO_SCTP`.
 const SCTP: u8 = 132;
 
@@ -29,9 +29,9 @@ pub struct Associations(pub BTreeMap<SocketAddr, Lead>);
 pub enum Lead {
     /// Each to one of these, all of the frontend's family, with the same chance; at least one.
     Backends(Vec<SocketAddr>),
-    /// Nowhere: nobody is there. Who opens one is told at once.
+    /// Nowhere: nobody is there. Who opens one gets an ICMP error.
     Refused,
-    /// Nowhere: nobody who may answer is on this node. Who opens one is told at once.
+    /// Nowhere: nobody who may answer is on this node. Who opens one gets an ICMP error.
     Unreachable,
 }
 

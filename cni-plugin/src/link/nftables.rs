@@ -238,13 +238,15 @@ impl Message {
 pub(super) struct Batch {
     bytes: Vec<u8>,
     sequence: u32,
+    /// Where its last message begins.
+    last: usize,
 }
 
 impl Batch {
     fn new() -> Self {
         let mut begin = Message::new(BATCH_BEGIN, NLM_F_REQUEST, 0);
         begin.family(FAMILY_NONE, SUBSYSTEM);
-        Self { bytes: begin.finish(), sequence: 0 }
+        Self { bytes: begin.finish(), sequence: 0, last: 0 }
     }
 
     /// A chain that translates addresses, at a hook.
@@ -271,33 +273,39 @@ impl Batch {
 
     pub(super) fn message(&mut self, kind: u16, flags: u16, content: impl FnOnce(&mut Message)) {
         self.sequence += 1;
-        let mut message = Message::new(SUBSYSTEM << 8 | kind, NLM_F_REQUEST | NLM_F_ACK | flags, self.sequence);
+        let mut message = Message::new(SUBSYSTEM << 8 | kind, NLM_F_REQUEST | flags, self.sequence);
         message.family(FAMILY_INET, 0);
         content(&mut message);
+        self.last = self.bytes.len();
         self.bytes.extend(message.finish());
     }
 
-    /// Sends it and waits until all of it is made.
+    /// Sends it and waits until all of it is made. An error is told of whichever message it is; that all went well, by an answer to the last one alone:
+    /// the kernel puts the answers into the socket while it takes the messages, and has not room for thousands.
     fn send(mut self, socket: &OwnedFd, action: &str) -> Result<(), LinkError> {
         let mut end = Message::new(BATCH_END, NLM_F_REQUEST, self.sequence + 1);
         end.family(FAMILY_NONE, SUBSYSTEM);
         self.bytes.extend(end.finish());
+        for (byte, ack) in self.bytes[self.last + 6..].iter_mut().zip(NLM_F_ACK.to_ne_bytes()) {
+            *byte |= ack;
+        }
         transmit(socket, &self.bytes)?;
         let mut buffer = vec![0; 64 * 1024];
-        let mut acknowledged = 0;
-        while acknowledged < self.sequence {
+        loop {
             let length = receive(socket, &mut buffer)?;
             let mut rest = &buffer[..length];
             while rest.len() >= HEADER {
                 if let Some(errno) = error_of(rest) {
                     return Err(refused(action, errno));
                 }
-                acknowledged += 1;
-                let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+                let word = |at: usize| u32::from_ne_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]);
+                if word(8) == self.sequence {
+                    return Ok(());
+                }
+                let length = word(0) as usize;
                 rest = rest.get(length.max(HEADER).next_multiple_of(4)..).unwrap_or_default();
             }
         }
-        Ok(())
     }
 }
 

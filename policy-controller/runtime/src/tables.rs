@@ -42,7 +42,8 @@ pub async fn follow(state: Arc<State>) -> Infallible {
         let mut pause = INTERVAL;
         // Before everything was read, a node that is not there may only not have been listed yet.
         if state.index().synced() {
-            let wanted = Wanted { masquerade: masquerade::of(&state), associations: associations(&state) };
+            let (associations, left_out) = associations(&state).unzip();
+            let wanted = Wanted { masquerade: masquerade::of(&state), associations };
             if wanted.associations.is_none() {
                 pause = SOON;
             }
@@ -60,7 +61,12 @@ pub async fn follow(state: Arc<State>) -> Infallible {
                                 format!("what leaves the cluster, and what comes by a service, finds no way back: {error}"),
                             ),
                         }
-                        state.set_associations(associations);
+                        // Where nobody knew what to write, what was wrong with it is so still.
+                        if let Some(left_out) = left_out {
+                            let too_many =
+                                (left_out > 0).then(|| format!("{left_out} backends of frontends are left out: there are too many"));
+                            state.set_associations(associations.or(too_many));
+                        }
                     }
                     Err(error) => state.problems.set(Part::Masquerade, error),
                 }
@@ -75,10 +81,10 @@ pub async fn follow(state: Arc<State>) -> Infallible {
     }
 }
 
-/// Where associations go; `None` until the kernel has the services that are known.
-fn associations(state: &State) -> Option<Associations> {
+/// Where associations go, and how many backends are left out; `None` until the kernel has the services that are known.
+fn associations(state: &State) -> Option<(Associations, usize)> {
     if !state.config.serves_node() {
-        return Some(Associations::default());
+        return Some((Associations::default(), 0));
     }
     state.problems.of(Part::Services).is_none().then(|| associations::of(&state.published().served))
 }
@@ -89,9 +95,16 @@ fn associations(state: &State) -> Option<Associations> {
 pub fn write(wanted: Wanted, before: Option<Written>) -> (Written, Option<String>, Option<String>) {
     let mut written = before.unwrap_or_default();
     let is_known = written.masquerade.as_ref() == Some(&wanted.masquerade);
-    if written.generation.is_none() || generation().ok() != written.generation {
+    let mut now = generation().ok();
+    if written.generation.is_none() || now != written.generation {
         written = Written::default();
     }
+    // Each write makes one more. Where it is another in the end, somebody else has written meanwhile, maybe over ours.
+    let mut wrote = |problem: &Option<String>| {
+        if problem.is_none() {
+            now = now.map(|generation| generation.wrapping_add(1));
+        }
+    };
     let mut problems = [None, None];
     if written.masquerade.as_ref() != Some(&wanted.masquerade) {
         let masquerade = &wanted.masquerade;
@@ -100,15 +113,17 @@ pub fn write(wanted: Wanted, before: Option<Written>) -> (Written, Option<String
             let (sources, inside) = (masquerade.sources.len(), masquerade.inside.len());
             tracing::info!(sources, inside, marked = masquerade.mark != 0, "wrote the table that masquerades");
         }
+        wrote(&problems[0]);
         written.masquerade = problems[0].is_none().then_some(wanted.masquerade);
     }
     if let Some(associations) = wanted.associations
         && written.associations.as_ref() != Some(&associations)
     {
         problems[1] = problem(associations.apply(), associations.0.is_empty());
+        wrote(&problems[1]);
         written.associations = problems[1].is_none().then_some(associations);
     }
-    written.generation = generation().ok();
+    written.generation = generation().ok().filter(|generation| Some(*generation) == now);
     let [masquerade, associations] = problems;
     (written, masquerade, associations)
 }
