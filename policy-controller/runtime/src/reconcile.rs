@@ -69,6 +69,9 @@ async fn open(state: &State, kernel: &KernelHandle) -> EventRing {
     }
 }
 
+/// How often a change is looked for that policies which are held back may need.
+const HELD: Duration = Duration::from_secs(30);
+
 async fn reconcile(state: &State, kernel: &KernelHandle) -> Infallible {
     let mut changes = state.changes();
     let mut backoff = Backoff::new();
@@ -91,7 +94,12 @@ async fn reconcile(state: &State, kernel: &KernelHandle) -> Infallible {
         match failed.or(unserved) {
             None => {
                 backoff.reset();
-                let _ = changes.changed().await;
+                if state.published().held.is_empty() {
+                    let _ = changes.changed().await;
+                } else {
+                    // What is held back may fit by now, though nothing that changed has freed a row.
+                    let _ = tokio::time::timeout(HELD, changes.changed()).await;
+                }
             }
             Some(_) => {
                 let pause = backoff.pause();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -23,6 +23,8 @@ pub enum Answer {
     Moved,
     /// The watch of pods tells of another `shop/web`, which no policy selects.
     Newer,
+    /// `shop/web` is another pod, on another node, which no policy selects and that has these addresses.
+    Heir([IpAddr; 2]),
     /// There is a second node.
     Two,
 }
@@ -200,6 +202,12 @@ fn list(path: &str, answer: Answer) -> Value {
             let mut pods =
                 vec![pod("shop", "web", json!({ "app": "web" })), pod("shop", "client", json!({})), pod("other", "client", json!({}))];
             pods.extend(["a", "b", "c"].map(|role| pod("shop", role, json!({ "role": role }))));
+            if let Answer::Heir(addresses) = answer {
+                pods[0]["metadata"]["uid"] = json!("newer");
+                pods[0]["metadata"]["labels"] = json!({});
+                pods[0]["spec"]["nodeName"] = json!("elsewhere");
+                pods[0]["status"]["podIPs"] = addresses.map(|ip| json!({ "ip": ip })).into();
+            }
             ("PodList", "v1", json!(pods))
         }
         "/api/v1/nodes" => {

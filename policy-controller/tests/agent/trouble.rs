@@ -1,10 +1,10 @@
 //! What the agent lacks: it says so, keeps what is pinned in force, tries again, and is not ready.
 
-use crate::node::{Agent, MANIFESTS, PROGRAM, add, add_in_vain, clear, reaches, remove, wait, with_kubeconfig};
+use crate::node::{Agent, MANIFESTS, PROGRAM, add, add_in_vain, clear, inside, reaches, remove, wait, with_kubeconfig};
 use crate::server::{Answer, Server};
 use palisade_test_support::{Host, for_every_user, private_host};
 use std::fs::{self, Permissions};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -133,6 +133,28 @@ fn an_endpoint_is_closed_when_a_newer_pod_has_its_name() {
             std::thread::sleep(Duration::from_millis(200));
         }
         assert!(!reaches(host, STRANGER, enforced.at));
+        agent.kill();
+    });
+}
+
+/// The container of the old one lives on, and another IPAM plugin has given its addresses away. The rules of the newer one would let everybody in.
+#[test]
+fn an_endpoint_is_closed_when_the_next_agent_finds_its_name_and_addresses_with_a_newer_pod() {
+    after_an_agent(|host, directory, enforced| {
+        let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
+        let own = |any: &str, to: &str| {
+            let socket = UdpSocket::bind((any.parse::<IpAddr>().unwrap(), 0)).unwrap();
+            socket.connect((to.parse::<IpAddr>().unwrap(), 9)).unwrap();
+            socket.local_addr().unwrap().ip()
+        };
+        let addresses = inside(host, "shop", "web").enter(|| [own("0.0.0.0", "203.0.113.9"), own("::", "2001:db8:9::9")]).unwrap();
+        assert_eq!(addresses[0], enforced.at.ip());
+        let _server = Server::start(address, Answer::Heir(addresses));
+        let agent = with_kubeconfig(host, directory, address);
+        wait(host, "the agent is ready", |status| status.ready);
+        for from in [FRIEND, STRANGER] {
+            assert!(!reaches(host, from, enforced.at), "{from:?}");
+        }
         agent.kill();
     });
 }

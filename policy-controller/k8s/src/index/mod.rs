@@ -92,6 +92,8 @@ struct PolicyRecord {
 pub struct LastGood {
     /// Of the object; none of what is read from files.
     pub uid: Option<String>,
+    /// Of the version that is refused, and why.
+    pub refused: Digest,
     /// The version.
     pub policy: Arc<Policy>,
 }
@@ -176,8 +178,8 @@ impl Index {
     /// # Errors
     /// What is wrong with it, where nothing can stand in the place of such an object: of kinds of which every version is read.
     pub fn upsert_unreadable<K: Indexed>(&mut self, metadata: &ObjectMeta, error: FieldError) -> Result<bool, FieldError> {
-        let changed = K::upsert_unreadable(self, metadata, error)?;
-        Ok(self.versions.upsert(K::KIND, metadata) | changed)
+        let version = self.versions.upsert(K::KIND, metadata);
+        Ok(K::upsert_unreadable(self, metadata, error)? | version)
     }
 
     /// Forgets an object. One with another UID than the one that is known is an older one of that name: it changes
@@ -269,15 +271,15 @@ impl Index {
         self.recalled = last_good;
     }
 
-    /// The last versions that could be used of policies that are refused, as [`recall`](Self::recall) takes them. A ClusterNetworkPolicy has none: in
-    /// place of a rule that is not understood stands at once what the API wants.
+    /// The last versions that could be used of policies that are refused, as [`recall`](Self::recall) takes them. A ClusterNetworkPolicy has one only
+    /// where nothing of its present version can be read: in place of a rule that is not understood stands at once what the API wants.
     pub fn last_good(&self) -> BTreeMap<PolicyName, LastGood> {
-        let refused = self.policies.iter().filter(|(_, record)| record.refused.is_some());
-        let last_good = refused.filter_map(|(name, record)| {
+        let last_good = |(name, record): (&PolicyName, &PolicyRecord)| {
+            let refused = self.refused_digest(name, record.refused.as_ref()?);
             let policy = Arc::clone(record.last_good.as_ref()?);
-            Some((name.clone(), LastGood { uid: record.uid.clone(), policy }))
-        });
-        last_good.filter(|(name, _)| name.kind != PolicyKind::ClusterNetworkPolicy).collect()
+            Some((name.clone(), LastGood { uid: record.uid.clone(), refused, policy }))
+        };
+        self.policies.iter().filter_map(last_good).collect()
     }
 
     /// Whether all objects of every kind have been seen once.
@@ -514,7 +516,7 @@ impl Index {
                 // Where a list shows another object of the name, nobody has seen the old one go.
                 let last_good = match self.policies.get(&name) {
                     Some(known) => known.last_good.clone().filter(|_| known.uid == uid),
-                    None => self.recalled.get(&name).filter(|known| known.uid == uid).map(|known| Arc::clone(&known.policy)),
+                    None => self.recalled(&name, uid.as_deref(), &error),
                 };
                 // What the API wants in place of a rule that is not understood, it wants at once.
                 let last_good = last_good.filter(|_| name.kind != PolicyKind::ClusterNetworkPolicy);
@@ -541,9 +543,26 @@ impl Index {
         let same = self.policies.get(&name).filter(|known| known.uid == uid);
         let record = match same {
             Some(known) => PolicyRecord { refused: Some(error), ..known.clone() },
-            None => PolicyRecord { uid, policy: Arc::new(closed), beside: None, last_good: None, refused: Some(error) },
+            None => {
+                let recalled = if self.policies.contains_key(&name) { None } else { self.recalled(&name, uid.as_deref(), &error) };
+                let policy = recalled.clone().unwrap_or_else(|| Arc::new(closed));
+                PolicyRecord { uid, policy, beside: None, last_good: recalled, refused: Some(error) }
+            }
         };
         self.set_policy(name, record)
+    }
+
+    /// What an earlier agent knew as the last good version of a policy that is refused. Where the object has changed since, a version may have been
+    /// in force that nobody here has seen: then what the last known one isolates stays isolated, and it allows nothing.
+    fn recalled(&self, name: &PolicyName, uid: Option<&str>, error: &FieldError) -> Option<Arc<Policy>> {
+        let known = self.recalled.get(name).filter(|known| known.uid.as_deref() == uid)?;
+        let same = known.refused == self.refused_digest(name, error);
+        Some(if same { Arc::clone(&known.policy) } else { Arc::new(known.policy.closed()) })
+    }
+
+    fn refused_digest(&self, name: &PolicyName, error: &FieldError) -> Digest {
+        let version = self.versions.of(name.kind.into(), &name.object).map(Version::digest);
+        Digest::of(format!("{version:?} {error}").as_bytes())
     }
 
     fn set_policy(&mut self, name: PolicyName, record: PolicyRecord) -> bool {

@@ -62,6 +62,13 @@ pub struct Version {
     digest: u128,
 }
 
+impl Version {
+    /// A number for it: another for each change that policy may depend on.
+    pub(super) const fn digest(&self) -> u128 {
+        self.digest
+    }
+}
+
 /// The versions of the objects of all kinds that are told of.
 #[derive(Clone, Debug, Default)]
 pub struct Versions {

@@ -13,3 +13,4 @@ mod service;
 mod services;
 mod status;
 mod status_cost;
+mod status_events;

@@ -169,7 +169,11 @@ fn of_a_policy_that_cannot_be_read_at_all_what_is_in_force_stays_and_a_new_one_i
         index.upsert(object);
         let before = index.model();
         index.upsert_unreadable::<K>(&metadata, error.clone()).expect("a policy");
-        assert_eq!((index.model(), index.refused()[0].instead), (before, Instead::LastGood));
+        assert_eq!((index.model(), index.refused()[0].instead), (before.clone(), Instead::LastGood));
+        let mut next = Index::new();
+        next.recall(index.last_good());
+        next.upsert_unreadable::<K>(&metadata, error.clone()).expect("a policy");
+        assert_eq!((next.model().policies, next.refused()[0].instead), (before.policies, Instead::LastGood), "after a restart");
         index.delete(object);
         index.upsert_unreadable::<K>(&metadata, error).expect("a policy");
     }
@@ -274,6 +278,15 @@ fn the_last_good_version_of_a_policy_that_is_refused_is_known_to_the_next_agent(
     next.upsert(&later);
     assert_eq!((next.model(), next.last_good()), (first.model(), known.clone()), "as one that saw both versions");
     assert_ne!(next.model(), good);
+    // One that was edited meanwhile: what the last known version isolates stays isolated, and it allows nothing.
+    let mut edited = later.clone();
+    edited.metadata.generation = Some(7);
+    let mut index = Index::new();
+    index.recall(known.clone());
+    index.upsert(&edited);
+    let stands = |index: &Index| Policy::clone(&index.model().policies[&PolicyName::new(PolicyKind::NetworkPolicy, n("p"))]);
+    assert_eq!(stands(&index), stands(&first).closed());
+    assert_ne!(stands(&index), stands(&first));
     // Another object of the name, and one of which nothing is recalled.
     for (uid, recalled) in [(Some("other".to_owned()), known), (later.metadata.uid.clone(), [].into())] {
         let mut index = Index::new();

@@ -205,8 +205,8 @@ impl Kernel {
         candidates.into_iter().map(|(_, name, hold)| (name, hold)).collect()
     }
 
-    /// The policies that are in force and did not change, each with what allows nothing in its place: those first that name an identity which did, of
-    /// the rest those of workloads, then the largest.
+    /// The policies that are in force and did not change, each with what allows nothing in its place: those in audit mode first, then
+    /// those that name an identity which did, of the rest those of workloads, then the largest.
     fn in_force(
         &self,
         model: &Model,
@@ -223,7 +223,11 @@ impl Kernel {
         let is_here = |name: &PolicyName| selected(model, name).into_iter().any(|pod| local.contains(pod));
         let rest = model.policies.iter().filter(|(name, _)| !known.contains(name) && !name.is_stand_in() && is_here(name));
         let mut rest: Vec<_> = rest
-            .map(|(name, policy)| ((!altered(policy), policy.tier != Tier::Workload, std::cmp::Reverse(weight(policy))), name, policy))
+            .map(|(name, policy)| {
+                let order =
+                    (policy.mode == Mode::Enforce, !altered(policy), policy.tier != Tier::Workload, std::cmp::Reverse(weight(policy)));
+                (order, name, policy)
+            })
             .collect();
         rest.sort_by(|one, other| (&one.0, one.1).cmp(&(&other.0, other.1)));
         rest.into_iter().map(|(_, name, policy)| (name.clone(), self.instead(name, policy, error))).collect()

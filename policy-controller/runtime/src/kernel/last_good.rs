@@ -45,6 +45,8 @@ struct Policies {
 struct Unusable {
     policy: PolicyName,
     uid: Option<String>,
+    /// Of the version that cannot be used.
+    refused: Digest,
     last_good: Policy,
 }
 
@@ -119,7 +121,8 @@ impl LastGood {
     /// The last good versions that an earlier agent has left of policies that could not be used.
     pub fn unusable(&self) -> BTreeMap<PolicyName, index::LastGood> {
         let unusable = self.found.unusable.iter().cloned();
-        unusable.map(|Unusable { policy, uid, last_good }| (policy, index::LastGood { uid, policy: Arc::new(last_good) })).collect()
+        let known = |Unusable { policy, uid, refused, last_good }| (policy, index::LastGood { uid, refused, policy: Arc::new(last_good) });
+        unusable.map(known).collect()
     }
 
     /// Writes down what is held back, and what is refused, from now on; what an earlier agent has left is of no use any more.
@@ -134,6 +137,7 @@ impl LastGood {
         let unusable = |(policy, known): (&PolicyName, &index::LastGood)| Unusable {
             policy: policy.clone(),
             uid: known.uid.clone(),
+            refused: known.refused,
             last_good: Policy::clone(&known.policy),
         };
         let entries = Policies {
@@ -225,7 +229,10 @@ mod tests {
     fn the_next_agent_finds_the_last_good_version_of_a_policy_that_could_not_be_used() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("last-good.json");
-        let refused = BTreeMap::from([(name(), index::LastGood { uid: Some("7".to_owned()), policy: Arc::new(policy(1)) })]);
+        let refused = BTreeMap::from([(
+            name(),
+            index::LastGood { uid: Some("7".to_owned()), refused: Digest::of(b"why"), policy: Arc::new(policy(1)) },
+        )]);
         loaded(&path).save(&BTreeMap::new(), &refused).unwrap();
         let mut next = loaded(&path);
         assert_eq!(next.unusable(), refused);
