@@ -160,7 +160,7 @@ struct Shown<'a> {
 fn shown<'a>(arguments: &ExplainArguments, answer: &'a Answer) -> Vec<Shown<'a>> {
     let family = family_name(answer.query.family);
     let ExplainArguments { from, to, port, .. } = arguments;
-    match &answer.explained.service {
+    match &answer.explained.behind {
         None => vec![Shown { family, flow: format!("{from} -> {to} {port}"), explained: &answer.explained }],
         Some(behind) => {
             let of = |backend: &'a BackendExplained| {
@@ -231,12 +231,13 @@ fn rendered(arguments: &ExplainArguments, answers: &[Answer], paint: Paint) -> S
 /// Whose the address is, where it is a service's or a host port's; one line for what is the same in both families.
 fn services(arguments: &ExplainArguments, answers: &[Answer]) -> String {
     let mut lines: Vec<String> = Vec::new();
-    for behind in answers.iter().filter_map(|answer| answer.explained.service.as_ref()) {
+    for behind in answers.iter().filter_map(|answer| answer.explained.behind.as_ref()) {
         let to = match behind.backends.len() {
             0 => "nobody stands behind it for who asks here: a flow is refused or dropped".to_owned(),
             1 => "policy is asked about its backend".to_owned(),
-            count => format!("policy is asked about each of its {count} backends"),
+            count => format!("policy is asked about each of its {} backends", count + behind.left_out),
         };
+        let to = if behind.left_out > 0 { format!("{to}, of which {} are not shown", behind.left_out) } else { to };
         let line = format!("{} {} is where {} is reached: {to}\n", arguments.to, arguments.port, behind.of);
         if !lines.contains(&line) {
             lines.push(line);
@@ -302,10 +303,15 @@ fn outcome(explained: &Explained) -> (String, Tone) {
     match explained.passes() {
         Some(true) => ("passes".to_owned(), Tone::Good),
         Some(false) => ("does not pass".to_owned(), Tone::Bad),
-        None => match &explained.service {
+        None => match &explained.behind {
             Some(behind) => {
                 let passing = behind.backends.iter().filter(|backend| backend.explained.passes() == Some(true)).count();
-                (format!("passes to {passing} of {} backends: new flows fare one way or the other", behind.backends.len()), Tone::Bad)
+                let count = behind.backends.len();
+                let line = match behind.left_out {
+                    0 => format!("passes to {passing} of {count} backends: new flows fare one way or the other"),
+                    more => format!("passes to {passing} of {count} backends; there are {more} more"),
+                };
+                (line, Tone::Heading)
             }
             None => ("whether it passes is not known here".to_owned(), Tone::Heading),
         },
@@ -425,7 +431,7 @@ mod tests {
             explained: Explained::new(side(VerdictName::Allow), side(verdict)),
         };
         let behind = |verdicts: &[VerdictName]| Explained {
-            service: Some(Behind { of: "service a/s".into(), backends: verdicts.iter().copied().map(backend).collect() }),
+            behind: Some(Behind { of: "service a/s".into(), backends: verdicts.iter().copied().map(backend).collect(), left_out: 0 }),
             ..Explained::new(side(VerdictName::None), side(VerdictName::None))
         };
         let (allow, deny) = (VerdictName::Allow, VerdictName::Deny);

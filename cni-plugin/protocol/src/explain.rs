@@ -74,7 +74,7 @@ pub struct Explained {
     pub settled: Option<Settled>,
     /// Where the flow goes to a service, or to a host port: what stands behind it. Policy is asked about each backend; the sides here say nothing then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub service: Option<Behind>,
+    pub behind: Option<Behind>,
     /// The rules that the opener's side considered, in the order in which they are asked.
     #[serde(default)]
     pub egress_rules: Vec<RuleSaid>,
@@ -94,7 +94,7 @@ impl Explained {
             egress_audit: None,
             ingress_audit: None,
             settled: None,
-            service: None,
+            behind: None,
             egress_rules: Vec::new(),
             ingress_rules: Vec::new(),
         }
@@ -103,11 +103,11 @@ impl Explained {
     /// Whether the flow passes; `None` where no side that is known refuses it, and what the other says was not asked for; and where it passes to some
     /// backends of a service and not to others.
     pub fn passes(&self) -> Option<bool> {
-        if let Some(behind) = &self.service {
+        if let Some(behind) = &self.behind {
             let mut each = behind.backends.iter().map(|backend| backend.explained.passes());
             // Where there is none, nothing passes.
             let first = each.next().unwrap_or(Some(false));
-            return first.filter(|_| each.all(|other| other == first));
+            return first.filter(|_| behind.left_out == 0 && each.all(|other| other == first));
         }
         let allowed = self.settled != Some(Settled::Link) && self.egress.passes() && self.ingress.passes();
         let sides = [(&self.egress, &self.egress_unjudged), (&self.ingress, &self.ingress_unjudged)];
@@ -124,6 +124,15 @@ pub struct Behind {
     pub of: String,
     /// The backends that new flows of this node go to; where there is none, they are refused or dropped.
     pub backends: Vec<BackendExplained>,
+    /// How many more there are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: usize,
+}
+
+// As serde wants it.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// What the policies say of a flow to one backend.

@@ -75,24 +75,34 @@ fn frontend(question: &Question) -> Option<Frontend> {
     }
 }
 
+/// The most backends that are asked about: of one elsewhere each answer is a compilation.
+const MOST_BACKENDS: usize = 16;
+
 /// What is said of each backend that a flow to a service may come to.
 fn behind(view: View<'_>, query: &FlowQuery, frontend: &Frontend, leads: Leads) -> Result<Explained, Failure> {
     let of = owner_of(view.services, frontend);
-    let is_ours = |address: IpAddr| view.model.pods.values().any(|pod| pod.addresses.contains(&address)) || is_own(view.model, address);
-    if address(&query.from).is_some_and(|from| !is_ours(from)) {
-        // Where it comes from outside, another table leads it, and a backend elsewhere sees the node.
-        return Err(invalid(format!("{frontend} is where {of} is reached: ask from a pod or from node, or about one of its backends")));
+    let is_here = match &question(query, view.model)?.from {
+        End::Node(_) => true,
+        End::Pod(name) => view.compiled.subjects.contains_key(name),
+        End::Address(address) => view.compiled.subjects.keys().any(|name| has_address(view.model, name, *address)),
+    };
+    if !is_here {
+        // The tables of its own node lead it; from outside the cluster there are others still, and a backend elsewhere sees the node.
+        return Err(invalid(format!(
+            "{frontend} is where {of} is reached, and where that leads its opener's own node knows: ask there, or about one of its backends with --service"
+        )));
     }
     let backends = if let Leads::Backends(backends) = leads { backends } else { BTreeSet::new() };
+    let left_out = backends.len().saturating_sub(MOST_BACKENDS);
     let mut each = Vec::new();
-    for (address, port) in backends {
+    for (address, port) in backends.into_iter().take(MOST_BACKENDS) {
         let pod = view.model.pods.iter().find(|(_, pod)| pod.addresses.contains(&address)).map(|(name, _)| name.to_string());
         let to = pod.map_or(FlowEnd::Address(address), FlowEnd::Pod);
         let query = FlowQuery { to: FlowEnd::Address(address), port, service: true, ..query.clone() };
         each.push(BackendExplained { to, port, explained: direct(view, &query, &question(&query, view.model)?)? });
     }
     let nothing = || SideVerdict { verdict: VerdictName::None, reason: String::new() };
-    Ok(Explained { service: Some(Behind { of, backends: each }), ..Explained::new(nothing(), nothing()) })
+    Ok(Explained { behind: Some(Behind { of, backends: each, left_out }), ..Explained::new(nothing(), nothing()) })
 }
 
 fn direct(view: View<'_>, query: &FlowQuery, question: &Question) -> Result<Explained, Failure> {
@@ -112,7 +122,7 @@ fn direct(view: View<'_>, query: &FlowQuery, question: &Question) -> Result<Expl
             policy::Settled::OwnNode => Settled::OwnNode,
             policy::Settled::Link => Settled::Link,
         }),
-        service: None,
+        behind: None,
         egress: side(egress.decision, egress.reason),
         ingress: side(ingress.decision, ingress.reason),
     })
@@ -179,6 +189,10 @@ fn no_single_end(address: IpAddr) -> Option<String> {
         return None;
     };
     Some(format!("{address} {why}"))
+}
+
+fn has_address(model: &Model, pod: &ObjectName, address: IpAddr) -> bool {
+    model.pods.get(pod).is_some_and(|pod| pod.addresses.contains(&address))
 }
 
 fn is_own(model: &Model, address: IpAddr) -> bool {

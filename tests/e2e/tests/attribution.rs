@@ -75,8 +75,8 @@ fn a_flow_to_a_service_is_explained_by_its_backends() -> Result<()> {
         let explains = || -> Result<()> {
             let answers = agent.ask(&["explain", "--from", &from, "--to", address, "--port", port])?;
             let answer = &answers[0];
-            ensure!(answer["passes"] == passes && answer["service"]["of"] == format!("service {namespace}/both"), "{answers}");
-            let backends = answer["service"]["backends"].as_array().context("no backends")?;
+            ensure!(answer["passes"] == passes && answer["behind"]["of"] == format!("service {namespace}/both"), "{answers}");
+            let backends = answer["behind"]["backends"].as_array().context("no backends")?;
             let found: Vec<(&Value, &Value, bool)> = backends
                 .iter()
                 .map(|backend| (&backend["to"]["pod"], &backend["port"], backend["ingress"]["verdict"] == "allow"))
