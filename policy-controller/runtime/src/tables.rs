@@ -119,7 +119,8 @@ pub fn write(wanted: Wanted, before: Option<Written>) -> (Written, Option<String
     if let Some(associations) = wanted.associations
         && written.associations.as_ref() != Some(&associations)
     {
-        problems[1] = problem(associations.apply(), associations.0.is_empty());
+        // Where nobody is to be led, nobody misses the table.
+        problems[1] = problem(associations.apply(), associations.0.is_empty()).filter(|_| !associations.0.is_empty());
         wrote(&problems[1]);
         written.associations = problems[1].is_none().then_some(associations);
     }
