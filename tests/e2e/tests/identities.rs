@@ -196,6 +196,25 @@ fn a_policy_in_audit_mode_changes_nothing_and_tells_what_it_would_have_done_unti
     scene.expect_audited("a NetworkPolicy in audit mode", &format!("NetworkPolicy {}/annotated", scene.servers_in.name))
 }
 
+/// No schema says how many parts the key of a label may have, so the API server lets it through.
+#[test]
+fn a_policy_that_cannot_be_used_opens_nothing_until_it_can() -> Result<()> {
+    let scene = Scene::start("unusable")?;
+    let of = |key: &str| json!({ "pods": { "matchLabels": { key: "server" } } });
+    let allow = json!([{ "action": "Allow" }]);
+    scene.expect("without a policy", &Reached, &Reached);
+    identity_policy(&scene.servers_in, "open", &json!({ "subject": of("not/a/key"), "ingress": allow }))?;
+    scene.expect("with a subject that nobody can read", &Silent, &Silent);
+    identity_policy(&scene.servers_in, "open", &json!({ "subject": of("app"), "ingress": allow }))?;
+    scene.expect("with one that can be read", &Reached, &Reached);
+    identity_policy(&scene.servers_in, "open", &json!({ "subject": of("app"), "ingress": [] }))?;
+    scene.expect("closed", &Silent, &Silent);
+    identity_policy(&scene.servers_in, "open", &json!({ "subject": of("not/a/key"), "ingress": allow }))?;
+    std::thread::sleep(Duration::from_secs(3));
+    scene.expect("closed, and edited into something that nobody can read", &Silent, &Silent);
+    Ok(())
+}
+
 #[test]
 fn the_api_server_refuses_what_makes_no_sense_and_says_why() -> Result<()> {
     let cluster = Cluster::connect();

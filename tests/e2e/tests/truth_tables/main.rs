@@ -57,6 +57,9 @@ impl Shared {
     }
 }
 
+/// As many there must be.
+const LEAST: usize = 100;
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They change what the others look at.
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         .flat_map(|(file, scenarios)| scenarios.into_iter().map(move |(name, scenario)| (format!("{file}::{name}"), scenario)))
         .collect();
 
+    assert!(scenarios.len() >= LEAST, "{} scenarios, fewer than {LEAST}", scenarios.len());
     let shared = Arc::new(Mutex::new(Shared::default()));
     let mut trials = vec![no_step_leaves_the_table_as_it_was(scenarios.clone())];
     for (name, scenario) in scenarios {
