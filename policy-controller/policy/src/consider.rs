@@ -1,6 +1,6 @@
 //! The rules that one pod's policies ask about a flow, in their order, and what comes of each.
 
-use crate::model::{Action, Mode, Model, ObjectName, Peer, Peers, Pod, PolicyName, Tier};
+use crate::model::{Action, Mode, Model, ObjectName, Pod, PolicyName, Rule, Tier};
 use crate::rules::{EffectivePort, EffectiveRule, Policies, RuleSet};
 use crate::universe::Universe;
 use palisade_datapath_core::abi::Direction;
@@ -108,11 +108,7 @@ fn missing(model: &Model, policy: &PolicyName, rule: usize, direction: Direction
         Direction::Egress | Direction::SelfEgress => &policy.egress,
         Direction::Ingress | Direction::SelfIngress => &policy.ingress,
     };
-    let peers = match rules.as_ref().and_then(|rules| rules.get(rule)).map(|rule| &rule.peers) {
-        Some(Peers::Of(peers)) => peers.as_slice(),
-        Some(Peers::Any) | None => &[],
-    };
-    let named = peers.iter().filter_map(|peer| if let Peer::Identity(name) = peer { Some(name) } else { None });
+    let named = rules.as_ref().and_then(|rules| rules.get(rule)).into_iter().flat_map(Rule::identities);
     named.filter(|name| !model.identities.contains_key(name)).cloned().collect()
 }
 

@@ -230,6 +230,11 @@ pub struct Rule {
 }
 
 impl Policy {
+    /// The names of the identities that its rules name.
+    pub fn identities(&self) -> impl Iterator<Item = &String> {
+        [&self.ingress, &self.egress].into_iter().flatten().flatten().flat_map(Rule::identities)
+    }
+
     /// What stands for the policy where it cannot be put into force: it allows nothing, and denies all that it could have denied.
     pub fn closed(&self) -> Self {
         let rules = |rules: &Option<Vec<Rule>>| {
@@ -241,6 +246,12 @@ impl Policy {
 }
 
 impl Rule {
+    /// The names of the identities that it names.
+    pub fn identities(&self) -> impl Iterator<Item = &String> {
+        let peers = if let Peers::Of(peers) = &self.peers { peers.as_slice() } else { &[] };
+        peers.iter().filter_map(|peer| if let Peer::Identity(name) = peer { Some(name) } else { None })
+    }
+
     /// The rule that denies everything, in place of rules that cannot be used; its name says so in verdicts.
     pub fn deny_all() -> Self {
         Self { name: Some("in place of what cannot be used".to_owned()), action: Action::Deny, peers: Peers::Any, ports: Ports::Any }

@@ -63,13 +63,7 @@ pub fn peers(model: &Model, name: &PolicyName) -> Matched {
 
 /// The identities that rules of a policy name and that are not in the model: none of that name is there, or none that can be used.
 pub fn unknown_identities<'p>(model: &Model, policy: &'p Policy) -> BTreeSet<&'p str> {
-    let rules = [&policy.ingress, &policy.egress].into_iter().flatten().flatten();
-    let peers = rules.flat_map(|rule| match &rule.peers {
-        Peers::Of(peers) => peers.as_slice(),
-        Peers::Any => &[],
-    });
-    let named = peers.filter_map(|peer| if let Peer::Identity(name) = peer { Some(name) } else { None });
-    named.filter(|name| !model.identities.contains_key(name)).map(String::as_str).collect()
+    policy.identities().filter(|name| !model.identities.contains_key(name)).map(String::as_str).collect()
 }
 
 fn allow(peers: Peers) -> Rule {

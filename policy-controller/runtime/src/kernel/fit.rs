@@ -218,7 +218,7 @@ impl Kernel {
         let altered = |policy: &Policy| {
             let is_same =
                 |name: &String| self.good.as_ref().is_some_and(|good| good.model.identities.get(name) == model.identities.get(name));
-            !identities(policy).all(is_same)
+            !policy.identities().all(is_same)
         };
         let is_here = |name: &PolicyName| selected(model, name).into_iter().any(|pod| local.contains(pod));
         let rest = model.policies.iter().filter(|(name, _)| !known.contains(name) && !name.is_stand_in() && is_here(name));
@@ -246,7 +246,7 @@ impl Kernel {
         let good = self.good.as_ref()?;
         let is_same = |identity: &String| good.model.identities.get(identity) == model.identities.get(identity);
         let same =
-            |(name, held): (&PolicyName, &Held)| model.policies.get(name) == Some(&held.refused) && identities(&held.refused).all(is_same);
+            |(name, held): (&PolicyName, &Held)| model.policies.get(name) == Some(&held.refused) && held.refused.identities().all(is_same);
         (!self.held.is_empty() && !freed && self.held.iter().all(same))
             .then(|| Fitting { model: stand_in(model, &self.held), held: self.held.clone() })
     }
@@ -321,13 +321,6 @@ fn taken(compiled: &Compiled) -> Taken {
         compiled.policy.len(),
         compiled.ports.len(),
     ]
-}
-
-/// The names of the identities that the rules of a policy name.
-fn identities(policy: &Policy) -> impl Iterator<Item = &String> {
-    let rules = [&policy.ingress, &policy.egress].into_iter().flatten().flatten();
-    let peers = rules.flat_map(|rule| if let Peers::Of(peers) = &rule.peers { peers.as_slice() } else { &[] });
-    peers.filter_map(|peer| if let Peer::Identity(name) = peer { Some(name) } else { None })
 }
 
 /// About how many rows the rules of a policy make, next to those of others.
