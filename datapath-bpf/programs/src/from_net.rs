@@ -119,6 +119,11 @@ fn translate<A: Family + Quoting>(frame: &Frame, packet: &mut Packet<A>, quoted:
     if via.way == way::NONE {
         return Ok(());
     }
+    // It would leave under this node's address, which the overlay of the other one believes. Asked of each: what was once to go to a backend at that
+    // port may be older than the overlay.
+    if overlay::is_for(packet) {
+        return Err(Outcome::OverlayPort);
+    }
     flow::remember_first(packet, via);
     if packet.destination.local().is_none() {
         // The backend's answers have to come back by here.

@@ -127,6 +127,35 @@ fn a_service_is_no_way_to_the_port_of_the_overlay() {
 }
 
 #[test]
+fn a_client_outside_has_no_way_to_the_port_of_the_overlay_by_a_service() {
+    each_family(|world, family| {
+        // From before there was an overlay.
+        let way = world.arriving(outside(family), node(family));
+        serve_node_port(world, family, protocol::UDP, (other_node(family), PORT));
+        world.arrives(summed(way.udp(CLIENT, NODE_PORT))).passed(MARK_MASQUERADE);
+        overlay(world, family);
+        world.arrives(summed(way.udp(CLIENT, NODE_PORT))).dropped(Outcome::OverlayPort);
+        // Of a pod of the other node, too, which goes natively to the addresses of nodes.
+        let from_pod = world.arriving(pod_there(family), node(family));
+        for address in [node(family), other_node(family), outside(family)] {
+            serve_node_port(world, family, protocol::UDP, (address, PORT));
+            for (from, port) in [(way, CLIENT + 1), (from_pod, CLIENT + 2)] {
+                world.arrives(summed(from.udp(port, NODE_PORT))).dropped(Outcome::OverlayPort);
+            }
+            let whole = udp(CLIENT + 3, NODE_PORT, &[7; 56]);
+            world.arrives(way.fragment(9, 0, true, protocol::UDP, &whole[..32])).dropped(Outcome::OverlayPort);
+            // Nobody knows where it goes: it stays the node's.
+            world.arrives(way.fragment(9, 32, false, protocol::UDP, &whole[32..])).untouched();
+        }
+        // A pod may have the port.
+        for (address, mark) in [(world.b.address(family), 0), (pod_there(family), MARK_MASQUERADE)] {
+            serve_node_port(world, family, protocol::UDP, (address, PORT));
+            world.arrives(summed(way.udp(CLIENT + 4, NODE_PORT))).passed(mark);
+        }
+    });
+}
+
+#[test]
 fn fragments_are_no_way_to_the_port_of_the_overlay() {
     each_family(|world, family| {
         overlay(world, family);
