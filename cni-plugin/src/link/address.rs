@@ -86,7 +86,7 @@ fn message(link: u32, address: IpNet) -> AddressMessage {
     message
 }
 
-fn read(payload: &[u8]) -> Result<Option<InterfaceAddress>, String> {
+pub(super) fn read(payload: &[u8]) -> Result<Option<InterfaceAddress>, String> {
     let header = AddressHeader::parse(payload).map_err(|error| error.to_string())?;
     let mut flags = u32::from(header.flags.bits());
     let (mut local, mut address) = (None, None);

@@ -1,4 +1,4 @@
-use super::{Link, LinkError, Route, device, route};
+use super::{InterfaceAddress, Link, LinkError, Route, address, device, route};
 use netlink_packet_core::NetlinkBuffer;
 use nix::errno::Errno;
 use nix::libc;
@@ -19,11 +19,13 @@ pub enum Change {
     Route(Route),
     /// A route of the main table is gone.
     RouteGone(Route),
+    /// An address of an interface is new, gone, or no longer tentative, for example.
+    Address(InterfaceAddress),
     /// More has changed than the kernel kept for this socket: anything may be different.
     Anything,
 }
 
-/// Tells of changes of links and routes of the namespace in which it was opened, whoever makes them. Not to be asked: wait until its descriptor
+/// Tells of changes of links, addresses and routes of the namespace in which it was opened, whoever makes them. Not to be asked: wait until its descriptor
 /// can be read.
 #[derive(Debug)]
 pub struct Watch {
@@ -36,7 +38,8 @@ impl Watch {
         let failed = |action| move |errno| LinkError::Socket { action, errno };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute).map_err(failed("open"))?;
-        let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE;
+        let addresses = libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+        let groups = libc::RTMGRP_LINK | addresses | libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups as u32)).map_err(failed("bind"))?;
         Ok(Self { socket })
     }
@@ -82,6 +85,7 @@ fn change(kind: u16, payload: &[u8]) -> Option<Change> {
     Some(match kind {
         libc::RTM_NEWLINK => link().map_or_else(|anything| anything, Change::Link),
         libc::RTM_DELLINK => link().map_or_else(|anything| anything, Change::LinkGone),
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => address::read(payload).map_or(Some(Change::Anything), |read| read.map(Change::Address))?,
         libc::RTM_NEWROUTE => route().map_or_else(Some, |route| route.map(Change::Route))?,
         libc::RTM_DELROUTE => route().map_or_else(Some, |route| route.map(Change::RouteGone))?,
         _ => return None,

@@ -167,7 +167,7 @@ pub(crate) mod tests {
     use crate::config::RoutingMode;
     use apply::Looked;
     use device::{DEVICE, Programs};
-    use palisade_cni::link::{Change, MacAddress, Namespace, Netlink, ROUTE_PROTOCOL, Route, Veth, Watch, sysctl};
+    use palisade_cni::link::{Change, InterfaceAddress, MacAddress, Namespace, Netlink, ROUTE_PROTOCOL, Route, Veth, Watch, sysctl};
     use palisade_datapath_core::abi::OVERLAY_MAC;
     use palisade_policy::model::Node;
     use palisade_policy::shared::SharedMap;
@@ -570,10 +570,13 @@ pub(crate) mod tests {
         assert!(matters(&Change::RouteGone(route("10.2.0.0/24"))), "somebody removed one of ours");
         assert!(matters(&Change::Route(Route { protocol: 4, ..route("10.2.0.0/24") })));
         assert!(matters(&Change::Anything));
+        let address = |text: &str| Change::Address(InterfaceAddress { link: 7, address: text.parse().unwrap(), tentative: false });
+        assert!(!matters(&address("fe80::1/64")) && !matters(&address("169.254.1.1/32")));
+        assert!(matters(&address("192.0.2.1/24")) && matters(&address("2001:db8::1/64")));
     }
 
     #[test]
-    fn changes_of_links_and_routes_are_told() {
+    fn changes_of_links_addresses_and_routes_are_told() {
         in_namespace(|stage| {
             let watch = Watch::open().unwrap();
             // Others come as well: that a link carries, the kernel tells a moment after it is up.
@@ -586,6 +589,13 @@ pub(crate) mod tests {
             };
             stage.netlink.set_mtu(stage.link, 1400).unwrap();
             told(&|change| matches!(change, Change::Link(link) if link.name == "up" && link.mtu == 1400));
+            // As a machine makes it, and not we: it is tentative at first, and the end of that is told, too.
+            let added = Command::new("ip").args(["address", "add", "2001:db8::7/64", "dev", "up"]).status().unwrap();
+            assert!(added.success());
+            for wanted in [true, false] {
+                let is = |address: &InterfaceAddress| address.address == "2001:db8::7/64".parse().unwrap() && address.tentative == wanted;
+                told(&|change| matches!(change, Change::Address(address) if is(address)));
+            }
             stage.netlink.delete_link(stage.link).unwrap();
             told(&|change| matches!(change, Change::LinkGone(link) if link.name == "up"));
         });

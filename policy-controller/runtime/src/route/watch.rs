@@ -1,22 +1,23 @@
-//! What tells that somebody else has changed links or routes.
+//! What tells that somebody else has changed links, addresses or routes.
 
 use super::{INTERVAL, RETRY};
 use palisade_cni::command::is_host_interface;
 use palisade_cni::link::{Change, ROUTE_PROTOCOL, Watch};
 use std::future::pending;
+use std::net::IpAddr;
 use tokio::io::unix::AsyncFd;
 
-/// What tells of links and routes that others change; without it they are looked at now and then.
+/// What tells of links, addresses and routes that others change; without it they are looked at now and then.
 pub fn watch() -> Option<AsyncFd<Watch>> {
     // As in `event`: what replaces it is `unsafe`, and a `Watch` owns its descriptor.
     #[expect(deprecated, reason = "sound here, and `unsafe` has no place in this crate")]
     let register = AsyncFd::new;
     let opened = Watch::open().map_err(|error| error.to_string());
     let watch = opened.and_then(|watch| register(watch).map_err(|error| error.to_string()));
-    watch.inspect_err(|error| tracing::warn!(error, "changes of links and routes are noticed only every {INTERVAL:?}")).ok()
+    watch.inspect_err(|error| tracing::warn!(error, "changes of links, addresses and routes are noticed only every {INTERVAL:?}")).ok()
 }
 
-/// Ends when somebody has changed a link or a route that the ways to other nodes may depend on.
+/// Ends when somebody has changed a link, an address or a route that the ways to other nodes may depend on.
 pub async fn touched(watch: Option<&AsyncFd<Watch>>) {
     let Some(watch) = watch else { return pending().await };
     loop {
@@ -27,7 +28,7 @@ pub async fn touched(watch: Option<&AsyncFd<Watch>>) {
             Ok(changes) if changes.iter().any(matters) => return,
             Ok(_) => {}
             Err(error) => {
-                tracing::debug!(%error, "changes of links and routes cannot be read");
+                tracing::debug!(%error, "changes of links, addresses and routes cannot be read");
                 return tokio::time::sleep(RETRY).await;
             }
         }
@@ -38,8 +39,17 @@ pub async fn touched(watch: Option<&AsyncFd<Watch>>) {
 pub(super) fn matters(change: &Change) -> bool {
     match change {
         Change::Link(link) | Change::LinkGone(link) => !is_host_interface(&link.name),
+        // Where this node sends from, once the search for duplicates has ended, which no route tells of. Nobody sends to other nodes from one of a link.
+        Change::Address(address) => !is_link_local(address.address.addr()),
         Change::Route(route) => route.protocol != ROUTE_PROTOCOL,
         Change::RouteGone(route) => route.protocol != ROUTE_PROTOCOL || route.destination.prefix_len() < route.destination.max_prefix_len(),
         Change::Anything => true,
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
