@@ -1,4 +1,4 @@
-//! A container runtime: plugins are called by the library that runtimes are built with, in the program `tests/libcni`.
+//! A container runtime: plugins are called by the library that runtimes are built with, in the program `tests/e2e/libcni`.
 
 use crate::node::{Node, node};
 use palisade_test_support::{requires_root, skipped};
@@ -295,46 +295,23 @@ fn arguments(pod: &str) -> [[String; 2]; 5] {
 
 /// The program, built once per run; `None` without Go, said where it is seen.
 fn program() -> Option<&'static Path> {
-    static PROGRAM: OnceLock<Option<Result<PathBuf, String>>> = OnceLock::new();
-    match PROGRAM.get_or_init(|| go().map(build)) {
-        Some(Ok(program)) => Some(program),
-        Some(Err(said)) => panic!("tests/libcni does not build; is the Go module proxy reachable?\n{said}"),
-        None => {
-            skipped("needs Go 1.21 or later, in PATH or in /usr/local/go");
-            None
-        }
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let program = PROGRAM.get_or_init(build).as_deref();
+    if program.is_none() {
+        skipped("needs Go 1.21 or later, in PATH or in /usr/local/go");
     }
+    program
 }
 
-/// The go command.
-fn go() -> Option<&'static str> {
-    let new_enough = |go: &&str| {
-        let Ok(output) = Command::new(go).arg("version").env("GOTOOLCHAIN", "local").output() else { return false };
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let minor = said.split("go1.").nth(1).and_then(|rest| rest.split(|digit: char| !digit.is_ascii_digit()).next()?.parse().ok());
-        minor.is_some_and(|minor: u32| minor >= 21)
-    };
-    ["go", "/usr/local/go/bin/go"].into_iter().find(new_enough)
-}
-
-/// Builds the program, and beside it the library's own tool, below the target folder, where all that Go keeps is, too; what go said
-/// where it cannot.
-fn build(go: &str) -> Result<PathBuf, String> {
+/// Builds the program, and beside it the library's own tool, below the target folder; `None` without Go.
+fn build() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go");
-    let programs = folder.join("bin");
-    std::fs::create_dir_all(&programs).map_err(|error| error.to_string())?;
-    let output = Command::new(go)
-        .args(["build", "-trimpath", "-buildvcs=false", "-o"])
-        .arg(&programs)
-        .args([".", "github.com/containernetworking/cni/cnitool"])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libcni"))
-        .env("GOMODCACHE", folder.join("modules"))
-        .env("GOCACHE", folder.join("cache"))
-        // Else Go makes the folders of modules read-only, and `make clean` fails for all but root.
-        .env("GOFLAGS", "-modcacherw")
-        .env("GOTOOLCHAIN", "local")
-        .env("CGO_ENABLED", "0")
-        .output()
-        .map_err(|error| error.to_string())?;
-    if output.status.success() { Ok(programs.join("libcni")) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/e2e/libcni/build");
+    let output = Command::new(script).arg(&folder).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    match output.status.code() {
+        Some(0) => Some(folder.join("bin/libcni")),
+        Some(3) => None,
+        _ => panic!("tests/e2e/libcni does not build; is the Go module proxy reachable?\n{said}"),
+    }
 }

@@ -3,6 +3,7 @@
 //! Every probe runs inside a pod (`kubectl exec`), so what is tested is what an application sees. The pods run
 //! `agnhost`, the image of Kubernetes' own tests.
 
+pub mod administrator;
 pub mod agent;
 pub mod claim;
 pub mod cluster;

@@ -2,6 +2,7 @@
 //! service has gone to a backend before the node's own tables look at it.
 
 use anyhow::{Context, Result, ensure};
+use palisade_e2e::administrator::{NODE, ON_NODE, administrator};
 use palisade_e2e::cluster::{Cluster, items};
 use palisade_e2e::pod::{self, Pod};
 use palisade_e2e::request::Answer::{Refused, Silent};
@@ -15,8 +16,6 @@ use std::process::{Command, Stdio};
 const MANY: u32 = 30;
 /// The program on each node; with an ending, how it reaches the API server.
 const PROGRAM: &str = "/var/lib/palisade-e2e-kube-proxy";
-/// Runs a command as one of the node's.
-const ON_NODE: &str = "chroot /host env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Rules for services, and what they have counted.
 const RULES: &str = "sh -c 'iptables-save -c; ip6tables-save -c'";
 
@@ -41,14 +40,14 @@ impl<'a> Proxies<'a> {
         });
         cluster.apply(std::slice::from_ref(&role))?;
         let mut proxies = Self { served, pods: Vec::new(), role };
-        let keepers: Vec<Value> = cluster.nodes()?.iter().map(|node| keeper(node)).collect();
-        let pods = pod::start(&served.namespace, &keepers)?;
+        let administrators: Vec<Value> = cluster.nodes()?.iter().map(|node| administrator(&format!("proxy-{node}"), node)).collect();
+        let pods = pod::start(&served.namespace, &administrators)?;
         proxies.pods = pods.into_iter().filter(|pod| pod.name.starts_with("proxy-")).collect();
         let (access, authority) = access(cluster, namespace)?;
         for pod in &proxies.pods {
-            pod.put(cluster, &program, &format!("/host{PROGRAM}"))?;
+            pod.put(cluster, &program, &format!("{NODE}{PROGRAM}"))?;
             for (name, content) in [("conf", access.to_string()), ("crt", authority.clone())] {
-                pod.shell(cluster, &format!("cat >/host{PROGRAM}.{name} <<'END'\n{content}\nEND"))?;
+                pod.shell(cluster, &format!("cat >{NODE}{PROGRAM}.{name} <<'END'\n{content}\nEND"))?;
             }
             // It is to leave alone what is the whole kernel's.
             let kernel = "--conntrack-max-per-core=0 --conntrack-min=0 --conntrack-tcp-timeout-established=0s \
@@ -79,7 +78,7 @@ impl<'a> Proxies<'a> {
 
     /// Ends it on every node and takes its rules away. What could not be.
     fn end(&mut self) -> Vec<String> {
-        let end = format!("kill $(cat /tmp/process); sleep 1; {ON_NODE} {PROGRAM} --cleanup; rm -f /host{PROGRAM} /host{PROGRAM}.*");
+        let end = format!("kill $(cat /tmp/process); sleep 1; {ON_NODE} {PROGRAM} --cleanup; rm -f {NODE}{PROGRAM} {NODE}{PROGRAM}.*");
         let ended: Vec<_> = self.pods.iter().map(|pod| pod.shell(self.served.cluster(), &end)).collect();
         let mut faults: Vec<String> = ended.into_iter().filter_map(|ended| Some(format!("{:#}", ended.err()?))).collect();
         match self.rules("") {
@@ -107,17 +106,6 @@ fn program() -> Result<PathBuf> {
     let built = Command::new(&build).arg("kube-proxy").stderr(Stdio::inherit()).output().context("starting kind/build")?;
     ensure!(built.status.success(), "kube-proxy does not build; is the Go module proxy reachable?");
     Ok(String::from_utf8(built.stdout)?.trim().into())
-}
-
-/// A pod that may do on its node what kube-proxy does.
-fn keeper(node: &str) -> Value {
-    let mut pod = pod::shell(&format!("proxy-{node}"), node, &[("app", "proxy")], "");
-    let spec = &mut pod["spec"];
-    spec["hostNetwork"] = json!(true);
-    spec["volumes"] = json!([{ "name": "node", "hostPath": { "path": "/" } }]);
-    spec["containers"][0]["securityContext"] = json!({ "privileged": true });
-    spec["containers"][0]["volumeMounts"] = json!([{ "name": "node", "mountPath": "/host" }]);
-    pod
 }
 
 /// How a program on a node reaches the API server as the account of the namespace, and the certificate by which it knows it.

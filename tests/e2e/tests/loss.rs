@@ -1,13 +1,14 @@
 //! A node that nobody reaches for a while, and that comes back.
 
 use anyhow::{Context, Result};
+use palisade_e2e::administrator::{ON_NODE, administrator};
 use palisade_e2e::cluster::Cluster;
-use palisade_e2e::pod::{self, IMAGE};
+use palisade_e2e::pod;
 use palisade_e2e::request::Answer::Silent;
 use palisade_e2e::requirement::skipped;
 use palisade_e2e::scene::policy;
 use palisade_e2e::service::{Served, from};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// How many requests show who is behind a service.
@@ -16,21 +17,6 @@ const MANY: u32 = 30;
 const AWAY: Duration = Duration::from_secs(80);
 /// How long all may take to be as it was: kubelet reports every ten seconds, and routes are looked at every thirty.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
-
-/// A pod that may do to its node what its administrator may.
-fn administrator(node: &str) -> Value {
-    let mut pod = pod::shell("administrator", node, &[], "");
-    pod["spec"]["hostNetwork"] = json!(true);
-    pod["spec"]["volumes"] = json!([{ "name": "node", "hostPath": { "path": "/" } }]);
-    pod["spec"]["containers"] = json!([{
-        "name": "shell",
-        "image": IMAGE,
-        "command": ["sleep", "3600"],
-        "securityContext": { "privileged": true },
-        "volumeMounts": [{ "name": "node", "mountPath": "/node" }],
-    }]);
-    pod
-}
 
 /// Takes the node's uplink down and, by and by, up again, with the routes and addresses that the kernel forgets meanwhile: those of the
 /// administrator, not ours. It goes on when nobody listens to it any more.
@@ -86,10 +72,10 @@ fn a_node_that_goes_takes_no_request_with_it_and_is_served_again_when_it_comes_b
     let [near, far] = &served.clients;
     served.expect("while both nodes are there", near, &service, MANY, &from(&["near", "far"]))?;
     served.expect("while both nodes are there", far, &service, MANY, &from(&["near", "far"]))?;
-    let administrator = pod::start(&served.namespace, &[administrator(last)])?;
+    let administrator = pod::start(&served.namespace, &[administrator("administrator", last)])?;
     let administrator = pod::named(&administrator, "administrator")?;
-    administrator
-        .shell(&cluster, &format!("chroot /node setsid sh -c '{}' >/dev/null 2>&1 </dev/null &", away().replace('\'', r"'\''")))?;
+    let script = away().replace('\'', r"'\''");
+    administrator.shell(&cluster, &format!("{ON_NODE} setsid sh -c '{script}' >/dev/null 2>&1 </dev/null &"))?;
 
     until_ready(&cluster, last, false, AWAY)?;
     served.expect("without the node", near, &service, MANY, &from(&["near"]))?;
