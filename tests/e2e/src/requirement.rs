@@ -7,7 +7,12 @@ use std::os::unix::fs::MetadataExt;
 /// Says that the calling test, or a part of it, is not run, where the test harness cannot hide it: `skipped: REASON: NAME`.
 pub fn skipped(reason: &str) {
     let thread = std::thread::current();
-    let line = format!("skipped: {reason}: {}\n", thread.name().unwrap_or("a test"));
+    skipped_of(thread.name().unwrap_or("a test"), reason);
+}
+
+/// The same of a test that has no thread of its own to be named by.
+pub fn skipped_of(test: &str, reason: &str) {
+    let line = format!("skipped: {reason}: {test}\n");
     // The harness swallows what `eprintln!` writes in a test that passes, but not this. One write: tests run side by side.
     let _ = std::io::stderr().write_all(line.as_bytes());
 }

@@ -1,11 +1,12 @@
 //! Scenarios of the truth tables: what is done, and what the table should be then.
 
 use crate::claim::Claims;
-use crate::table::{Found, Name, Question, differences, print};
+use crate::table::{FAMILIES, Found, Name, Question, differences, print};
 use crate::world::{World, base_labels};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 /// How long a change may take to be enforced.
@@ -39,7 +40,7 @@ enum Action {
 
 impl Scenario {
     /// Makes or changes the NetworkPolicy `NAMESPACE/NAME`; its `spec` is YAML. In any text, `$ns(x)` is the name of the
-    /// namespace in the cluster, `$4(x/a)` and `$6(x/a)` are the pod's addresses.
+    /// namespace in the cluster, `$4(x/a)` and `$6(x/a)` are the pod's addresses; of a family that pods do not have, one that nobody has.
     pub fn policy(self, place: &'static str, spec: &str) -> Self {
         let (namespace, name) = split(place);
         self.objects(&format!(
@@ -118,12 +119,17 @@ impl Scenario {
     /// Why the scenario would show nothing: a claim that cannot be read, a step after which the table should be what it
     /// was before, so that a change that never arrives would pass, or something done whose table nobody looks at.
     pub fn check(&self) -> Result<()> {
+        self.shows(&FAMILIES)
+    }
+
+    /// As [`Scenario::check`], where pods have addresses of these families alone.
+    pub fn shows(&self, families: &[bool]) -> Result<()> {
         ensure!(!self.steps.is_empty() && self.doing.is_empty(), "it does not end with a table");
         let mut before = Claims::default();
         for (index, step) in self.steps.iter().enumerate() {
             let claims = Claims::parse(&step.claims)?;
             ensure!(
-                Question::all().any(|question| claims.reached(question) != before.reached(question)),
+                Question::of(families).any(|question| claims.reached(question) != before.reached(question)),
                 "step {}: the table is what it was before",
                 index + 1
             );
@@ -198,22 +204,23 @@ impl Action {
 
 /// Waits until the table is as claimed, and asks once more: it has to stay so.
 fn settle(world: &mut World, claims: &Claims) -> Result<()> {
+    let families = world.families().to_vec();
     let deadline = Instant::now() + SOON;
     let expected = |question: Question| claims.reached(question);
     loop {
         // A question that is asked in time counts, however long it takes.
         let begun = Instant::now();
         let observed = ask(world, expected)?;
-        if differences(expected, &observed).is_empty() {
+        if differences(&families, expected, &observed).is_empty() {
             break;
         }
         if begun > deadline {
-            bail!("the table differs after {} s\n{}", SOON.as_secs(), print(expected, &observed));
+            bail!("the table differs after {} s\n{}", SOON.as_secs(), print(&families, expected, &observed));
         }
     }
     let observed = ask(world, expected)?;
-    if !differences(expected, &observed).is_empty() {
-        bail!("the table was right and did not stay so\n{}", print(expected, &observed));
+    if !differences(&families, expected, &observed).is_empty() {
+        bail!("the table was right and did not stay so\n{}", print(&families, expected, &observed));
     }
     Ok(())
 }
@@ -221,9 +228,10 @@ fn settle(world: &mut World, claims: &Claims) -> Result<()> {
 /// Asks for the whole table. Silence where an answer should be may be a machine that is busy, so these are asked again,
 /// with more patience; an answer where silence should be is none.
 fn ask(world: &mut World, expected: impl Fn(Question) -> bool) -> Result<BTreeMap<Question, Found>> {
-    let mut observed = world.ask(Question::all(), PATIENCE)?;
+    let families = world.families().to_vec();
+    let mut observed = world.ask(Question::of(&families), PATIENCE)?;
     let (shut, open): (Vec<Question>, Vec<Question>) =
-        differences(&expected, &observed).into_iter().partition(|question| expected(*question));
+        differences(&families, &expected, &observed).into_iter().partition(|question| expected(*question));
     if open.is_empty() {
         observed.extend(world.ask(shut.into_iter(), LONG_PATIENCE)?);
     }
@@ -241,13 +249,22 @@ fn fill(world: &World, text: &str) -> Result<String> {
         filled += before;
         filled += &match what {
             "ns" => world.namespace(name)?.to_owned(),
-            "4" => world.address(pod()?, false)?.to_string(),
-            "6" => world.address(pod()?, true)?.to_string(),
+            "4" => address(world, pod()?, false)?.to_string(),
+            "6" => address(world, pod()?, true)?.to_string(),
             _ => bail!("`${what}` is not known"),
         };
         rest = after;
     }
     Ok(filled + rest)
+}
+
+/// A pod's address of a family; where pods have none of that, one that nobody has: what is said of it is said of nobody, as the claims say.
+fn address(world: &World, name: Name, ipv6: bool) -> Result<IpAddr> {
+    if world.families().contains(&ipv6) {
+        return world.address(name, ipv6);
+    }
+    // Of the ranges for documentation.
+    Ok(if ipv6 { Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into() } else { Ipv4Addr::new(192, 0, 2, 1).into() })
 }
 
 fn split(place: &'static str) -> (&'static str, &'static str) {
@@ -267,5 +284,13 @@ mod tests {
         assert!(closed(closed(Scenario::default()).gives("to x/* only from nobody")).check().is_err(), "nobody looks");
         let again = closed(closed(Scenario::default()).gives("to x/* only from nobody")).gives("to x/* only from nobody");
         assert!(again.check().is_err(), "the second step changes nothing");
+    }
+
+    #[test]
+    fn a_scenario_about_one_family_shows_nothing_with_the_other() {
+        let scenario = |claims: &str| Scenario::default().policy("x/p", "{podSelector: {}}").gives(claims);
+        let never = scenario("never from y/* to x/* by v6");
+        assert!(never.check().is_ok() && never.shows(&[true]).is_ok() && never.shows(&[false]).is_err());
+        assert!(scenario("to x/* only from y/* by v6").shows(&[false]).is_ok(), "nobody is let in by the other one");
     }
 }

@@ -5,6 +5,8 @@ use std::fmt::Write;
 
 /// The namespaces, as the tables call them.
 pub const NAMESPACES: [&str; 3] = ["x", "y", "z"];
+/// IPv4, and IPv6.
+pub const FAMILIES: [bool; 2] = [false, true];
 /// The pods of each namespace.
 pub const PODS: [&str; 3] = ["a", "b", "c"];
 
@@ -80,9 +82,14 @@ pub struct Question {
 }
 
 impl Question {
-    /// Every cell of a table.
+    /// Every cell of a table of both families.
     pub fn all() -> impl Iterator<Item = Self> {
-        let ways = || Port::ALL.into_iter().flat_map(|port| [false, true].map(|ipv6| (port, ipv6)));
+        Self::of(&FAMILIES)
+    }
+
+    /// Every cell of a table of these families.
+    pub fn of(families: &[bool]) -> impl Iterator<Item = Self> {
+        let ways = move || Port::ALL.into_iter().flat_map(move |port| families.iter().map(move |ipv6| (port, *ipv6)));
         let pairs = || Name::all().flat_map(|from| Name::all().map(move |to| (from, to)));
         pairs().flat_map(move |(from, to)| ways().map(move |(port, ipv6)| Self { from, to, port, ipv6 }))
     }
@@ -91,21 +98,21 @@ impl Question {
 /// What was found: `Ok` whether it is reached, `Err` what else came of it.
 pub type Found = Result<bool, String>;
 
-/// The cells in which the two differ; empty when all is as expected.
-pub fn differences(expected: impl Fn(Question) -> bool, observed: &BTreeMap<Question, Found>) -> Vec<Question> {
-    Question::all().filter(|question| observed.get(question) != Some(&Ok(expected(*question)))).collect()
+/// The cells of these families in which the two differ; empty when all is as expected.
+pub fn differences(families: &[bool], expected: impl Fn(Question) -> bool, observed: &BTreeMap<Question, Found>) -> Vec<Question> {
+    Question::of(families).filter(|question| observed.get(question) != Some(&Ok(expected(*question)))).collect()
 }
 
 /// The tables of the ports and families in which the two differ.
-pub fn print(expected: impl Fn(Question) -> bool, observed: &BTreeMap<Question, Found>) -> String {
+pub fn print(families: &[bool], expected: impl Fn(Question) -> bool, observed: &BTreeMap<Question, Found>) -> String {
     let mut text = String::from(
         "rows ask, columns are asked; as expected: `.` reached, `X` not; otherwise: `OPEN` reached and should not be, `shut` not reached and should be, `?` see below\n",
     );
     let mut strange = Vec::new();
     for port in Port::ALL {
-        for ipv6 in [false, true] {
+        for &ipv6 in families {
             let of_table = |question: &Question| question.port == port && question.ipv6 == ipv6;
-            if !differences(&expected, observed).iter().any(of_table) {
+            if !differences(families, &expected, observed).iter().any(of_table) {
                 continue;
             }
             let _ = write!(text, "\n{:<11}", format!("{} {}", port.name(), if ipv6 { "v6" } else { "v4" }));
@@ -146,6 +153,7 @@ mod tests {
     #[test]
     fn a_table_has_nine_by_nine_pods_by_five_ports_and_two_families() {
         assert_eq!(Question::all().count(), 9 * 9 * 5 * 2);
+        assert!(Question::of(&[true]).all(|question| question.ipv6) && Question::of(&[true]).count() == 9 * 9 * 5);
         assert_eq!(Name::parse("y/c").map(|name| name.to_string()), Some("y/c".into()));
         assert_eq!(Name::parse("y/d"), None);
     }
@@ -156,17 +164,17 @@ mod tests {
         let (open, shut, strange) = (cell("x/a", "y/a", Port::Tcp80), cell("x/b", "y/a", Port::Tcp80), cell("z/c", "y/b", Port::Udp80));
         let expected = |question| question != open;
         let mut observed: BTreeMap<Question, Found> = Question::all().map(|question| (question, Ok(question != open))).collect();
-        assert_eq!(differences(expected, &observed), []);
+        assert_eq!(differences(&FAMILIES, expected, &observed), []);
         observed.insert(open, Ok(true));
         observed.insert(shut, Ok(false));
         observed.insert(strange, Err("refused".into()));
-        assert_eq!(differences(expected, &observed), [open, shut, strange]);
-        let text = print(expected, &observed);
+        assert_eq!(differences(&FAMILIES, expected, &observed), [open, shut, strange]);
+        let text = print(&FAMILIES, expected, &observed);
         for part in ["tcp/80 v4", "OPEN", "shut", "udp/80 v4", "z/c -> y/b udp/80 v4: refused"] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");
         }
         assert!(!text.contains("v6") && !text.contains("tcp/81"), "{text}");
         observed.remove(&shut);
-        assert_eq!(differences(expected, &observed), [open, shut, strange], "what was not asked is a difference");
+        assert_eq!(differences(&FAMILIES, expected, &observed), [open, shut, strange], "what was not asked is a difference");
     }
 }

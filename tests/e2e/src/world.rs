@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ pub struct World {
     cluster: Cluster,
     prober: PathBuf,
     nodes: Vec<String>,
+    families: Vec<bool>,
     // Before the namespaces: dropped in this order.
     sessions: BTreeMap<Name, Session>,
     namespaces: BTreeMap<&'static str, Namespace>,
@@ -40,7 +42,7 @@ impl World {
         for name in NAMESPACES {
             namespaces.insert(name, Namespace::create(&cluster, &format!("table-{name}"), &[("ns", name)])?);
         }
-        let mut world = Self { cluster, prober: prober.to_owned(), nodes, namespaces, sessions: BTreeMap::new() };
+        let mut world = Self { cluster, prober: prober.to_owned(), nodes, families: Vec::new(), namespaces, sessions: BTreeMap::new() };
         let pods: Result<Vec<Value>> = Name::all().map(|name| world.pod(name, &base_labels(name))).collect();
         world.cluster.apply(&pods?)?;
         let mut started = Vec::new();
@@ -50,6 +52,7 @@ impl World {
         for name in Name::all() {
             let pod = started.iter().find(|(namespace, pod)| *namespace == name.namespace && pod.name == name.pod);
             let (_, pod) = pod.with_context(|| format!("the pod {name} did not start"))?;
+            world.families = pod.addresses.iter().map(IpAddr::is_ipv6).collect();
             world.sessions.insert(name, Session::start(&world.cluster, pod.clone(), &world.prober, name)?);
         }
         Ok(world)
@@ -65,8 +68,13 @@ impl World {
         self.namespaces.get(name).map(|namespace| namespace.name.as_str()).with_context(|| format!("no namespace {name}"))
     }
 
+    /// The families of the addresses that every pod has: whether each is IPv6.
+    pub fn families(&self) -> &[bool] {
+        &self.families
+    }
+
     /// The address of a pod.
-    pub fn address(&self, name: Name, ipv6: bool) -> Result<std::net::IpAddr> {
+    pub fn address(&self, name: Name, ipv6: bool) -> Result<IpAddr> {
         self.sessions.get(&name).with_context(|| format!("no pod {name}"))?.pod.address(ipv6)
     }
 
@@ -137,7 +145,7 @@ impl World {
     pub fn recreate(&mut self, name: Name, labels: &BTreeMap<String, String>) -> Result<()> {
         let old = self.sessions.remove(&name).with_context(|| format!("no pod {name}"))?.pod.clone();
         let keeper = self.keeper(&old.node)?;
-        let addresses: Vec<String> = old.addresses.iter().map(std::net::IpAddr::to_string).collect();
+        let addresses: Vec<String> = old.addresses.iter().map(IpAddr::to_string).collect();
         let deadline = Instant::now() + RECREATED;
         let fresh = loop {
             self.cluster.run(&["delete", "--namespace", &old.namespace, "pod", &old.name, "--timeout=60s"])?;
