@@ -9,12 +9,16 @@
 //!   input.
 //! * `prober requests COUNT PACE PATIENCE TARGET...`: asks each target, `tcp/ADDRESS:PORT`, or one by `udp` or `sctp`, who it
 //!   is, and prints what came of it (`palisade_e2e::request`). PACE and PATIENCE are milliseconds.
+//! * `prober keep TARGET...`: opens one connection to each target and asks who it is on that one again and again
+//!   (`palisade_e2e::keep`), until it is told to stop (`palisade_e2e::request::STOP`).
+//! * `prober names PATIENCE SERVER NAME`: asks a name server, `udp/ADDRESS:PORT` or `tcp/ADDRESS:PORT`, for the addresses of a
+//!   name (`palisade_e2e::names`).
 //! * `prober associations NAME PORT`: serves by SCTP alone, at this port, until it is ended.
 //! * `prober end-rest DIRECTORY ADDRESS...`: makes the address store in the directory give out next the addresses that
 //!   were just given back.
 
 use anyhow::{Context, Result, bail};
-use palisade_e2e::{raw, request, sctp};
+use palisade_e2e::{keep, names, raw, request, sctp};
 use serde_json::{Value, json};
 use socket2::Protocol;
 use std::io::{BufRead, ErrorKind, Read, Write};
@@ -38,9 +42,18 @@ fn main() -> Result<()> {
             answer_questions()
         }
         [verb, count, pace, patience, targets @ ..] if verb == "requests" => {
-            let targets = targets.iter().map(|target| request::Target::parse(target).with_context(|| format!("the target {target}")));
             let (pace, patience) = (Duration::from_millis(pace.parse()?), Duration::from_millis(patience.parse()?));
-            request::make(count.parse()?, pace, patience, &targets.collect::<Result<Vec<_>>>()?);
+            request::make(count.parse()?, pace, patience, &targets.iter().map(|text| target(text)).collect::<Result<Vec<_>>>()?);
+            Ok(())
+        }
+        [verb, targets @ ..] if verb == "keep" => {
+            let targets = targets.iter().map(|text| target(text)).collect::<Result<Vec<_>>>()?;
+            keep::keep(&targets, || !Path::new(request::STOP).exists(), |said| println!("{said}"));
+            println!("{}", request::DONE);
+            Ok(())
+        }
+        [verb, patience, server, name] if verb == "names" => {
+            names::look_up(target(server)?, name, Duration::from_millis(patience.parse()?));
             Ok(())
         }
         [verb, name, port] if verb == "associations" => {
@@ -51,10 +64,14 @@ fn main() -> Result<()> {
         }
         [verb, directory, addresses @ ..] if verb == "end-rest" => end_rest(Path::new(directory), addresses),
         _ => bail!(
-            "usage: prober NAME | prober requests COUNT PACE PATIENCE TARGET... | prober associations NAME PORT | \
-             prober end-rest DIRECTORY ADDRESS..."
+            "usage: prober NAME | prober requests COUNT PACE PATIENCE TARGET... | prober keep TARGET... | \
+             prober names PATIENCE SERVER NAME | prober associations NAME PORT | prober end-rest DIRECTORY ADDRESS..."
         ),
     }
+}
+
+fn target(text: &str) -> Result<request::Target> {
+    request::Target::parse(text).with_context(|| format!("the target {text}"))
 }
 
 /// Says its name to everybody who connects, sends a datagram or opens an association.

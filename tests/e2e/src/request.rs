@@ -1,7 +1,8 @@
 //! Requests for the name of who answers, one after the other, each a flow of its own.
 //!
 //! The prober makes them in a pod ([`make`]) and prints what came of each; a scenario reads that ([`Said::parse`]). They are
-//! answered by agnhost's `netexec`, with the name of its pod; those of SCTP by the prober itself ([`sctp::serve`]).
+//! answered by agnhost's `netexec`, with the name of its pod; those of SCTP by the prober itself ([`sctp::serve`]). Requests on one
+//! connection that stays are those of [`keep`](crate::keep).
 
 use crate::sctp;
 use std::fmt;
@@ -93,15 +94,7 @@ impl Target {
             Way::Udp => by_udp(self.to, patience),
             Way::Sctp => sctp::ask(self.to, patience),
         };
-        match name {
-            Ok(name) => Answer::From(name),
-            Err(error) => match error.kind() {
-                ErrorKind::ConnectionRefused => Answer::Refused,
-                ErrorKind::HostUnreachable => Answer::Unreachable,
-                ErrorKind::TimedOut | ErrorKind::WouldBlock => Answer::Silent,
-                _ => Answer::Other(error.to_string().replace(char::is_whitespace, "-")),
-            },
-        }
+        name.map_or_else(|error| Answer::failed(&error), Answer::From)
     }
 }
 
@@ -118,8 +111,18 @@ impl fmt::Display for Answer {
 }
 
 impl Answer {
+    /// What an error says of who was asked.
+    pub fn failed(error: &Error) -> Self {
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Self::Refused,
+            ErrorKind::HostUnreachable => Self::Unreachable,
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::Silent,
+            _ => Self::Other(error.to_string().replace(char::is_whitespace, "-")),
+        }
+    }
+
     /// Reads what is displayed.
-    fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         match text.split_once('/') {
             Some(("from", name)) => Some(Self::From(name.to_owned())),
             Some(("other", what)) => Some(Self::Other(what.to_owned())),

@@ -1,7 +1,7 @@
 //! Routes of this machine, in the network namespace in which the scenarios run.
 
 use anyhow::{Context, Result, ensure};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::process::Command;
 
 /// A route to one address by way of a neighbour, such as a node; taken away when this is dropped, also by a panic.
@@ -26,6 +26,15 @@ impl Route {
         };
         addresses.iter().map(to).collect()
     }
+}
+
+/// The address under which this machine reaches another.
+pub fn own_address(to: IpAddr) -> Result<IpAddr> {
+    let any: IpAddr = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    // Sends nothing: the port does not matter.
+    socket.connect((to, 9)).with_context(|| format!("this machine has no route to {to}"))?;
+    Ok(socket.local_addr()?.ip())
 }
 
 fn change(verb: &str, to: IpAddr, by: IpAddr) -> Result<()> {

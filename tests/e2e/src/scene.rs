@@ -168,3 +168,9 @@ pub fn policy(namespace: &Namespace, name: &str, spec: &Value) -> Result<()> {
         "spec": spec,
     })])
 }
+
+/// Peers of a policy: exactly these addresses.
+pub fn blocks(addresses: &[IpAddr]) -> Value {
+    let block = |address: &IpAddr| json!({ "ipBlock": { "cidr": format!("{address}/{}", if address.is_ipv6() { 128 } else { 32 }) } });
+    addresses.iter().map(block).collect()
+}

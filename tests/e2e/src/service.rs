@@ -1,8 +1,11 @@
 //! A client and a backend on each of two nodes, and services in front of the backends.
 
+use crate::agent::Agent;
 use crate::cluster::{Cluster, Namespace};
+use crate::names;
 use crate::pod::{self, Pod, UDP_PORT, named};
 use crate::request::{Answer, DONE, STOP, Said, Target, Way, ask_from_here};
+use crate::requirement::skipped;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -92,6 +95,12 @@ impl Served {
 
     /// As [`Served::serve`], with whatever families `changes` name; its cluster IPs.
     pub fn make(&self, name: &str, changes: Value) -> Result<Vec<IpAddr>> {
+        self.apply(name, changes)?;
+        self.cluster_ips(name)
+    }
+
+    /// As [`Served::serve`], of any kind, also of one without cluster IPs.
+    pub fn apply(&self, name: &str, changes: Value) -> Result<()> {
         let mut spec = json!({
             "ipFamilyPolicy": "PreferDualStack",
             "selector": { "app": "backend" },
@@ -106,8 +115,7 @@ impl Served {
             }
         }
         let metadata = json!({ "name": name, "namespace": self.namespace.name });
-        self.cluster().apply(&[json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec })])?;
-        self.cluster_ips(name)
+        self.cluster().apply(&[json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec })])
     }
 
     /// The cluster IPs of a service.
@@ -152,12 +160,31 @@ impl Served {
         };
         let [near, far] = &self.clients;
         let pods = pod::start(&self.namespace, &[process("near", &near.node), process("far", &far.node)])?;
-        let pod = |name: &str| -> Result<Pod> {
-            let pod = named(&pods, name)?.clone();
-            pod.put(self.cluster(), prober, PROBER)?;
-            Ok(pod)
-        };
-        Ok([pod("process-near")?, pod("process-far")?])
+        Ok([self.with_prober(&pods, "process-near", prober)?, self.with_prober(&pods, "process-far", prober)?])
+    }
+
+    /// As [`Served::processes`], where the agents serve services to them; `None`, which is said, where one was told to leave that to others
+    /// or cannot have what it takes. Any other reason that it gives is a fault.
+    pub fn served_processes(&self, prober: &Path) -> Result<Option<[Pod; 2]>> {
+        let agents = Agent::all(self.cluster())?;
+        for client in &self.clients {
+            let agent = agents.iter().find(|agent| agent.node == client.node).with_context(|| format!("no agent on {}", client.node))?;
+            let status = agent.ask(&["status"])?;
+            let services = status["nodeServices"].as_str().context("an agent that says nothing of its node's processes")?;
+            if services == "off" || ["Linux 5.14", "file system of cgroups"].iter().any(|lacking| services.contains(lacking)) {
+                skipped(&format!("services are not served to the processes of {}: {services}", client.node));
+                return Ok(None);
+            }
+            ensure!(services == "served", "services for the processes of {}: {services}", client.node);
+        }
+        self.processes(prober).map(Some)
+    }
+
+    /// The pod of a name, with the prober that the path names in it.
+    pub fn with_prober(&self, pods: &[Pod], name: &str, prober: &Path) -> Result<Pod> {
+        let pod = named(pods, name)?.clone();
+        pod.put(self.cluster(), prober, PROBER)?;
+        Ok(pod)
     }
 
     /// Lets a pod answer whoever opens an association by SCTP at a port, with its name.
@@ -182,16 +209,55 @@ impl Served {
         soon(when, || Ok(others(&from.name, targets, &self.ask(from, targets, count)?, answers)))
     }
 
-    /// Lets a pod begin to ask the targets, each for itself, and go on until [`Served::end_load`].
-    pub fn begin_load(&self, from: &Pod, targets: &[Target]) -> Result<()> {
-        // Quoted: brackets stand for other things in a shell.
-        let targets: Vec<String> = targets.iter().map(|target| format!("'{target}'")).collect();
-        let (pace, patience) = (PACE.as_millis(), LONG_PATIENCE.as_millis());
-        let begin = format!("rm -f {STOP}; {PROBER} requests 0 {pace} {patience} {} >{LINES} 2>&1 &", targets.join(" "));
-        from.shell(self.cluster(), &begin).map(drop)
+    /// As [`Served::expect`], of several pods at the same time: which pod asks what, and what comes of it.
+    ///
+    /// # Panics
+    /// With what came instead.
+    pub fn expect_each(&self, when: &str, count: u32, asked: &[(&Pod, Vec<Target>, Vec<Answer>)]) -> Result<()> {
+        soon(when, || {
+            std::thread::scope(|scope| {
+                let ask = |(from, targets, answers): &(&Pod, Vec<Target>, Vec<Answer>)| -> Result<Vec<String>> {
+                    Ok(others(&from.name, targets, &self.ask(from, targets, count)?, answers))
+                };
+                let pods: Vec<_> = asked.iter().map(|one| scope.spawn(move || ask(one))).collect();
+                let wrong = pods.into_iter().map(|pod| pod.join().unwrap_or_else(|_| bail!("it panicked")));
+                Ok(wrong.collect::<Result<Vec<_>>>()?.concat())
+            })
+        })
     }
 
-    /// Ends what [`Served::begin_load`] began; all that was asked.
+    /// Lets a pod ask a name server for the addresses of a name: these, or why it got none.
+    pub fn look_up(&self, from: &Pod, server: Target, name: &str) -> Result<Result<BTreeSet<IpAddr>, Answer>> {
+        let [patience, server] = [PATIENCE.as_millis().to_string(), server.to_string()];
+        let exec = ["exec", "--namespace", &from.namespace, &from.name, "--", PROBER, "names", &patience, &server, name];
+        names::read(&self.cluster().run(&exec)?)
+    }
+
+    /// Lets a pod begin to ask the targets, each for itself, and go on until [`Served::end_load`].
+    pub fn begin_load(&self, from: &Pod, targets: &[Target]) -> Result<()> {
+        self.begin(from, &format!("requests 0 {} {}", PACE.as_millis(), LONG_PATIENCE.as_millis()), targets)
+    }
+
+    /// Lets a pod open a connection to each of the targets and ask on it until [`Served::end_load`].
+    pub fn begin_keeping(&self, from: &Pod, targets: &[Target]) -> Result<()> {
+        self.begin(from, "keep", targets)
+    }
+
+    fn begin(&self, from: &Pod, what: &str, targets: &[Target]) -> Result<()> {
+        // Quoted: brackets stand for other things in a shell.
+        let targets: Vec<String> = targets.iter().map(|target| format!("'{target}'")).collect();
+        from.shell(self.cluster(), &format!("rm -f {STOP}; {PROBER} {what} {} >{LINES} 2>&1 &", targets.join(" "))).map(drop)
+    }
+
+    /// What was asked up to now of what [`Served::begin_load`] or [`Served::begin_keeping`] began.
+    pub fn said_so_far(&self, from: &Pod) -> Result<Vec<Said>> {
+        let lines = from.shell(self.cluster(), &format!("cat {LINES}"))?;
+        // The last line may be half written, or say that there is no more to come.
+        let whole = lines.rfind('\n').map_or("", |end| &lines[..end]);
+        said(whole.strip_suffix(DONE).unwrap_or(whole))
+    }
+
+    /// Ends what [`Served::begin_load`] or [`Served::begin_keeping`] began; all that was asked.
     pub fn end_load(&self, from: &Pod) -> Result<Vec<Said>> {
         from.shell(self.cluster(), &format!("touch {STOP}"))?;
         let deadline = Instant::now() + 2 * LONG_PATIENCE + SOON;
@@ -269,6 +335,11 @@ pub fn targets(addresses: &[IpAddr], tcp: u16, udp: u16) -> Vec<Target> {
     addresses.iter().flat_map(of).collect()
 }
 
+/// What of the addresses is asked by SCTP.
+pub fn associations(addresses: &[IpAddr], port: u16) -> Vec<Target> {
+    addresses.iter().map(|address| Target { way: Way::Sctp, to: SocketAddr::new(*address, port) }).collect()
+}
+
 /// The cluster IPs of a service.
 pub fn cluster_ips(cluster: &Cluster, namespace: &str, name: &str) -> Result<Vec<IpAddr>> {
     let service = cluster.json(&["get", "service", "--namespace", namespace, name])?;
@@ -301,7 +372,11 @@ pub fn soon(when: &str, mut wrong: impl FnMut() -> Result<Vec<String>>) -> Resul
 /// The lines of a prober that has ended.
 fn read(lines: &str) -> Result<Vec<Said>> {
     let Some(requests) = lines.trim_end().strip_suffix(DONE) else { bail!("the prober was cut short:\n{lines}") };
-    requests.lines().map(|line| Said::parse(line).with_context(|| format!("the prober said `{line}`"))).collect()
+    said(requests)
+}
+
+fn said(lines: &str) -> Result<Vec<Said>> {
+    lines.lines().map(|line| Said::parse(line).with_context(|| format!("the prober said `{line}`"))).collect()
 }
 
 fn list(answers: &BTreeSet<&Answer>) -> String {
