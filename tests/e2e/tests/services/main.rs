@@ -1,18 +1,20 @@
 //! Services, as pods use them, and clients outside: over both families, TCP and UDP, from pods of two nodes and from this machine to backends on both nodes.
 
+mod names;
+mod outside;
+
 use anyhow::{Context, Result};
 use palisade_e2e::cluster::items;
 use palisade_e2e::pod::{IMAGE, Pod, TCP_PORT, UDP_PORT};
 use palisade_e2e::probe::{Outcome, Probe, run_all};
 use palisade_e2e::request::Answer::{self, From, Refused, Silent};
-use palisade_e2e::request::{Said, Target, Way, page};
+use palisade_e2e::request::{Said, Target, Way, ask_from_here};
 use palisade_e2e::scene::policy;
-use palisade_e2e::service::{
-    SERVICE_TCP, SERVICE_UDP, Served, backend, by, cluster_ips, expect_outside, from, named_ports, node_addresses, soon, targets,
-};
+use palisade_e2e::service::{SERVICE_TCP, SERVICE_UDP, Served, by, cluster_ips, expect_outside, from, named_ports, soon, targets};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 /// How many requests show who is behind a service: with two backends, one is missed by chance once in half a thousand million times.
@@ -21,11 +23,13 @@ const MANY: u32 = 30;
 const AT_ONCE: Duration = Duration::from_millis(900);
 /// For how long a pod of the rolling update serves after it was told to end.
 const DRAIN: Duration = Duration::from_secs(8);
-/// How long the cluster's DNS may take to start.
-const DNS_STARTS: &str = "--timeout=120s";
 
 fn start(purpose: &str) -> Result<Served> {
-    Served::start(purpose, env!("CARGO_BIN_EXE_prober").as_ref())
+    Served::start(purpose, prober())
+}
+
+fn prober() -> &'static Path {
+    env!("CARGO_BIN_EXE_prober").as_ref()
 }
 
 /// What a policy names pods by, in its own namespace.
@@ -68,98 +72,6 @@ fn the_ports_of_a_pods_node_and_external_addresses_reach_a_service_and_are_no_wa
         served.expect("isolated, by the ports of the client's node", client, &at_node(client)?, 1, &[Silent])?;
     }
     Ok(())
-}
-
-#[test]
-fn every_node_serves_node_ports_to_the_outside_and_policy_is_judged_on_the_backend() -> Result<()> {
-    let served = start("from-outside")?;
-    served.serve("open", json!({ "type": "NodePort" }))?;
-    let by_nodes: Vec<Target> = served.at_nodes("open")?.into_iter().flat_map(|(_, targets)| targets).collect();
-    expect_outside("by the ports of every node", &by_nodes, MANY, &from(&["near", "far"]))?;
-    let isolated = json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"] });
-    policy(&served.namespace, "isolated", &isolated)?;
-    expect_outside("with backends that nobody may reach", &by_nodes, 1, &[Silent])?;
-    served.namespace.run(&["delete", "networkpolicy", "isolated"])?;
-    expect_outside("without the policy", &by_nodes, MANY, &from(&["near", "far"]))?;
-    served.serve("open", json!({ "type": "NodePort", "selector": { "chosen": "yes" } }))?;
-    expect_outside("without endpoints", &by_nodes, 3, &[Refused])?;
-    served.serve("open", json!({ "type": "ClusterIP" }))?;
-    // By the kernels of the nodes, which tell of datagrams now and then only (`icmp_ratelimit`).
-    expect_outside("where they are no node ports any more", &by(&by_nodes, Way::Tcp), 1, &[Refused])
-}
-
-#[test]
-fn where_the_external_policy_is_local_the_nodes_with_backends_serve_the_outside_and_backends_see_who_asks() -> Result<()> {
-    let served = start("local")?;
-    let far = json!({ "app": "backend", "at": "far" });
-    served.serve("local", json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "selector": far }))?;
-    let [_, backend] = &served.backends;
-    let by_nodes = served.at_nodes("local")?;
-    for (node, targets) in &by_nodes {
-        let expected = if *node == backend.node { from(&["far"]) } else { vec![Silent] };
-        expect_outside(&format!("by {node}"), targets, 3, &expected)?;
-        for client in &served.clients {
-            if client.node == *node {
-                served.expect(&format!("pods of {node}, which come from inside"), client, targets, 3, &from(&["far"]))?;
-            }
-        }
-    }
-    let (_, of_backend) = by_nodes.iter().find(|(node, _)| *node == backend.node).context("the backend's node")?;
-    for target in by(of_backend, Way::Tcp) {
-        let said = page(target.to, "/clientip", AT_ONCE)?;
-        assert_eq!(said.body, said.from.to_string(), "by {target} the backend sees another client");
-    }
-
-    // What a load balancer asks.
-    let service = served.cluster().json(&["get", "service", "--namespace", &served.namespace.name, "local"])?;
-    let port = u16::try_from(service["spec"]["healthCheckNodePort"].as_u64().context("no healthCheckNodePort")?)?;
-    let healthy = |node: &str| -> Result<Vec<(u16, Value)>> {
-        let addresses = node_addresses(served.cluster(), node, &served.clients[0])?;
-        let pages = addresses.into_iter().map(|address| page((address, port).into(), "/healthz", AT_ONCE));
-        pages.map(|page| page.map_err(Into::into).and_then(|page| Ok((page.code, serde_json::from_str(&page.body)?)))).collect()
-    };
-    let expect = |when: &str, here: usize| {
-        soon(when, || {
-            let mut wrong = Vec::new();
-            for (node, _) in &by_nodes {
-                let count = if *node == backend.node { here } else { 0 };
-                let expected = json!({
-                    "service": { "namespace": served.namespace.name, "name": "local" },
-                    "localEndpoints": count,
-                    "serviceProxyHealthy": true,
-                });
-                let code = if count > 0 { 200 } else { 503 };
-                match healthy(node) {
-                    Ok(said) if said.iter().all(|said| *said == (code, expected.clone())) => {}
-                    said => wrong.push(format!("{node}: {said:?}, not {code} and {expected}")),
-                }
-            }
-            Ok(wrong)
-        })
-    };
-    expect("with a backend on one node", 1)?;
-    served.serve("local", json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "selector": { "chosen": "yes" } }))?;
-    expect("without backends", 0)
-}
-
-#[test]
-fn a_host_port_leads_to_its_pod_from_outside_and_from_pods() -> Result<()> {
-    const HOST_PORTS: [u16; 2] = [18_080, 18_053];
-    let served = start("host-port")?;
-    let node = &served.clients[1].node;
-    let mut pod = backend("hosted", node, 8080);
-    for (index, port) in HOST_PORTS.into_iter().enumerate() {
-        pod["spec"]["containers"][0]["ports"][index]["hostPort"] = json!(port);
-    }
-    palisade_e2e::pod::start(&served.namespace, &[pod])?;
-    let targets = targets(&node_addresses(served.cluster(), node, &served.clients[0])?, HOST_PORTS[0], HOST_PORTS[1]);
-    expect_outside("by the host ports", &targets, 3, &from(&["hosted"]))?;
-    // A pod's own node is where the host port is; what other nodes' pods send comes from outside of that node.
-    for client in &served.clients {
-        served.expect("by the host ports", client, &targets, 3, &from(&["hosted"]))?;
-    }
-    served.namespace.run(&["delete", "pod", "hosted"])?;
-    expect_outside("after the pod went", &targets, 1, &[Refused])
 }
 
 #[test]
@@ -245,31 +157,47 @@ fn policy_is_judged_on_the_backend() -> Result<()> {
     expect("in from the far client", [false, true], all, all)
 }
 
+/// Who answers each of the targets: one pod alone, soon, and the same one when it is asked again.
+fn kept(when: &str, targets: &[Target], ask: impl Fn() -> Result<Vec<Said>>) -> Result<Vec<(Target, String)>> {
+    // Each frontend remembers for itself.
+    let mut kept: Vec<Option<String>> = vec![None; targets.len()];
+    soon(when, || {
+        let said = ask()?;
+        let mut wrong = Vec::new();
+        for (target, kept) in targets.iter().zip(&mut kept) {
+            let came: BTreeSet<&Answer> = said.iter().filter(|said| said.target == *target).map(|said| &said.answer).collect();
+            match came.iter().collect::<Vec<_>>()[..] {
+                [From(name)] if kept.as_ref().is_none_or(|kept| kept == name) => *kept = Some(name.clone()),
+                _ => {
+                    *kept = None;
+                    wrong.push(format!("{target}: {came:?}"));
+                }
+            }
+        }
+        Ok(wrong)
+    })?;
+    targets.iter().zip(kept).map(|(target, kept)| Ok((*target, kept.context("nobody answered")?))).collect()
+}
+
 #[test]
 fn session_affinity_keeps_a_client_with_its_backend() -> Result<()> {
     let served = start("affinity")?;
-    let service = served.serve("kept", json!({}))?;
+    let service = served.serve("kept", json!({ "type": "NodePort" }))?;
+    let by_nodes: Vec<Target> = served.at_nodes("kept")?.into_iter().flat_map(|(_, targets)| targets).collect();
+    // All processes of a node are one client.
+    let processes = served.served_processes(prober())?;
     let client = &served.clients[0];
-    served.expect("without affinity", client, &service, MANY, &from(&["near", "far"]))?;
-    served.serve("kept", json!({ "sessionAffinity": "ClientIP" }))?;
-    // Each frontend remembers for itself.
-    let kept_by = |target: &Target| -> Result<String> {
-        let mut kept: Option<String> = None;
-        soon("with affinity", || {
-            let said = served.ask(client, &[*target], MANY)?;
-            let came: BTreeSet<&Answer> = said.iter().map(|said| &said.answer).collect();
-            match came.iter().collect::<Vec<_>>()[..] {
-                [From(name)] if kept.as_ref().is_none_or(|kept| kept == name) => kept = Some(name.clone()),
-                _ => {
-                    kept = None;
-                    return Ok(vec![format!("{target}: {came:?}")]);
-                }
-            }
-            Ok(vec![])
-        })?;
-        kept.context("nobody answered")
-    };
-    let kept: Vec<(Target, String)> = service.iter().map(|target| kept_by(target).map(|name| (*target, name))).collect::<Result<_>>()?;
+    let both = from(&["near", "far"]);
+    for inside in processes.iter().flatten().chain([client]) {
+        served.expect("without affinity", inside, &service, MANY, &both)?;
+    }
+    expect_outside("without affinity, by the ports of every node", &by_nodes, MANY, &both)?;
+    served.serve("kept", json!({ "type": "NodePort", "sessionAffinity": "ClientIP" }))?;
+    for process in processes.iter().flatten() {
+        kept(&format!("with affinity, {}", process.name), &service, || served.ask(process, &service, MANY))?;
+    }
+    kept("with affinity, outside", &by_nodes, || Ok(ask_from_here(&by_nodes, MANY, Duration::from_secs(2))))?;
+    let kept = kept("with affinity", &service, || served.ask(client, &service, MANY))?;
 
     // A backend that is none any more keeps nobody.
     let away = &kept[0].1;
@@ -402,43 +330,4 @@ fn the_api_server_is_reached_by_its_service_from_a_pod() -> Result<()> {
     }
     policy(&served.namespace, "clients", &egress(json!(rules)))?;
     expect("with its nodes' addresses and their port allowed", Outcome::Reached)
-}
-
-#[test]
-fn names_are_resolved_by_the_clusters_dns_where_policy_lets_them() -> Result<()> {
-    let served = start("dns")?;
-    served.cluster().run(&["rollout", "status", "--namespace", "kube-system", "deployment", "coredns", DNS_STARTS])?;
-    served.serve("named", json!({}))?;
-    let expect = |when: &str, wanted: bool| {
-        soon(when, || {
-            let mut wrong = Vec::new();
-            for client in &served.clients {
-                // Go's own resolver, by what kubelet wrote into /etc/resolv.conf.
-                let name = format!("named.{}.svc:{SERVICE_TCP}", served.namespace.name);
-                let script = format!("timeout 8 /agnhost connect --timeout=2s {name} 2>&1 && echo REACHED || echo failed");
-                let said = client.shell(served.cluster(), &script)?;
-                if said.contains("REACHED") != wanted {
-                    wrong.push(format!("{} -> {name}: {said}", client.name));
-                }
-            }
-            Ok(wrong)
-        })
-    };
-    expect("without a policy", true)?;
-    let to_backends = json!({ "to": [pods("backend", "near"), pods("backend", "far")] });
-    let egress =
-        |rules: Value| json!({ "podSelector": { "matchLabels": { "app": "client" } }, "policyTypes": ["Egress"], "egress": rules });
-    policy(&served.namespace, "clients", &egress(json!([to_backends])))?;
-    expect("with the backends allowed, and DNS not", false)?;
-    let dns = json!({
-        "to": [{
-            "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "kube-system" } },
-            "podSelector": { "matchLabels": { "k8s-app": "kube-dns" } },
-        }],
-        "ports": [{ "port": 53 }, { "port": 53, "protocol": "UDP" }],
-    });
-    policy(&served.namespace, "clients", &egress(json!([to_backends, dns])))?;
-    expect("with DNS allowed, by its pods", true)?;
-    policy(&served.namespace, "clients", &egress(json!([dns])))?;
-    expect("with DNS allowed, and the backends not", false)
 }
