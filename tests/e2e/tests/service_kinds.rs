@@ -3,15 +3,18 @@
 
 use anyhow::{Context, Result};
 use palisade_e2e::cluster::{Cluster, items};
+use palisade_e2e::keep::Kept;
 use palisade_e2e::pod::{self, Pod};
 use palisade_e2e::request::Answer::{self, Other, Refused, Silent, Unreachable};
 use palisade_e2e::request::{Target, Way, page};
 use palisade_e2e::requirement::{requires_root, skipped};
 use palisade_e2e::route::Route;
-use palisade_e2e::scene::policy;
-use palisade_e2e::service::{SERVICE_TCP, SERVICE_UDP, Served, backend, by, expect_outside, from, node_addresses, soon, targets};
+use palisade_e2e::scene::{blocks, policy};
+use palisade_e2e::service::{
+    SERVICE_TCP, SERVICE_UDP, Served, associations, backend, by, expect_outside, from, node_addresses, soon, targets,
+};
 use serde_json::{Value, json};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// How many requests show who is behind a service: with two backends, one is missed by chance once in half a thousand million times.
@@ -30,24 +33,9 @@ fn prober() -> &'static std::path::Path {
     env!("CARGO_BIN_EXE_prober").as_ref()
 }
 
-/// Pods on the network of both nodes; `None`, which is said, where an agent was told to leave their services to others or cannot have what
-/// it takes. Any other reason that it gives is a fault.
+/// Pods on the network of both nodes; `None`, which is said, where services are not served to them.
 fn processes(served: &Served) -> Result<Option<[Pod; 2]>> {
-    let agents = served.cluster().json(&["get", "pods", "--namespace", "kube-system", "--selector", "app.kubernetes.io/name=palisade"])?;
-    for client in &served.clients {
-        let agent = items(&agents).find(|agent| agent["spec"]["nodeName"] == json!(client.node));
-        let agent = agent.and_then(|agent| agent["metadata"]["name"].as_str());
-        let agent = agent.with_context(|| format!("no agent on {}", client.node))?;
-        let status = ["exec", "--namespace", "kube-system", agent, "--container", "agent", "--", "palisade", "status"];
-        let status = served.cluster().json(&status)?;
-        let services = status["nodeServices"].as_str().context("an agent that says nothing of its node's processes")?;
-        if services == "off" || ["Linux 5.14", "file system of cgroups"].iter().any(|lacking| services.contains(lacking)) {
-            skipped(&format!("services are not served to the processes of {}: {services}", client.node));
-            return Ok(None);
-        }
-        assert_eq!(services, "served", "to the processes of {}", client.node);
-    }
-    served.processes(prober()).map(Some)
+    served.served_processes(prober())
 }
 
 /// What a process of a node is told where a service has no endpoint, and where it has none that it may use: before Linux 6.1 a program
@@ -86,12 +74,6 @@ fn balanced(served: &Served, name: &str, number: u8, changes: &Value) -> Result<
 
 fn at(at: &str) -> Value {
     json!({ "selector": { "app": "backend", "at": at } })
-}
-
-/// Peers of a policy: exactly these addresses.
-fn blocks(addresses: &[IpAddr]) -> Value {
-    let block = |address: &IpAddr| json!({ "ipBlock": { "cidr": format!("{address}/{}", if address.is_ipv6() { 128 } else { 32 }) } });
-    addresses.iter().map(block).collect()
 }
 
 fn to_backends(ingress: &Value) -> Value {
@@ -300,10 +282,6 @@ fn a_service_is_served_by_the_families_that_it_asks_for() -> Result<()> {
     Ok(())
 }
 
-fn associations(addresses: &[IpAddr], port: u16) -> Vec<Target> {
-    addresses.iter().map(|address| Target { way: Way::Sctp, to: SocketAddr::new(*address, port) }).collect()
-}
-
 #[test]
 fn associations_reach_a_service_by_sctp_where_policy_lets_them() -> Result<()> {
     let served = start("sctp")?;
@@ -391,20 +369,25 @@ fn a_service_that_prefers_the_same_node_is_answered_there_as_long_as_somebody_is
     own("after it came back")
 }
 
-/// A pod that has been told to end serves until it is let go.
+/// A pod that has been told to end serves until it is let go, and is ready as long as it is not told otherwise.
 fn leaving(node: &str) -> Value {
     let mut pod = backend("leaving", node, 8080);
     pod["metadata"]["labels"] = json!({ "app": "leaving", "chosen": "yes" });
-    pod["spec"]["terminationGracePeriodSeconds"] = json!(80);
+    pod["spec"]["terminationGracePeriodSeconds"] = json!(85);
+    let container = &mut pod["spec"]["containers"][0];
     let wait = json!(["sh", "-c", "until [ -e /tmp/go ]; do sleep 0.2; done"]);
-    pod["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] = wait;
+    container["lifecycle"]["preStop"]["exec"]["command"] = wait;
+    // Not by HTTP: it goes on to answer. Nor within a second, on a machine that is busy.
+    let ready = json!(["sh", "-c", "[ ! -e /tmp/busy ]"]);
+    container["readinessProbe"] = json!({ "exec": { "command": ready }, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 2 });
     pod
 }
 
 #[test]
-fn an_endpoint_that_ends_is_asked_as_long_as_no_other_is_left() -> Result<()> {
+fn an_endpoint_that_ends_keeps_its_connections_and_is_asked_anew_as_long_as_no_other_is_left() -> Result<()> {
     let served = start("ending")?;
-    let [near, _] = &served.clients;
+    let processes = processes(&served)?;
+    let [near, far] = &served.clients;
     let pods = pod::start(&served.namespace, &[leaving(&near.node)])?;
     let leaving = pod::named(&pods, "leaving")?;
     let service = served.serve("ending", json!({ "type": "NodePort", "selector": { "chosen": "yes" } }))?;
@@ -416,26 +399,41 @@ fn an_endpoint_that_ends_is_asked_as_long_as_no_other_is_left() -> Result<()> {
         expect_outside(&format!("{when}, by the ports of every node"), &by_nodes, count, answers)
     };
     expect("before it ends", 3, &from(&["leaving"]))?;
+    // Of processes the connections alone: a socket of theirs for datagrams is ended when its backend serves no more (docs/user/agent.md).
+    let of_pods = [near, far].map(|client| (client, service.clone()));
+    let of_processes = processes.iter().flatten().map(|process| (process, by(&service, Way::Tcp)));
+    let kept = Kept::begin(&served, &of_pods.into_iter().chain(of_processes).collect::<Vec<_>>(), &by(&by_nodes, Way::Tcp))?;
+    kept.expect("before it ends", "leaving", "leaving")?;
     served.namespace.run(&["delete", "pod", "leaving", "--wait=false"])?;
-    let ends = |when: &str| {
+    let ends = |when: &str, is_serving: bool| {
         soon(when, || {
             let selector = "kubernetes.io/service-name=ending";
             let slices =
                 served.cluster().json(&["get", "endpointslices", "--namespace", &served.namespace.name, "--selector", selector])?;
             let endpoints = items(&slices).flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
             let of_leaving: Vec<&Value> = endpoints.filter(|endpoint| endpoint["targetRef"]["name"] == "leaving").collect();
-            let ends = json!({ "ready": false, "serving": true, "terminating": true });
+            let ends = json!({ "ready": false, "serving": is_serving, "terminating": true });
             let wrong = of_leaving.is_empty() || of_leaving.iter().any(|endpoint| endpoint["conditions"] != ends);
             Ok(if wrong { vec![format!("{of_leaving:?}")] } else { vec![] })
         })
     };
-    ends("the endpoint ends")?;
+    ends("the endpoint ends", true)?;
     expect("while it ends, alone", 3, &from(&["leaving"]))?;
     served.namespace.run(&["label", "pod", "far", "chosen=yes"])?;
     expect("while it ends, with another that is ready", MANY, &from(&["far"]))?;
+    kept.expect("while it ends, with another that is ready", "leaving", "leaving")?;
+    leaving.shell(served.cluster(), "touch /tmp/busy")?;
+    ends("the endpoint ends, and serves no more", false)?;
+    kept.expect("when it serves no more", "leaving", "far")?;
+    for course in kept.end()? {
+        let expected = if course.target.way == Way::Tcp { from(&["leaving"]) } else { from(&["leaving", "far"]) };
+        assert_eq!(course.turns(), expected, "all that {} was answered by {}", course.of, course.target);
+    }
+    leaving.shell(served.cluster(), "rm /tmp/busy")?;
+    ends("the endpoint ends, and serves again", true)?;
     served.namespace.run(&["label", "pod", "far", "chosen-"])?;
     expect("while it ends, alone again", 3, &from(&["leaving"]))?;
-    ends("the endpoint ends still")?;
+    ends("the endpoint ends still", true)?;
     leaving.shell(served.cluster(), "touch /tmp/go")?;
     for client in &served.clients {
         served.expect("after it", client, &service, 3, &[Refused])?;
