@@ -369,7 +369,7 @@ fn a_service_that_prefers_the_same_node_is_answered_there_as_long_as_somebody_is
     own("after it came back")
 }
 
-/// A pod that has been told to end serves until it is let go, and is ready as long as it is not told otherwise.
+/// A pod that has been told to end serves until it is let go (`/tmp/go`), and says that it does unless it is to say otherwise (`/tmp/busy`).
 fn leaving(node: &str) -> Value {
     let mut pod = backend("leaving", node, 8080);
     pod["metadata"]["labels"] = json!({ "app": "leaving", "chosen": "yes" });
