@@ -453,8 +453,8 @@ fn quotes_flow<A: Family + Quoting>(frame: &Frame, outer: &mut Packet<A>, quoted
         OPENED_BY_DESTINATION => Some(End::Destination),
         _ => return Outcome::IcmpUnrelated as i32,
     };
-    // Of a pod that reaches itself, nobody translates errors yet.
-    if via.hairpin != 0 {
+    // A pod that reaches itself complains to itself, and what it has sent since a change is judged before any error about it.
+    if via.hairpin != 0 && (opener.is_some() || !matches!(pod.hook, Hook::FromPod)) {
         return Outcome::IcmpUnrelated as i32;
     }
     if let Some(opener) = opener {

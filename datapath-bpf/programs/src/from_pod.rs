@@ -124,7 +124,7 @@ fn judge<A: Family + Quoting>(
     }
     if matches!(packet.segment, Segment::Error) {
         flow::related(frame, packet, quoted, pod, via)?;
-        to = packet.destination.local();
+        to = if via.hairpin != 0 { packet.source.local() } else { packet.destination.local() };
     } else {
         flow::find_first(packet)?;
         let mut how = flow::established(frame, packet, pod.since, via);

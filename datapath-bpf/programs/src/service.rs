@@ -1,9 +1,11 @@
 //! Services: to which backend a packet for a frontend goes, and under which address its replies come back.
 
 use palisade_datapath_core::abi::{
-    AffinityKey, BACKEND_NONE, Backend, ServiceEntry, ServiceKey, TABLE_NONE, backend_flag, connection_flag as flag, service_flag,
+    AffinityKey, BACKEND_NONE, Backend, ConnectionKey, ServiceEntry, ServiceKey, TABLE_NONE, backend_flag, connection_flag as flag,
+    service_flag,
 };
 use palisade_datapath_core::abi::{Connection, Outcome, cell};
+use palisade_datapath_core::epoch;
 use palisade_datapath_core::packet::connection::{self, End, Lookup, Now};
 use palisade_datapath_core::packet::{Fragment, Packet, Segment, protocol};
 use palisade_datapath_core::service;
@@ -69,7 +71,14 @@ pub const TRANSLATED: i32 = -1;
 /// as it is. `known`: its flow has an entry that names a backend. [`NO_SERVICE`], [`TRANSLATED`] or the number of an outcome.
 #[inline(always)]
 pub fn translate<A: Family>(packet: &mut Packet<A>, via: &mut Via<A>, known: bool, since: u32) -> i32 {
-    if known && go_on(packet, via, since) == TRANSLATED { TRANSLATED } else { begin(packet, via) }
+    if known && go_on(packet, via, since) == TRANSLATED {
+        return TRANSLATED;
+    }
+    match begin(packet, via) {
+        // Its connection ends with the frontend. What is in it was meant for nobody else who may be reached at that address.
+        NO_SERVICE if known && matches!(packet.segment, Segment::MidStream) => Outcome::ServiceRefused as i32,
+        begun => begun,
+    }
 }
 
 /// To the backend that the flow of a packet has already.
@@ -117,10 +126,18 @@ fn known<A: Family>(packet: &Packet<A>, now: &Now) -> Option<Backend> {
     if !matches!(connection::look_up(Some(known), packet.protocol, packet.segment, source_is_high, now), Lookup::Frontend) {
         return None;
     }
-    let backend = maps::backend(known.backend)?;
+    let (number, epoch, marks) = (known.backend, known.epoch, known.marks);
+    let backend = maps::backend(number)?;
     // A connection stays with its backend as long as there is one; datagrams go elsewhere as soon as it does not answer.
     if backend.version != A::VERSION || (packet.protocol == protocol::UDP && backend.flags & backend_flag::SERVING == 0) {
         return None;
+    }
+    // Since it was looked at last, the frontend may have become another service's, or nobody's.
+    if epoch != now.epoch {
+        if A::service(&frontend(packet))?.service != backend.service {
+            return None;
+        }
+        look_again(&key, number, source_is_high, marks, now);
     }
     // SAFETY: as above.
     unsafe {
@@ -132,6 +149,14 @@ fn known<A: Family>(packet: &Packet<A>, now: &Now) -> Option<Backend> {
         }
     }
     Some(backend)
+}
+
+/// Writes down that the frontend of an entry is still of the service of its backend. Not in place: the row may be another flow's by now.
+#[inline(always)]
+fn look_again<A: Family>(key: &ConnectionKey<A>, backend: u32, source_is_high: bool, marks: u8, now: &Now) {
+    if epoch::settled(now.epoch) {
+        A::remember(key, &Connection { marks, ..connection::to_frontend(backend, 0, source_is_high, now) });
+    }
 }
 
 /// The frontend that a packet goes to, if there is one.
@@ -345,7 +370,20 @@ pub fn rewrite_quote<A: Family>(frame: &Frame, outer: &Packet<A>, quoted: &Packe
     let written = A::repair_header(frame, header, change)
         && (A::VERSION == 4 || frame.repair_by(checksum, change))
         && A::store(frame, header + at - A::HEADER, new)
+        && (via.hairpin == 0 || quoted_client(frame, outer, quoted, via) != 0)
         && frame.repair(checksum, old_port, new_port, false)
         && frame.store(port_at, &new_port);
+    written as i32
+}
+
+/// In the packet that an ICMP error quotes, gives a pod that reaches itself its own address, where it stands as the client under the frontend's.
+/// Whether it could.
+#[inline(never)]
+fn quoted_client<A: Family>(frame: &Frame, outer: &Packet<A>, quoted: &Packet<A>, via: &Via<A>) -> i32 {
+    let header = outer.transport + 8;
+    let change = A::checksum_change(&via.address, &quoted.destination);
+    let written = A::repair_header(frame, header, change)
+        && (A::VERSION == 4 || frame.repair_by(outer.transport + 2, change))
+        && A::store(frame, header + A::SOURCE - A::HEADER, &quoted.destination);
     written as i32
 }

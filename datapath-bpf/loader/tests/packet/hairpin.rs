@@ -7,7 +7,7 @@ use palisade_datapath_core::verdict::Decision;
 use palisade_test_support::packet::{protocol, summed, tcp_flag::*};
 
 use crate::seen::{Seen, decisions};
-use crate::service::{CLIENT, FRONTEND, TARGET, became, halves, packets, serve, to_vip, vip};
+use crate::service::{CLIENT, FRONTEND, TARGET, became, halves, packets, quote, serve, to_vip, vip};
 use crate::stage;
 use crate::world::{Family, IDENTITY_A, IDENTITY_B, Pod, REDIRECT, World, each_family, wide};
 
@@ -54,6 +54,24 @@ fn a_pod_reaches_itself_through_a_service_whatever_the_policies_of_its_namespace
         world.datapath.bump_epoch().unwrap();
         became(&answers(world, family, ACK), REDIRECT, Outcome::AllowedNew, (vip, FRONTEND), (a, CLIENT));
         became(&asks(world, family, ACK), REDIRECT, Outcome::AllowedEstablished, (vip, CLIENT), (a, TARGET));
+    });
+}
+
+#[test]
+fn a_pod_that_reaches_itself_where_nobody_listens_is_told_so_by_the_frontend() {
+    each_family(|world, family| {
+        let (a, vip) = (world.a.address(family), vip(family));
+        serve_itself(world, family, protocol::UDP);
+        let received = world.a_sends(summed(to_vip(world, family).udp(CLIENT, FRONTEND)));
+        became(&received, REDIRECT, Outcome::AllowedNew, (vip, CLIENT), (a, TARGET));
+        let complaint = summed(world.a.to(vip).unreachable(&received.packet[14..]));
+        let seen = world.a_sends(complaint.clone());
+        became(&seen, REDIRECT, Outcome::AllowedRelated, (vip, 0), (a, 0));
+        assert_eq!(quote(&seen.packet, family), [(a, CLIENT), (vip, FRONTEND)]);
+        assert_eq!(seen.packet[..12], [world.a.mac, world.a.host_mac].concat());
+        // After a change the flow is judged first.
+        world.datapath.bump_epoch().unwrap();
+        world.a_sends(complaint).dropped_silently(Outcome::IcmpUnrelated);
     });
 }
 

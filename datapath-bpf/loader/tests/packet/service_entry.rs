@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use palisade_datapath_core::abi::{Direction, Outcome, ServiceEntry};
+use palisade_datapath_core::abi::{Backend, Direction, Outcome, ServiceEntry};
 use palisade_test_support::packet::{self, protocol, sctp_chunk, summed, tcp_flag::*};
 
 use crate::service::{ALIVE, CLIENT, FRONTEND, SERVICE, TABLE, TARGET, backend, became, quote, serve, serve_b, table, to_vip, vip};
-use crate::world::{Family, PASS, REDIRECT, each_family, node, outside};
+use crate::world::{Family, PASS, REDIRECT, World, each_family, node, outside, wide};
 
 #[test]
 fn an_answer_of_the_node_itself_comes_from_the_frontend_also_after_a_change_of_policy() {
@@ -111,6 +111,64 @@ fn a_flow_that_is_older_than_its_service_goes_to_a_backend_once_it_is_judged_aga
         world.datapath.bump_epoch().unwrap();
         let seen = world.a_sends(summed(to_vip(world, family).udp(CLIENT, FRONTEND)));
         became(&seen, REDIRECT, Outcome::AllowedNew, (a, CLIENT), (b, TARGET));
+    });
+}
+
+#[test]
+fn a_flow_leaves_its_backend_once_its_frontend_is_another_service_s() {
+    each_family(|world, family| {
+        let (a, b) = (world.a.address(family), world.b.address(family));
+        for protocol in [protocol::TCP, protocol::UDP] {
+            let next = |world: &World| match protocol {
+                protocol::TCP => summed(to_vip(world, family).tcp(CLIENT, FRONTEND, ACK)),
+                _ => summed(to_vip(world, family).udp(CLIENT, FRONTEND)),
+            };
+            serve_b(world, family, protocol);
+            let opening = if protocol == protocol::TCP { summed(to_vip(world, family).tcp(CLIENT, FRONTEND, SYN)) } else { next(world) };
+            let _ = world.a_sends(opening);
+            // Looked at again after any change, it stays.
+            for outcome in [Outcome::AllowedNew, Outcome::AllowedEstablished] {
+                if outcome == Outcome::AllowedNew {
+                    world.datapath.bump_epoch().unwrap();
+                }
+                let packet = next(world);
+                became(&world.a_sends(packet), REDIRECT, outcome, (a, CLIENT), (b, TARGET));
+            }
+            // The service lives on, at another address.
+            let there = outside(family);
+            let row = Backend { service: SERVICE + 1, ..world.datapath.backends.get(&1).unwrap().unwrap() };
+            world.datapath.backends.insert(&2, &Backend { address: wide(there), ..row }).unwrap();
+            table(world, TABLE + 1, &[2]);
+            let entry = ServiceEntry { service: SERVICE + 1, table: TABLE + 1, bits: 6, ..ServiceEntry::default() };
+            world.datapath.services.insert((vip(family), FRONTEND, protocol), &entry).unwrap();
+            world.datapath.bump_epoch().unwrap();
+            let packet = next(world);
+            became(&world.a_sends(packet), PASS, Outcome::AllowedNew, (a, CLIENT), (there, TARGET));
+        }
+    });
+}
+
+#[test]
+fn a_connection_to_a_frontend_that_is_gone_is_reset_and_nobody_else_gets_what_is_in_it() {
+    each_family(|world, family| {
+        serve_b(world, family, protocol::TCP);
+        serve_b(world, family, protocol::UDP);
+        let (a, vip) = (world.a.address(family), vip(family));
+        let way = to_vip(world, family);
+        let _ = world.a_sends(summed(way.tcp(CLIENT, FRONTEND, SYN)));
+        let _ = world.a_sends(summed(way.udp(CLIENT, FRONTEND)));
+        for protocol in [protocol::TCP, protocol::UDP] {
+            world.datapath.services.remove((vip, FRONTEND, protocol)).unwrap();
+        }
+        world.datapath.bump_epoch().unwrap();
+        let data = summed(way.tcp(CLIENT, FRONTEND, ACK | PSH));
+        for _ in 0..2 {
+            became(&world.a_sends(data.clone()), REDIRECT, Outcome::ServiceRefused, (vip, FRONTEND), (a, CLIENT));
+        }
+        // Whoever has the address now may be asked anew.
+        world.a_sends(summed(way.udp(CLIENT, FRONTEND))).passed(Outcome::AllowedNew);
+        world.a_sends(summed(way.tcp(CLIENT, FRONTEND, SYN))).passed(Outcome::AllowedNew);
+        world.a_sends(summed(way.tcp(CLIENT, FRONTEND, ACK))).passed(Outcome::AllowedEstablished);
     });
 }
 

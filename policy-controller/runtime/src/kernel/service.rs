@@ -81,14 +81,21 @@ impl Kernel {
             self.served.applied = Some(old);
             return Err(error);
         }
-        let mut is_first = false;
+        let mut passes_on = false;
         for step in &steps {
-            is_first |= matches!(step, Step::WriteFrontend(frontend, _) if !old.frontends.contains_key(frontend));
+            passes_on |= match step {
+                Step::WriteFrontend(frontend, entry) => old.frontends.get(frontend).is_none_or(|before| before.service != entry.service),
+                Step::RemoveFrontend(_) => true,
+                _ => false,
+            };
             self.make_service(step)?;
         }
-        if is_first {
-            // Flows that went there before there was a service are judged again, and go to a backend.
-            self.datapath()?.bump_epoch()?;
+        if passes_on {
+            // Flows that went there before are judged again: where there was nobody they go to a backend, and where there was another service they leave
+            // that of it. Whoever has read the old row has written by then what it has made of it.
+            let datapath = self.datapath()?;
+            datapath.await_programs();
+            datapath.bump_epoch()?;
         }
         self.end_datagrams(&old, &next)?;
         self.served.applied = Some(next);
