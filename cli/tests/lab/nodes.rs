@@ -206,6 +206,52 @@ fn through_vxlan_the_largest_packet_of_a_pod_arrives_on_the_other_side_of_the_ro
     }
 }
 
+/// Needs the overlay.
+#[test]
+fn through_vxlan_a_pod_is_told_how_long_packets_may_be_behind_a_narrower_link() {
+    if !labs_run_here() {
+        return;
+    }
+    let nodes = node("near", NEAR, "", "") + &node("far", FAR, ", lab.palisade.dev/mtu: '1400'", "");
+    let manifests = Manifests::new(&(namespace("a") + &nodes + &on("near", "x") + &on("far", "w")));
+    let lab = Running::lab(manifests.path(), &["--keep", "--mode", "vxlan"]);
+    lab.wait_for_errors(STAYS);
+    let longest = mtu_of(&manifests, "a/x");
+    assert!(longest > 1400, "its node knows nothing of the other link: {longest}");
+    let told = ["Frag needed", "Packet too big", "Message too long", "message too long"];
+    for y in addresses(&manifests, "far", "w") {
+        // The first are lost. The error about them is one of the node's, which learns from it what to tell the pod.
+        let began = Instant::now();
+        loop {
+            let ended = ping(&manifests, "a/x", &y, longest);
+            assert_ne!(ended.code, Some(0), "{y}: what is too long for the other link got there");
+            if told.iter().any(|told| ended.output.contains(told) || ended.errors.contains(told)) {
+                break;
+            }
+            assert!(began.elapsed() < crate::runner::LONG, "{y}: {}{}", ended.output, ended.errors);
+        }
+        ping(&manifests, "a/x", &y, 1400 - (1500 - longest)).expect_code(0);
+    }
+}
+
+/// Needs the overlay.
+#[test]
+fn in_auto_a_node_on_the_link_is_reached_natively_and_one_behind_a_router_by_the_overlay() {
+    if !labs_run_here() {
+        return;
+    }
+    let nodes = node("left", NEAR, "", "") + &node("middle", NEAR, "", "") + &node("right", FAR, "", "");
+    let manifests = Manifests::new(&(namespace("a") + &nodes + &on("left", "x") + &on("right", "w")));
+    let lab = Running::lab(manifests.path(), &["--keep", "--mode", "auto"]);
+    lab.wait_for_errors(STAYS);
+    let status = run(palisade(["status", &format!("--lab={}", lab.pid()), "--node", "left", "-o", "json"])).expect_code(0).json();
+    let ranges = status["routing"]["ranges"].as_array().unwrap();
+    let ways: BTreeSet<(&str, &str)> =
+        ranges.iter().map(|range| (range["node"].as_str().unwrap(), range["way"].as_str().unwrap())).collect();
+    assert_eq!(ways, BTreeSet::from([("middle", "native"), ("right", "vxlan")]), "{status}");
+    assert_eq!(ranges.len(), 4, "of both families: {status}");
+}
+
 #[test]
 fn a_node_that_goes_takes_its_pods_out_of_services_and_brings_them_back() {
     lose_a_node("native");

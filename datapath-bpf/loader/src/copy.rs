@@ -4,7 +4,8 @@ use std::path::Path;
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError};
 use palisade_datapath_core::abi::{
-    Backend, CHUNK, ChunkKey, Endpoint, LocalPod, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry, ServiceKey, Tunnel, V4, V6, map,
+    Backend, CHUNK, ChunkKey, Endpoint, LocalPod, Node, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry, ServiceKey, Tunnel, V4,
+    V6, map,
 };
 
 use crate::{
@@ -53,8 +54,8 @@ pub(crate) fn copy(pin: &PinDir, name: &'static str) -> Result<usize, LoaderErro
         map::BACKENDS => hash::<u32, Backend>,
         map::TUNNELS_V4 => trie::<V4, Tunnel>,
         map::TUNNELS_V6 => trie::<V6, Tunnel>,
-        map::NODES_V4 => hash::<V4, u32>,
-        map::NODES_V6 => hash::<V6, u32>,
+        map::NODES_V4 => hash::<V4, Node>,
+        map::NODES_V6 => hash::<V6, Node>,
         other => return Err(LoaderError::Object { what: format!("its map {other} does not grow") }),
     };
     let (from, to) = (open(&pin.map(name))?, open(&pin.next_map(name))?);

@@ -10,7 +10,7 @@ use aya::{
 };
 use nix::fcntl::FlockArg;
 use palisade_datapath_core::{
-    abi::{Backend, CHUNK, ChunkKey, Counter, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, Tunnel, cell, map},
+    abi::{Backend, CHUNK, ChunkKey, Counter, Endpoint, Hook, LocalPod, Node, Outcome, PolicyEntry, PolicyKey, Tunnel, cell, map},
     epoch,
     packet::connection::Lifetimes,
 };
@@ -88,8 +88,8 @@ pub struct Datapath {
     pub backends: Table<u32, Backend>,
     /// The pod ranges of the other nodes.
     pub tunnels: PrefixTable<Tunnel>,
-    /// The numbers of the nodes, by their addresses.
-    pub nodes: AddressTable<u32>,
+    /// The nodes, by their addresses.
+    pub nodes: AddressTable<Node>,
 }
 
 impl Datapath {
@@ -332,6 +332,14 @@ impl Datapath {
         self.set_cell(cell::OVERLAY_DEVICE, index.unwrap_or(0))
     }
 
+    /// What moves when somebody on the way has complained, by ICMP, of an outer packet of this node's. What the kernel made of it, its routes say.
+    ///
+    /// # Errors
+    /// [`LoaderError::Table`].
+    pub fn outer_errors(&self) -> Result<u32, LoaderError> {
+        self.cell(cell::OUTER_ERRORS)
+    }
+
     /// Makes new flows that are allowed report events too, or no more.
     ///
     /// # Errors
@@ -476,7 +484,7 @@ struct Tables {
     chunks: Table<ChunkKey, [u32; CHUNK]>,
     backends: Table<u32, Backend>,
     tunnels: PrefixTable<Tunnel>,
-    nodes: AddressTable<u32>,
+    nodes: AddressTable<Node>,
 }
 
 impl Tables {

@@ -22,7 +22,7 @@ use aya::{
 };
 use ipnet::{IpNet, Ipv4Net};
 use palisade_datapath_core::abi::{
-    Backend, CHUNK, ChunkKey, Direction, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry,
+    Backend, CHUNK, ChunkKey, Direction, Endpoint, Hook, LocalPod, Node, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, ServiceEntry,
     Tunnel, map,
 };
 use palisade_loader::{AttachKind, Datapath, Grown, InstallStep, Limits, LoaderError, PacketContext, PinDir, Role, Sizes, attach_with};
@@ -74,7 +74,7 @@ fn fill(datapath: &mut Datapath, of: u16) {
         datapath.ports.insert(&(PortKey::new(9, 6, 2 * number), 15), &PortEntry { reason: wide, ..PortEntry::default() }).unwrap();
         for address in [v4, v6] {
             datapath.addresses.insert(&address, &wide).unwrap();
-            datapath.nodes.insert(&address, &wide).unwrap();
+            datapath.nodes.insert(&address, &Node::routed(wide)).unwrap();
         }
         for address in [high, low] {
             datapath.prefixes.insert(&prefix(address), &wide).unwrap();

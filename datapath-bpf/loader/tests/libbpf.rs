@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, ObjectBuilder, ProgramType};
 use palisade_datapath_core::abi::{
     Affinity, AffinityKey, Backend, CHUNK, ChunkKey, Connection, ConnectionKey, Counter, Direction, Endpoint, FragmentKey, FragmentPorts,
-    LocalPod, Outside, OutsideKey, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict, ServiceEntry, ServiceKey, SocketEntry,
+    LocalPod, Node, Outside, OutsideKey, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict, ServiceEntry, ServiceKey, SocketEntry,
     SocketKey, Tunnel, V4, V6, cell, map,
 };
 use palisade_loader::{PinDir, object};
@@ -33,8 +33,8 @@ fn expected() -> BTreeMap<&'static str, (MapType, usize, usize)> {
         (map::BACKENDS, (MapType::Hash, size_of::<u32>(), size_of::<Backend>())),
         (map::TUNNELS_V4, (MapType::LpmTrie, length + size_of::<V4>(), size_of::<Tunnel>())),
         (map::TUNNELS_V6, (MapType::LpmTrie, length + size_of::<V6>(), size_of::<Tunnel>())),
-        (map::NODES_V4, (MapType::Hash, size_of::<V4>(), size_of::<u32>())),
-        (map::NODES_V6, (MapType::Hash, size_of::<V6>(), size_of::<u32>())),
+        (map::NODES_V4, (MapType::Hash, size_of::<V4>(), size_of::<Node>())),
+        (map::NODES_V6, (MapType::Hash, size_of::<V6>(), size_of::<Node>())),
         (map::AFFINITY, (MapType::LruHash, size_of::<AffinityKey>(), size_of::<Affinity>())),
         (map::SOCKETS, (MapType::LruHash, size_of::<SocketKey>(), size_of::<SocketEntry>())),
         (map::CONNECTIONS_V4, (MapType::LruHash, size_of::<ConnectionKey<V4>>(), size_of::<Connection>())),

@@ -18,8 +18,8 @@ use std::{
 use nix::net::if_::if_nametoindex;
 use palisade_cni::link::Masquerade;
 use palisade_datapath_core::abi::{
-    Backend, CHUNK, ChunkKey, DatapathEvent, Direction, Endpoint, Hook, IDENTITY_ANY, LocalPod, MARK_MASQUERADE, NODE_SELF, OVERLAY_MAC,
-    OVERLAY_SOURCE_MAC, Outcome, PolicyEntry, PolicyKey, RowVerdict, ServiceEntry, Tunnel, backend_flag, service_flag,
+    self, Backend, CHUNK, ChunkKey, DatapathEvent, Direction, Endpoint, Hook, IDENTITY_ANY, LocalPod, MARK_MASQUERADE, NODE_SELF,
+    OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, PolicyEntry, PolicyKey, RowVerdict, ServiceEntry, Tunnel, backend_flag, service_flag,
 };
 use palisade_loader::{AttachKind, Datapath, Overlay, PinDir, Role, attach_with, detach, is_attached};
 use palisade_test_support::packet::{Way, arp, ethernet, protocol, summed, udp};
@@ -154,7 +154,7 @@ impl Node {
         for family in FAMILIES {
             datapath.local.insert(&pod(self.number, family), &LocalPod { ifindex: host, pod_mac, host_mac, since: 0 }).unwrap();
             for of in NODES {
-                datapath.nodes.insert(&node(of, family), &number(of, self.number)).unwrap();
+                datapath.nodes.insert(&node(of, family), &abi::Node::routed(number(of, self.number))).unwrap();
                 if of != self.number {
                     let version = if outer == Family::V4 { 4 } else { 6 };
                     let tunnel = Tunnel { node: number(of, self.number), address: wide(node(of, outer)), version, ..Tunnel::default() };

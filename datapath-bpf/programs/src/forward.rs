@@ -49,7 +49,7 @@ fn send_into_pod<A: Family>(frame: &Frame, packet: &Packet<A>, local: &LocalPod)
     unsafe { bpf_redirect_peer(local.ifindex, 0) as i32 }
 }
 
-/// Sends a pod's packet to the node whose pods' range holds its destination; leaves any other to the stack.
+/// Sends a pod's packet to the node whose pods' range holds its destination, or which has that itself; leaves any other to the stack.
 #[inline(always)]
 pub fn to_node<A: Family>(frame: &Frame, packet: &Packet<A>) -> Result<i32, Outcome> {
     rewritten(send_to_node(frame, packet))
@@ -58,7 +58,7 @@ pub fn to_node<A: Family>(frame: &Frame, packet: &Packet<A>) -> Result<i32, Outc
 /// A function of its own, as [`send_into_pod`] is.
 #[inline(never)]
 fn send_to_node<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
-    let Some(tunnel) = packet.destination.tunnel() else { return action::PASS };
+    let Some(tunnel) = packet.destination.tunnel() else { return send_to_node_itself(frame, packet) };
     let device = match tunnel.way {
         _ if tunnel.is_overlay() => maps::config(cell::OVERLAY_DEVICE),
         tunnel_way::LINK => tunnel.ifindex,
@@ -74,6 +74,21 @@ fn send_to_node<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
         return overlay::enter(frame, packet, &tunnel, device);
     }
     to_neighbour(device, &tunnel)
+}
+
+/// Sends a pod's packet to another node itself, where that and its pods are reached by the overlay: the network between them may know no pods, and
+/// take what comes from one for forged. By the device, which finds the way to each address.
+#[inline(never)]
+fn send_to_node_itself<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
+    let node = packet.destination.node();
+    let device = if node.mtu == 0 { 0 } else { maps::config(cell::OVERLAY_DEVICE) };
+    if device == 0 || !fits(frame, packet, node.mtu) {
+        return action::PASS;
+    }
+    if !A::lower_hop_limit(frame, packet.hop_limit) {
+        return FAILED;
+    }
+    to_device(device)
 }
 
 /// Sends a packet, or what was put around it, to a node on a link of this one.

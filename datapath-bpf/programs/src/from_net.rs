@@ -104,7 +104,12 @@ fn go_on<A: Family + Quoting>(frame: &Frame, scratch: &mut Scratch<A>) -> i32 {
 
 /// Gives a packet for a frontend the address of a backend; leaves any other as it is.
 #[inline(always)]
-fn translate<A: Family + Quoting>(frame: &Frame, packet: &mut Packet<A>, quoted: &mut Packet<A>, via: &mut Via<A>) -> Result<(), Outcome> {
+pub fn translate<A: Family + Quoting>(
+    frame: &Frame,
+    packet: &mut Packet<A>,
+    quoted: &mut Packet<A>,
+    via: &mut Via<A>,
+) -> Result<(), Outcome> {
     match packet.segment {
         Segment::Error => flow::refusal(outside::error_to_backend(frame, packet, quoted, via))?,
         Segment::Datagram | Segment::Opening | Segment::MidStream | Segment::Bare => to_backend(frame, packet, via)?,

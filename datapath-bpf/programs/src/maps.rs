@@ -11,8 +11,8 @@ use aya_ebpf::helpers::generated::bpf_csum_diff;
 use aya_ebpf::macros::btf_map;
 use palisade_datapath_core::abi::{
     Address, Affinity, AffinityKey, BACKEND_NONE, Backend, CHUNK, ChunkKey, Connection, ConnectionKey, Counter, Endpoint, EventBudget,
-    EventKey, FragmentKey, FragmentPorts, IDENTITY_ANY, LocalPod, Outcome, Outside, OutsideKey, PolicyEntry, PolicyKey, PortEntry, PortKey,
-    ServiceEntry, ServiceKey, SocketEntry, SocketKey, Tunnel, V4, V6, cell,
+    EventKey, FragmentKey, FragmentPorts, IDENTITY_ANY, LocalPod, Node, Outcome, Outside, OutsideKey, PolicyEntry, PolicyKey, PortEntry,
+    PortKey, ServiceEntry, ServiceKey, SocketEntry, SocketKey, Tunnel, V4, V6, cell,
 };
 use palisade_datapath_core::overlay::Owners;
 use palisade_datapath_core::packet::connection::{Lifetimes, Now};
@@ -69,9 +69,9 @@ static TUNNELS_V4: LpmTrie<V4, Tunnel, 16_384> = LpmTrie::new();
 #[btf_map]
 static TUNNELS_V6: LpmTrie<V6, Tunnel, 16_384> = LpmTrie::new();
 #[btf_map]
-static NODES_V4: HashMap<V4, u32, 16_384, SHARED> = HashMap::new();
+static NODES_V4: HashMap<V4, Node, 16_384, SHARED> = HashMap::new();
 #[btf_map]
-static NODES_V6: HashMap<V6, u32, 16_384, SHARED> = HashMap::new();
+static NODES_V6: HashMap<V6, Node, 16_384, SHARED> = HashMap::new();
 #[btf_map]
 pub static SOCKETS: LruHashMap<SocketKey, SocketEntry, 65_536> = LruHashMap::new();
 #[btf_map]
@@ -110,6 +110,15 @@ pub fn reached_from_outside() {
                 *reached = 1;
             }
         }
+    }
+}
+
+/// Notes that somebody on the way has complained of an outer packet.
+#[inline(always)]
+pub fn outer_packet_failed() {
+    if let Some(errors) = CONFIG.get_ptr_mut(cell::OUTER_ERRORS) {
+        // SAFETY: the row of an array lasts. Of two that count at once one may be lost: all that matters is that it moves.
+        unsafe { *errors = (*errors).wrapping_add(1) };
     }
 }
 
@@ -237,8 +246,8 @@ pub trait Family: Address + Default + 'static {
     fn local(&self) -> Option<LocalPod>;
     /// The node whose pods' range holds the address.
     fn tunnel(&self) -> Option<Tunnel>;
-    /// The number of the node that has the address; 0 where none has.
-    fn node(&self) -> u32;
+    /// The node that has the address; one of number 0 where none has.
+    fn node(&self) -> Node;
     /// The identity of an address by its own row, else by its longest prefix.
     fn identity(&self) -> u32;
     /// The entry of a connection, to be read and written in place.
@@ -274,9 +283,9 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn node(&self) -> u32 {
+            fn node(&self) -> Node {
                 // SAFETY: a plain copy.
-                unsafe { $nodes.get(self) }.copied().unwrap_or(0)
+                unsafe { $nodes.get(self) }.copied().unwrap_or(Node::routed(0))
             }
 
             #[inline(always)]
@@ -471,7 +480,7 @@ impl<A: Family> Tables<A> for Kernel {
 impl<A: Family> Owners<A> for Kernel {
     #[inline(always)]
     fn node(&self, address: &A) -> u32 {
-        address.node()
+        address.node().number
     }
 
     #[inline(always)]

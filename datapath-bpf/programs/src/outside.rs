@@ -14,6 +14,7 @@ use palisade_datapath_core::packet::{Bytes, Packet, Segment, connection, protoco
 use crate::flow;
 use crate::frame::Frame;
 use crate::maps::{self, Family};
+use crate::overlay;
 use crate::service::{self, NO_SERVICE, TRANSLATED, Via, way};
 
 /// Nobody knows the flow.
@@ -227,6 +228,10 @@ fn keep_leg_of_frontend<A: Family>(key: &OutsideKey<A>, backend: u32, marks: u8)
 pub fn error_to_backend<A: Family + Quoting>(frame: &Frame, outer: &mut Packet<A>, quoted: &mut Packet<A>, via: &mut Via<A>) -> i32 {
     // An error goes to who sent what it quotes.
     if flow::read_quoted(frame, outer, quoted) != 0 || quoted.source != outer.destination {
+        return 0;
+    }
+    if overlay::is_outer_of_this_node(quoted) {
+        maps::outer_packet_failed();
         return 0;
     }
     let Some(known) = leg_of_quoted(&of_answer(quoted, leg::FRONTEND)) else { return 0 };

@@ -4,7 +4,7 @@ use palisade_datapath_core::abi::{
     Hook, LocalPod, MARK_MASQUERADE, NODE_SELF, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, Tunnel, V4, V6, cell, outside_leg, tunnel_way,
 };
 use palisade_datapath_core::outside::of_answer;
-use palisade_datapath_core::overlay::{self, Owners};
+use palisade_datapath_core::overlay;
 use palisade_datapath_core::packet::ethernet::{self, ether_type};
 use palisade_datapath_core::packet::icmp::Quoting;
 use palisade_datapath_core::packet::{Bytes, Packet, Segment, protocol, vxlan};
@@ -14,8 +14,10 @@ use crate::event::{drop_frame, drop_packet};
 use crate::flow;
 use crate::forward;
 use crate::frame::{Frame, Outer, Source, action};
+use crate::from_net;
 use crate::maps::{self, Family, Kernel, Scratch};
 use crate::outside;
+use crate::refuse;
 use crate::service::Via;
 use crate::to_pod;
 
@@ -30,6 +32,16 @@ fn comes_to<A: Family>(packet: &Packet<A>) -> i32 {
     overlay::is_for_overlay(&Kernel, maps::config(cell::OVERLAY_PORT), packet) as i32
 }
 
+/// Whether a packet is one that this node has sent to the overlay of another.
+#[inline(always)]
+pub fn is_outer_of_this_node<A: Family>(packet: &Packet<A>) -> bool {
+    let port = maps::config(cell::OVERLAY_PORT);
+    packet.protocol == protocol::UDP
+        && port != 0
+        && u16::from_be_bytes(packet.destination_port) as u32 == port
+        && packet.source.node().number == NODE_SELF
+}
+
 /// Whether a frame of one of the node's own interfaces comes to the overlay's device. While there is one, no frontend at a node's address has its
 /// port.
 #[inline(always)]
@@ -39,9 +51,9 @@ pub fn is_outer(frame: &Frame, version: u8) -> bool {
         return false;
     }
     let node = if version == 4 {
-        frame.head::<{ ethernet::LENGTH }, 24>().and_then(|headers| vxlan::receiver_v4(&headers)).map(|(to, at)| (at, to.node()))
+        frame.head::<{ ethernet::LENGTH }, 24>().and_then(|headers| vxlan::receiver_v4(&headers)).map(|(to, at)| (at, to.node().number))
     } else {
-        frame.head::<{ ethernet::LENGTH }, 44>().and_then(|headers| vxlan::receiver_v6(&headers)).map(|(to, at)| (at, to.node()))
+        frame.head::<{ ethernet::LENGTH }, 44>().and_then(|headers| vxlan::receiver_v6(&headers)).map(|(to, at)| (at, to.node().number))
     };
     node.is_some_and(|(at, node)| at as u32 == port && node == NODE_SELF)
 }
@@ -66,37 +78,54 @@ pub fn receive(frame: &Frame) -> i32 {
 
 #[inline(never)]
 fn receive_v4(frame: &Frame) -> i32 {
-    let Some(scratch) = V4::scratch() else {
-        return drop_frame(frame, Hook::FromOverlay, Outcome::PolicyMissing);
-    };
+    const HOOK: Hook = Hook::FromOverlay;
+    let Some(scratch) = V4::scratch() else { return drop_frame(frame, HOOK, Outcome::PolicyMissing) };
     let read = flow::read_v4(frame, &mut scratch.packet);
-    arrive(frame, read, scratch)
+    match arrive(frame, read, scratch) {
+        Ok(action) => action,
+        Err(outcome) => {
+            let Scratch { packet, judgement, .. } = scratch;
+            let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
+            if matches!(outcome, Outcome::ServiceRefused) { refuse::v4(frame, packet, None) } else { dropped }
+        }
+    }
 }
 
 #[inline(never)]
 fn receive_v6(frame: &Frame) -> i32 {
-    let Some(scratch) = V6::scratch() else {
-        return drop_frame(frame, Hook::FromOverlay, Outcome::PolicyMissing);
-    };
+    const HOOK: Hook = Hook::FromOverlay;
+    let Some(scratch) = V6::scratch() else { return drop_frame(frame, HOOK, Outcome::PolicyMissing) };
     let read = flow::read_v6(frame, &mut scratch.packet);
-    arrive(frame, read, scratch)
+    match arrive(frame, read, scratch) {
+        Ok(action) => action,
+        Err(outcome) => {
+            let Scratch { packet, judgement, .. } = scratch;
+            let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
+            if matches!(outcome, Outcome::ServiceRefused) { refuse::v6(frame, packet, None) } else { dropped }
+        }
+    }
 }
 
 #[inline(always)]
-fn arrive<A: Family + Quoting>(frame: &Frame, read: Result<(), Outcome>, scratch: &mut Scratch<A>) -> i32 {
-    let outcome = match read {
-        Ok(()) => match arrives(frame, &scratch.packet) {
-            BY_STACK => return action::PASS,
-            mtu if mtu > BY_STACK => {
-                // It had one a moment ago.
-                let Some(local) = scratch.packet.destination.local() else { return action::PASS };
-                return to_pod::deliver(frame, &local, mtu as u16, scratch);
-            }
-            outcome => Outcome::from_byte(-outcome as u8).unwrap_or(Outcome::OverlayForged),
+fn arrive<A: Family + Quoting>(frame: &Frame, read: Result<(), Outcome>, scratch: &mut Scratch<A>) -> Result<i32, Outcome> {
+    read?;
+    match arrives(frame, &scratch.packet) {
+        BY_STACK => flow::refusal(to_frontend(frame, scratch)).map(|()| action::PASS),
+        mtu if mtu > BY_STACK => match scratch.packet.destination.local() {
+            Some(local) => Ok(to_pod::deliver(frame, &local, mtu as u16, scratch)),
+            // It had one a moment ago.
+            None => Ok(action::PASS),
         },
-        Err(outcome) => outcome,
-    };
-    drop_packet(frame, Hook::FromOverlay, outcome, &scratch.packet, &scratch.judgement)
+        outcome => Err(Outcome::from_byte(-outcome as u8).unwrap_or(Outcome::OverlayForged)),
+    }
+}
+
+/// Gives what another node or a pod of it sends to a frontend at this node's address a backend, as `from_net` does. Zero, or the number of an
+/// outcome. A function of its own, for the stack of the others.
+#[inline(never)]
+fn to_frontend<A: Family + Quoting>(frame: &Frame, scratch: &mut Scratch<A>) -> i32 {
+    let Scratch { packet, quoted, via, .. } = scratch;
+    flow::number(from_net::translate(frame, packet, quoted, via))
 }
 
 /// It may come out of the overlay, and is left to the stack.
@@ -104,44 +133,26 @@ const BY_STACK: i32 = 0;
 
 /// Whether a packet may come out of the overlay: [`BY_STACK`]; the longest packet that goes on to its pod past the stack; or an outcome, negative.
 ///
-/// Past the stack goes what a pod of another node has sent to one of this node, where the answer does. Any other is left to it: what a node has sent,
-/// for itself or for somebody else under its address, is answered through the stack.
+/// Past the stack goes what a pod of another node has sent to one of this node, and what that node itself has sent there, where the answer does. Any
+/// other is left to it.
 #[inline(never)]
 fn arrives<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
     if matches!(packet.segment, Segment::Neighbour | Segment::Listener) {
         return -(Outcome::NeighbourDiscoveryInvalid as i32);
     }
-    let (pods_of, mtu) = packet.source.tunnel().map_or((0, 0), |tunnel| (tunnel.node, if tunnel.is_overlay() { tunnel.mtu } else { 0 }));
+    let node = packet.source.node();
+    // Each question about a range is a dear one.
+    let (pods_of, of_pods) = match packet.source.tunnel() {
+        Some(tunnel) => (tunnel.node, if tunnel.is_overlay() { tunnel.mtu } else { 0 }),
+        None => (0, 0),
+    };
+    let mtu = if node.number == 0 { of_pods } else { node.mtu };
     let is_local = packet.destination.local().is_some();
-    match overlay::arrives(&Ends { pods_of, is_local }, sender(frame), packet) {
+    let for_here = is_local || packet.destination.node().number == NODE_SELF;
+    match overlay::arrives(sender(frame), overlay::Source { node: node.number, pods_of }, for_here) {
         Ok(()) if is_local && maps::config(cell::OVERLAY_DEVICE) != 0 => mtu as i32,
         Ok(()) => BY_STACK,
         Err(outcome) => -(outcome as i32),
-    }
-}
-
-/// What the rows say of the ends of a packet: asked once, since each question about a range is a dear one.
-struct Ends {
-    /// The number of the node whose pods' range holds its source, or 0.
-    pods_of: u32,
-    /// Whether it is for a pod of this node.
-    is_local: bool,
-}
-
-impl<A: Family> Owners<A> for Ends {
-    #[inline(always)]
-    fn node(&self, address: &A) -> u32 {
-        address.node()
-    }
-
-    #[inline(always)]
-    fn pods_of(&self, _source: &A) -> u32 {
-        self.pods_of
-    }
-
-    #[inline(always)]
-    fn is_local(&self, _destination: &A) -> bool {
-        self.is_local
     }
 }
 
@@ -150,8 +161,8 @@ impl<A: Family> Owners<A> for Ends {
 fn sender(frame: &Frame) -> u32 {
     match frame.outer() {
         Some(Outer { network, source }) if Some(network) == network_here() => match source {
-            Source::V4(address) => address.node(),
-            Source::V6(address) => address.node(),
+            Source::V4(address) => address.node().number,
+            Source::V6(address) => address.node().number,
         },
         _ => 0,
     }
@@ -314,14 +325,20 @@ fn taken(action: i32) -> Option<i32> {
 /// there may be on the stack: Linux 5.10 counts that of each call in steps of 32 bytes, and all calls together have 512.
 #[inline(never)]
 fn leave<A: Family>(frame: &Frame) -> i32 {
-    let Some(tunnel) = A::load(frame, A::DESTINATION).and_then(|destination| destination.tunnel()) else { return NOWHERE };
+    let Some(destination) = A::load(frame, A::DESTINATION) else { return NOWHERE };
+    let (address, version) = match destination.tunnel() {
+        // To a node itself, by the address that is asked for.
+        _ if destination.node().mtu != 0 => (destination.wide(), A::VERSION),
+        Some(tunnel) => (tunnel.address, tunnel.version),
+        None => return NOWHERE,
+    };
     let mut addresses = [0; 12];
     addresses[..6].copy_from_slice(&OVERLAY_MAC);
     addresses[6..].copy_from_slice(&OVERLAY_SOURCE_MAC);
     // The outer packet inherits the mark, and comes from this node's address already.
     frame.unmark(MARK_MASQUERADE);
     match network_here() {
-        Some(network) if frame.write::<0, 12>(&addresses) && frame.wrap(network, &tunnel.address, tunnel.version) => action::PASS,
+        Some(network) if frame.write::<0, 12>(&addresses) && frame.wrap(network, &address, version) => action::PASS,
         Some(_) => drop_frame(frame, Hook::ToOverlay, Outcome::RewriteFailed),
         None => drop_frame(frame, Hook::ToOverlay, Outcome::TunnelMissing),
     }

@@ -5,8 +5,8 @@ use crate::traffic::Traffic;
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::{
-    Direction, Endpoint, IDENTITY_ANY, LocalPod, NODE_SELF, Outcome, PORTS_NONE, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict,
-    Tunnel,
+    Direction, Endpoint, IDENTITY_ANY, LocalPod, NODE_SELF, Node, Outcome, PORTS_NONE, PolicyEntry, PolicyKey, PortEntry, PortKey,
+    RowVerdict, Tunnel,
 };
 use palisade_loader::{Datapath, Overlay, PinDir, Sizes};
 use palisade_service::Step;
@@ -93,8 +93,8 @@ impl Palisade {
 
     /// Writes what the overlay goes by: this node's address, a pod of another node with that node's address, and where it is.
     pub fn tunnel(&mut self, own: IpAddr, (pod, node): (IpAddr, IpAddr), tunnel: &Tunnel) -> Result<()> {
-        self.datapath.nodes.insert(&own, &NODE_SELF)?;
-        self.datapath.nodes.insert(&node, &tunnel.node)?;
+        self.datapath.nodes.insert(&own, &Node::routed(NODE_SELF))?;
+        self.datapath.nodes.insert(&node, &Node::routed(tunnel.node))?;
         self.datapath.tunnels.insert(&IpNet::from(pod), tunnel).map_err(Into::into)
     }
 

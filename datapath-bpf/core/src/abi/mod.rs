@@ -22,7 +22,7 @@ pub use outside::{Outside, OutsideKey, outside_leg};
 pub use policy::{Direction, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict};
 pub use service::{Affinity, AffinityKey, Backend, ChunkKey, ServiceEntry, ServiceKey, backend_flag, service_flag};
 pub use socket::{SocketEntry, SocketKey, socket_end};
-pub use tunnel::{NODE_SELF, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Tunnel, tunnel_way};
+pub use tunnel::{NODE_SELF, Node, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Tunnel, tunnel_way};
 
 /// Version of every layout in this module; part of the name of the pin directory.
 pub const ABI_VERSION: u32 = 1;
@@ -174,9 +174,9 @@ pub mod map {
     pub const TUNNELS_V4: &str = "TUNNELS_V4";
     /// IPv6 prefix of the pods of another node to [`Tunnel`](super::Tunnel).
     pub const TUNNELS_V6: &str = "TUNNELS_V6";
-    /// IPv4 address of a node to the node's number (`u32`); this one's is [`NODE_SELF`](super::NODE_SELF).
+    /// IPv4 address of a node to [`Node`](super::Node).
     pub const NODES_V4: &str = "NODES_V4";
-    /// IPv6 address of a node to the node's number (`u32`); this one's is [`NODE_SELF`](super::NODE_SELF).
+    /// IPv6 address of a node to [`Node`](super::Node).
     pub const NODES_V6: &str = "NODES_V6";
     /// [`SocketKey`](super::SocketKey) to [`SocketEntry`](super::SocketEntry).
     pub const SOCKETS: &str = "SOCKETS";
@@ -220,6 +220,9 @@ pub mod cell {
     pub const OUTSIDE: u32 = 8;
     /// Index of the overlay's device, by which pods' packets go past the stack; zero while they do not.
     pub const OVERLAY_DEVICE: u32 = 9;
+    /// Moves with every ICMP error about an outer packet of this node's, which the kernel may have learned a smaller path MTU from. Written by
+    /// `from_net`.
+    pub const OUTER_ERRORS: u32 = 10;
     /// Number of cells.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 11;
 }

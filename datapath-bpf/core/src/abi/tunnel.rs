@@ -1,6 +1,29 @@
 /// The number, in `NODES_*`, of the node that the programs run on. It has no [`Tunnel`].
 pub const NODE_SELF: u32 = 1;
 
+/// A node, by one of its addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct Node {
+    /// Its number, given by the agent of this node; [`NODE_SELF`] for this one, and never zero.
+    pub number: u32,
+    /// Longest packet in bytes that pods of this node and the node itself send each other through the overlay, past the stack of this node. Zero
+    /// where such packets go as the stack routes them.
+    pub mtu: u16,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+impl Node {
+    /// A node whose own packets from and to pods of this one go as the stack routes them.
+    pub const fn routed(number: u32) -> Self {
+        Self { number, mtu: 0, reserved: [0; 2] }
+    }
+}
+
+const _: () = assert!(size_of::<Node>() == 8 && align_of::<Node>() == 4);
+
 /// The hardware address of the overlay's device, on every node the same: a node's next hop has it wherever it is, so that nobody has to be
 /// asked for it and no table to be kept.
 pub const OVERLAY_MAC: [u8; 6] = [0x02, b'p', b'a', b'l', b'0', b'1'];

@@ -1,13 +1,15 @@
 //! Pods of two nodes, past the stack of either.
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 
 use nix::net::if_::if_nametoindex;
-use palisade_datapath_core::abi::{Tunnel, tunnel_way};
+use palisade_datapath_core::abi::{self, NODE_SELF, Outcome, ServiceEntry, TABLE_NONE, Tunnel, service_flag, tunnel_way};
+use palisade_test_support::packet::protocol;
 
 use crate::stage::{alone, kind, makes_outer_packets, run};
-use crate::talk::{receive, socket, stream, talk};
-use crate::{DEVICE, DOUBT, FAMILIES, Family, Node, PATIENCE, node, pod, two_nodes, wide};
+use crate::talk::{receive, socket, stream, stream_through, talk, talk_through};
+use crate::{DEVICE, DOUBT, FAMILIES, Family, NODE_PORT, Node, PATIENCE, TARGET, is_told_that_nobody_listens, node, pod, two_nodes, wide};
 
 impl Node {
     /// The stack forwards again.
@@ -28,6 +30,15 @@ impl Node {
             self.datapath.tunnels.insert(&range, &Tunnel { way: number, ifindex, source, mtu: 1400, ..tunnel }).unwrap();
         }
         self.datapath.set_overlay_device(Some(self.device)).unwrap();
+    }
+
+    /// Says of the other nodes themselves that they are reached by the overlay.
+    fn reach_nodes_by_the_overlay(&mut self) {
+        for (address, node) in self.datapath.nodes.rows().unwrap() {
+            if node.number != NODE_SELF {
+                self.datapath.nodes.insert(&address, &abi::Node { mtu: 1400, ..node }).unwrap();
+            }
+        }
     }
 
     /// How many packets the overlay's device has sent.
@@ -113,4 +124,52 @@ fn what_a_node_itself_sends_to_a_pod_of_another_comes_by_the_stack_through_which
         a.open_the_stack();
         talk(&process, &server, 100);
     });
+}
+
+/// A network between nodes that knows no pods takes what comes from one for forged.
+#[test]
+fn between_pods_and_other_nodes_nothing_goes_as_a_pod_s_by_the_network_of_the_nodes() {
+    for family in FAMILIES {
+        alone(|base| {
+            let mut nodes = two_nodes(base, kind(), family);
+            for node in &mut nodes {
+                // What the stack does not forward it does not send to the link either.
+                node.pass_the_stack(Way::OnLink, family);
+                node.reach_nodes_by_the_overlay();
+            }
+            let [a, mut b] = nodes;
+            let (in_pod, process) = (socket(&a.pod, (pod(1, family), 0).into()), socket(&b.space, (node(2, family), 0).into()));
+            for length in [1, 1300] {
+                talk(&in_pod, &process, length);
+                talk(&process, &in_pod, length);
+            }
+            stream(&a.pod, &b.space, node(2, family));
+            stream(&b.space, &a.pod, pod(1, family));
+
+            // By a port of the other node, whose stack takes it to a backend: of its own, and back where it comes from.
+            b.open_the_stack();
+            for at in [2, 1] {
+                b.serve(family, pod(at, family));
+                let (frontend, backend) = (b.node_port(family), SocketAddr::from((pod(at, family), TARGET)));
+                let behind = if at == 1 { &a.pod } else { &b.pod };
+                let seen = if at == 1 { node(2, family) } else { pod(1, family) };
+                let (client, server) = (socket(&a.pod, (pod(1, family), 0).into()), socket(behind, backend));
+                for length in [5, 1300] {
+                    assert_eq!(talk_through(frontend, &client, &server, length).ip(), seen, "{family:?} {at}");
+                }
+                let listener = behind.inside(move || TcpListener::bind(backend).unwrap());
+                assert_eq!(stream_through(frontend, &a.pod, &listener), seen, "{family:?} {at}");
+            }
+            // Nobody is there.
+            let entry = ServiceEntry { service: 1, outside_table: TABLE_NONE, flags: service_flag::OUTSIDE, ..ServiceEntry::default() };
+            for protocol in [protocol::TCP, protocol::UDP] {
+                b.datapath.services.insert((node(2, family), NODE_PORT, protocol), &entry).unwrap();
+            }
+            is_told_that_nobody_listens(&a.pod, &socket(&a.pod, (pod(1, family), 0).into()), b.node_port(family));
+            assert!(b.count(Outcome::ServiceRefused) > 1);
+            for node in [&a, &b] {
+                node.assert_nothing_is_dropped();
+            }
+        });
+    }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use palisade_datapath_core::abi::{NODE_SELF, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, Tunnel, tunnel_way};
+use palisade_datapath_core::abi::{NODE_SELF, Node, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, Tunnel, tunnel_way};
 use palisade_loader::Overlay;
 use palisade_test_support::packet::{
     checksum, protocol, set, summed,
@@ -34,8 +34,8 @@ fn reached(world: &mut World, outer: Family, way: u8) {
     let (wide, link) = (crate::world::wide, world.uplink());
     let datapath = &mut world.datapath;
     let (here, there) = (node(outer), other_node(outer));
-    datapath.nodes.insert(&here, &NODE_SELF).unwrap();
-    datapath.nodes.insert(&there, &2).unwrap();
+    datapath.nodes.insert(&here, &Node::routed(NODE_SELF)).unwrap();
+    datapath.nodes.insert(&there, &Node::routed(2)).unwrap();
     let version = if there.is_ipv4() { 4 } else { 6 };
     let tunnel = Tunnel { node: 2, address: wide(there), source: wide(here), ifindex: link, mtu: MTU, version, way };
     for range in ["10.2.0.0/24", "fd02::/64"] {

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use palisade_datapath_core::abi::{
-    Direction, Hook, MARK_MASQUERADE, NODE_SELF, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, ServiceEntry, Tunnel, service_flag,
+    Direction, Hook, MARK_MASQUERADE, NODE_SELF, Node, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, ServiceEntry, Tunnel, service_flag,
 };
 use palisade_loader::{Overlay, PacketContext, TestRun};
 use palisade_test_support::packet::{
@@ -54,8 +54,8 @@ fn leaves(world: &World, packet: &[u8]) -> TestRun {
 fn overlay(world: &mut World, family: Family) {
     let datapath = &mut world.datapath;
     let there = other_node(family);
-    datapath.nodes.insert(&node(family), &NODE_SELF).unwrap();
-    datapath.nodes.insert(&there, &2).unwrap();
+    datapath.nodes.insert(&node(family), &Node::routed(NODE_SELF)).unwrap();
+    datapath.nodes.insert(&there, &Node::routed(2)).unwrap();
     let tunnel = Tunnel { node: 2, address: wide(there), version: if there.is_ipv4() { 4 } else { 6 }, ..Tunnel::default() };
     let range = if there.is_ipv4() { "10.2.0.0/24" } else { "fd02::/64" };
     datapath.tunnels.insert(&range.parse().unwrap(), &tunnel).unwrap();

@@ -3,7 +3,7 @@
 use super::{Kernel, KernelError};
 use crate::route::{Hop, Peer, Reach, Way, overlay_cost};
 use ipnet::IpNet;
-use palisade_datapath_core::abi::{NODE_SELF, Tunnel, map, tunnel_way};
+use palisade_datapath_core::abi::{self, NODE_SELF, Tunnel, map, tunnel_way};
 use palisade_loader::Overlay;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,7 +21,9 @@ pub struct NodeRows {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct PeerRows {
-    addresses: Vec<IpAddr>,
+    /// Its addresses, and what is the longest packet between each and pods of this node that goes through the overlay, past the stack; 0 where none
+    /// do.
+    addresses: BTreeMap<IpAddr, u16>,
     /// Its pod ranges, and what there is to say of each but the node's number.
     tunnels: BTreeMap<IpNet, Tunnel>,
 }
@@ -42,7 +44,7 @@ impl NodeRows {
     pub fn of(own: &Peer, peers: &[Peer], reaches: &[Reach], overlay: Option<Overlay>, past_the_stack: &PastTheStack) -> Self {
         let addresses = || peers.iter().chain([own]).flat_map(|peer| &peer.addresses);
         let mut rows: BTreeMap<String, PeerRows> =
-            peers.iter().map(|peer| (peer.name.clone(), PeerRows { addresses: peer.addresses.clone(), ..PeerRows::default() })).collect();
+            peers.iter().map(|peer| (peer.name.clone(), PeerRows::routed(&peer.addresses))).collect();
         for reach in reaches {
             if let (Some(rows), Some(outer)) = (rows.get_mut(&reach.node), reach.outer) {
                 // Packets to the address of a node are routed to that node, whatever range it lies in.
@@ -59,12 +61,22 @@ impl NodeRows {
                     _ => mtu,
                 });
                 let mtu = reach.mtu.map_or(0, |mtu| u16::try_from(mtu.min(past_the_stack.mtu).min(told)).unwrap_or(u16::MAX));
+                if matches!(way, tunnel_way::OVERLAY | tunnel_way::OVERLAY_LINK) {
+                    let of_family = rows.addresses.iter_mut().filter(|(address, _)| address.is_ipv4() == reach.range.addr().is_ipv4());
+                    of_family.for_each(|(_, longest)| *longest = if *longest == 0 { mtu } else { mtu.min(*longest) });
+                }
                 let (version, address) = wide(outer);
                 let source = source.map(wide).unwrap_or_default().1;
                 rows.tunnels.insert(reach.range, Tunnel { node: 0, address, source, ifindex, mtu, version, way });
             }
         }
         Self { own: own.addresses.clone(), peers: rows, overlay }
+    }
+}
+
+impl PeerRows {
+    fn routed(addresses: &[IpAddr]) -> Self {
+        Self { addresses: addresses.iter().map(|address| (*address, 0)).collect(), tunnels: BTreeMap::new() }
     }
 }
 
@@ -93,14 +105,14 @@ impl NodeNumbers {
     /// Gives each node its number: the one that it has, else the one that its rows have, else one that nobody has had.
     fn assign(&mut self, rows: &NodeRows, present: &Present) {
         self.numbers.retain(|name, _| rows.peers.contains_key(name));
-        let seen = present.nodes.values().copied().chain(present.tunnels.values().map(|tunnel| tunnel.node)).max();
+        let seen = present.nodes.values().map(|node| node.number).chain(present.tunnels.values().map(|tunnel| tunnel.node)).max();
         self.highest = self.highest.max(seen.unwrap_or(0)).max(NODE_SELF);
         let mut taken: BTreeSet<u32> = self.numbers.values().copied().collect();
         for (name, peer) in &rows.peers {
             if self.numbers.contains_key(name) {
                 continue;
             }
-            let by_address = peer.addresses.iter().filter_map(|address| present.nodes.get(address).copied());
+            let by_address = peer.addresses.keys().filter_map(|address| present.nodes.get(address)).map(|node| node.number);
             let by_range = peer.tunnels.keys().filter_map(|range| present.tunnels.get(range)).map(|tunnel| tunnel.node);
             let known = by_address.chain(by_range).find(|number| *number > NODE_SELF && !taken.contains(number));
             let number = known.unwrap_or_else(|| {
@@ -114,10 +126,13 @@ impl NodeNumbers {
 
     /// The rows as they stand in the maps.
     fn rows(&self, rows: &NodeRows) -> Present {
-        let mut wanted = Present { nodes: rows.own.iter().map(|address| (*address, NODE_SELF)).collect(), tunnels: BTreeMap::new() };
+        let mut wanted =
+            Present { nodes: rows.own.iter().map(|address| (*address, abi::Node::routed(NODE_SELF))).collect(), tunnels: BTreeMap::new() };
         for (name, peer) in &rows.peers {
             let Some(&number) = self.numbers.get(name) else { continue };
-            wanted.nodes.extend(peer.addresses.iter().map(|address| (*address, number)));
+            wanted
+                .nodes
+                .extend(peer.addresses.iter().map(|(address, mtu)| (*address, abi::Node { mtu: *mtu, ..abi::Node::routed(number) })));
             wanted.tunnels.extend(peer.tunnels.iter().map(|(range, tunnel)| (*range, Tunnel { node: number, ..*tunnel })));
         }
         wanted
@@ -127,7 +142,7 @@ impl NodeNumbers {
 /// The rows of the maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Present {
-    nodes: BTreeMap<IpAddr, u32>,
+    nodes: BTreeMap<IpAddr, abi::Node>,
     tunnels: BTreeMap<IpNet, Tunnel>,
 }
 
@@ -176,8 +191,8 @@ impl Kernel {
         self.node_numbers.assign(rows, &present);
         let wanted = self.node_numbers.rows(rows);
         // Addresses first: what a node sends from a new one is believed before anything is sent there.
-        for (address, number) in wanted.nodes.iter().filter(|(address, number)| present.nodes.get(*address) != Some(number)) {
-            self.write_growing(|datapath| datapath.nodes.insert(address, number))?;
+        for (address, number) in wanted.nodes.iter().filter(|(address, node)| present.nodes.get(*address) != Some(node)) {
+            self.write_growing(|datapath| datapath.nodes.insert(address, node))?;
         }
         for (range, tunnel) in wanted.tunnels.iter().filter(|(range, tunnel)| present.tunnels.get(*range) != Some(tunnel)) {
             self.write_growing(|datapath| datapath.tunnels.insert(range, tunnel))?;
@@ -214,6 +229,14 @@ impl Kernel {
             self.publish()?;
         }
         Ok(())
+    }
+
+    /// What moves when somebody on the way has complained of an outer packet.
+    ///
+    /// # Errors
+    /// The datapath is not open, or the map cannot be read.
+    pub fn outer_errors(&mut self) -> Result<u32, KernelError> {
+        Ok(self.datapath()?.outer_errors()?)
     }
 
     fn set_overlay_device(&mut self, device: Option<u32>) -> Result<(), KernelError> {
@@ -299,9 +322,10 @@ mod tests {
         ]);
         numbers.assign(&rows, &Present::default());
         let present = numbers.rows(&rows);
-        let nodes: Vec<_> = present.nodes.iter().map(|(address, number)| (address.to_string(), *number)).collect();
-        let node = |address: &str, number| (address.to_owned(), number);
-        assert_eq!(nodes, [node("192.0.2.1", NODE_SELF), node("192.0.2.2", 2), node("192.0.2.3", 3), node("2001:db8::2", 2)]);
+        let nodes: Vec<_> = present.nodes.iter().map(|(address, node)| (address.to_string(), node.number, node.mtu)).collect();
+        let node = |address: &str, number, mtu| (address.to_owned(), number, mtu);
+        let expected = [node("192.0.2.1", NODE_SELF, 0), node("192.0.2.2", 2, 1450), node("192.0.2.3", 3, 0), node("2001:db8::2", 2, 1450)];
+        assert_eq!(nodes, expected, "the pods of one are reached by the overlay, and so is it itself");
         let address = [192, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let v4 = Tunnel { node: 2, version: 4, address, mtu: 1450, way: tunnel_way::OVERLAY, ..Tunnel::default() };
         let v6 = Tunnel { version: 6, address: "2001:db8::2".parse::<std::net::Ipv6Addr>().unwrap().octets(), ..v4 };
@@ -315,10 +339,10 @@ mod tests {
         numbers.assign(&both, &Present::default());
         let only_c = rows(&[("c", &["192.0.2.9"], &[])]);
         numbers.assign(&only_c, &numbers.rows(&both));
-        assert_eq!(numbers.rows(&only_c).nodes[&ip("192.0.2.9")], 3, "another address, the same node");
+        assert_eq!(numbers.rows(&only_c).nodes[&ip("192.0.2.9")].number, 3, "another address, the same node");
         let again = rows(&[("b", &["192.0.2.2"], &[]), ("c", &["192.0.2.9"], &[])]);
         numbers.assign(&again, &numbers.rows(&only_c));
-        assert_eq!(numbers.rows(&again).nodes[&ip("192.0.2.2")], 4);
+        assert_eq!(numbers.rows(&again).nodes[&ip("192.0.2.2")].number, 4);
     }
 
     #[test]
@@ -331,12 +355,12 @@ mod tests {
         let now = rows(&[("b", &["192.0.2.2"], &[]), ("d", &["192.0.2.4"], &[])]);
         let mut next = NodeNumbers::default();
         next.assign(&now, &left);
-        assert_eq!(next.rows(&now).nodes[&ip("192.0.2.2")], 41);
-        assert_eq!(next.rows(&now).nodes[&ip("192.0.2.4")], 43, "42 was that of `c`");
+        assert_eq!(next.rows(&now).nodes[&ip("192.0.2.2")].number, 41);
+        assert_eq!(next.rows(&now).nodes[&ip("192.0.2.4")].number, 43, "42 was that of `c`");
         let moved = rows(&[("b", &["192.0.2.8"], &[("10.2.0.0/24", "192.0.2.8")])]);
         let mut next = NodeNumbers::default();
         next.assign(&moved, &left);
-        assert_eq!(next.rows(&moved).nodes[&ip("192.0.2.8")], 41, "by its range");
+        assert_eq!(next.rows(&moved).nodes[&ip("192.0.2.8")].number, 41, "by its range");
     }
 
     #[test]
@@ -363,6 +387,7 @@ mod tests {
             rows.peers["b"].tunnels.values().map(|tunnel| (tunnel.way, tunnel.ifindex)).collect()
         };
         assert_eq!(ways(&rows), [(tunnel_way::LINK, 2), (tunnel_way::STACK, 0), (tunnel_way::STACK, 0), (tunnel_way::STACK, 0)]);
+        assert_eq!(rows.peers["b"].addresses[&gateway], 0, "it is no pod's way through the overlay");
         let none = PastTheStack { allowed: false, ..direct([2]) };
         let rows = NodeRows::of(&peer("a", "192.0.2.1"), &[peer("b", "192.0.2.2")], &reaches, None, &none);
         assert_eq!(ways(&rows), [(tunnel_way::STACK, 0); 4]);

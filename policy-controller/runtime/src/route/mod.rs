@@ -19,7 +19,7 @@ pub use survey::{Fault, Wrong};
 pub use way::{Hop, Reach, Way};
 
 use crate::config::Forwarding;
-use crate::kernel::{KernelHandle, NodeRows, PastTheStack};
+use crate::kernel::{Kernel, KernelHandle, NodeRows, PastTheStack};
 use crate::problem::Part;
 use crate::state::State;
 use apply::{Asked, apply, look};
@@ -36,6 +36,9 @@ use watch::{touched, watch};
 const INTERVAL: Duration = Duration::from_secs(30);
 /// How long a burst of changes may grow before it is looked at.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// How often it is asked whether somebody has complained of an outer packet, and how long such a complaint is followed by no other look: anybody
+/// may send complaints.
+const COMPLAINTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// After a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -72,6 +75,7 @@ pub async fn follow(state: Arc<State>, kernel: KernelHandle) -> Infallible {
     let (mut changes, mut publications, mut uplinks) = (state.changes(), state.publications(), state.uplink_changes());
     let watch = watch();
     let mut seen = Seen::default();
+    let mut complaints = Complaints::default();
     // What was put into the kernel last; `None` where it must be looked at again in any case.
     let mut done: Option<(Arc<Survey>, Instant)> = None;
     loop {
@@ -101,11 +105,40 @@ pub async fn follow(state: Arc<State>, kernel: KernelHandle) -> Infallible {
             _ = changes.changed() => {}
             () = touched(watch.as_ref()) => done = None,
             _ = uplinks.changed() => done = None,
+            () = complaints.next(&kernel) => done = None,
             // The datapath may be open only now.
             _ = publications.changed(), if done.is_none() => {}
             () = tokio::time::sleep(if done.is_some() { INTERVAL } else { RETRY }) => {}
         }
         tokio::time::sleep(DEBOUNCE).await;
+    }
+}
+
+/// Complaints of outer packets that were too long for somebody on the way. The kernel tells nobody what it has learned from them.
+#[derive(Default)]
+struct Complaints {
+    /// What the datapath had counted when it was asked last.
+    counted: Option<u32>,
+    /// When that was.
+    asked: Option<Instant>,
+    /// When the last one was told.
+    told: Option<Instant>,
+}
+
+impl Complaints {
+    /// Ends when there is a new one.
+    async fn next(&mut self, kernel: &KernelHandle) {
+        loop {
+            let rest = |since: Option<Instant>, gap: Duration| since.map_or(Duration::ZERO, |since| gap.saturating_sub(since.elapsed()));
+            tokio::time::sleep(rest(self.asked, COMPLAINTS.0).max(rest(self.told, COMPLAINTS.1))).await;
+            self.asked = Some(Instant::now());
+            // Where the datapath is not open it sends nothing past the stack either.
+            let Ok(counted) = kernel.run(Kernel::outer_errors).await else { continue };
+            if self.counted.replace(counted).is_some_and(|before| before != counted) {
+                self.told = Some(Instant::now());
+                return;
+            }
+        }
     }
 }
 
