@@ -118,7 +118,10 @@ impl Drop for Runtime {
         let gc = self.ask("GC", &json!({ "valid": { "attachments": [] } }));
         let left = self.administrator.shell(
             &self.cluster,
-            &format!("for name in {}; do {ON_NODE} ip netns del $name; done; rm -rf {NODE}{PROGRAM} {NODE}{PROGRAM}.cache", names.join(" ")),
+            &format!(
+                "for name in {}; do {ON_NODE} ip netns del $name; done; rm -rf {NODE}{PROGRAM} {NODE}{PROGRAM}.cache",
+                names.join(" ")
+            ),
         );
         for error in [gc.map(drop), left.map(drop)].into_iter().filter_map(Result::err) {
             eprintln!("on {} something may be left of {}: {error:#}", self.administrator.node, self.name);
@@ -166,7 +169,10 @@ fn the_library_of_runtimes_does_every_verb_on_a_node_of_the_cluster() -> Result<
     let [one, two] = [(1, "one", &uids[0]), (2, "two", &uids[1])].map(|(container, pod, uid)| runtime.attachment(container, pod, uid));
 
     let versions = runtime.done("VERSION", &json!({}))?;
-    assert!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"].iter().all(|version| versions.as_array().is_some_and(|all| all.contains(&json!(version)))), "{versions}");
+    assert!(
+        ["0.3.1", "0.4.0", "1.0.0", "1.1.0"].iter().all(|version| versions.as_array().is_some_and(|all| all.contains(&json!(version)))),
+        "{versions}"
+    );
     runtime.done("STATUS", &json!({}))?;
     assert_eq!(runtime.done("VALIDATE", &json!({}))?, json!(["portMappings"]));
     let before = runtime.endpoints()?;
@@ -179,7 +185,8 @@ fn the_library_of_runtimes_does_every_verb_on_a_node_of_the_cluster() -> Result<
         runtime.on_node(&format!("ip netns add {}", runtime.namespace(container)))?;
         let result = runtime.done("ADD", attachment)?;
         let result = &result["1.1.0"];
-        let given = result["ips"].as_array().context("addresses")?.iter().filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok());
+        let given =
+            result["ips"].as_array().context("addresses")?.iter().filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok());
         let given: Vec<IpAddr> = given.collect();
         assert_eq!(given.len(), families, "{result}");
         assert!(result["interfaces"].as_array().is_some_and(|all| all.iter().any(|interface| interface["name"] == "eth0")), "{result}");

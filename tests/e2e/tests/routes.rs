@@ -116,7 +116,8 @@ impl Watched<'_> {
         let log = pod.shell(self.cluster, &format!("cat {LOG}"))?;
         let change = |line: &str| {
             let (at, text) = line.split_once(' ')?;
-            let words: Vec<&str> = text.split_whitespace().filter(|word| !["Deleted", "unicast", "local", "broadcast"].contains(word)).collect();
+            let words: Vec<&str> =
+                text.split_whitespace().filter(|word| !["Deleted", "unicast", "local", "broadcast"].contains(word)).collect();
             let range = (*words.first()?).to_owned();
             Some(Change { at: at.parse().ok()?, gone: text.starts_with("Deleted"), range, text: text.to_owned() })
         };
@@ -202,7 +203,12 @@ fn routes_follow_node_objects_and_no_other_route_is_touched() -> Result<()> {
     }
     for (what, mut all) in taken_time {
         all.sort_unstable();
-        println!("{what}: median {:?}, longest {:?}, on the last of {} nodes, with kubectl's own time", all[all.len() / 2], all[all.len() - 1], watched.pods.len());
+        println!(
+            "{what}: median {:?}, longest {:?}, on the last of {} nodes, with kubectl's own time",
+            all[all.len() / 2],
+            all[all.len() - 1],
+            watched.pods.len()
+        );
     }
     Ok(())
 }
