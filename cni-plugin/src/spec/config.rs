@@ -53,6 +53,9 @@ struct Wire {
     prev_result: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "list_or_null")]
     valid_attachments: Option<Vec<ValidAttachment>>,
+    /// The same from a library that was written before the specification had its last word on the name.
+    #[serde(rename = "cni.dev/attachments", default, deserialize_with = "list_or_null")]
+    attachments: Option<Vec<ValidAttachment>>,
     runtime_config: Option<Value>,
     args: Option<Value>,
     ipam: Option<Value>,
@@ -99,7 +102,7 @@ impl NetworkConfig {
             ipam: wire.ipam.map(|ipam| delegate(&ipam, &kind)).transpose()?.flatten(),
             agent_timeout: Duration::from_secs(seconds),
             previous: wire.prev_result,
-            valid_attachments: wire.valid_attachments,
+            valid_attachments: wire.valid_attachments.or(wire.attachments),
             runtime_config: wire.runtime_config,
             args: wire.args,
             unknown: wire.unknown,
@@ -197,9 +200,25 @@ mod tests {
             |key: &str, value: Value| parse(json!({"cniVersion": "1.1.0", "name": "net", "type": "palisade-cni", key: value})).unwrap();
         assert_eq!(config("cni.dev/valid-attachments", json!(null)).valid_attachments, Some(Vec::new()));
         assert_eq!(config("cni.dev/valid-attachments", json!([])).valid_attachments, Some(Vec::new()));
-        // The name that an earlier text of the specification used; the library writes both.
-        let other = config("cni.dev/attachments", json!(null));
-        assert_eq!((other.valid_attachments, other.unknown.len()), (None, 1));
+        assert_eq!(parse(json!({"cniVersion": "1.1.0", "name": "net", "type": "palisade-cni"})).unwrap().valid_attachments, None);
+    }
+
+    #[test]
+    fn an_early_library_s_name_of_the_valid_attachments_counts_where_the_specification_s_is_not_there() {
+        let list = |container: &str| json!([{"containerID": container, "ifname": "eth0"}]);
+        let of = |config: Value| {
+            let valid = parse(config).unwrap().valid_attachments;
+            valid.map(|valid| valid.into_iter().map(|valid| valid.container_id).collect::<Vec<_>>())
+        };
+        let mut config = json!({"cniVersion": "1.1.0", "name": "net", "type": "palisade-cni", "cni.dev/attachments": list("early")});
+        assert_eq!(of(config.clone()), Some(vec!["early".to_owned()]));
+        config["cni.dev/valid-attachments"] = list("specified");
+        assert_eq!(of(config.clone()), Some(vec!["specified".to_owned()]));
+        config["cni.dev/valid-attachments"] = json!([]);
+        assert_eq!(of(config.clone()), Some(Vec::new()), "an empty list is one");
+        config.as_object_mut().unwrap().remove("cni.dev/valid-attachments");
+        config["cni.dev/attachments"] = json!(null);
+        assert_eq!(of(config), Some(Vec::new()));
     }
 
     #[test]
