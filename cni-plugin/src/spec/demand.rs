@@ -111,7 +111,8 @@ fn refuse_bandwidth(runtime: &Section<'_>) -> Result<(), Error> {
             Code::UnsupportedField,
             format!(
                 "\"runtimeConfig.bandwidth\": {limits} is not supported by palisade-cni: take \"bandwidth\" from its capabilities, and put \
-                 the plugin bandwidth after it in the list"
+                 the plugin bandwidth after it in the list; between pods of two nodes that one limits only where the agents run with \
+                 --forwarding stack (routing.forwarding of the chart), and between pods of one node not at all"
             ),
         ))
     })
@@ -288,6 +289,7 @@ mod tests {
         let error = runtime("bandwidth", json!({"ingressRate": 1000, "ingressBurst": 0})).unwrap_err();
         assert_eq!(error.code, Code::UnsupportedField);
         assert!(error.message.contains("bandwidth") && error.message.contains("1000"), "{}", error.message);
+        assert!(error.message.contains("--forwarding stack"), "where what is recommended works: {}", error.message);
         let ranges = json!([[{"subnet": "10.9.0.0/24"}]]);
         assert_eq!(runtime("ipRanges", ranges.clone()).unwrap_err().code, Code::UnsupportedField);
         let delegated = json!({"ipam": {"type": "host-local"}, "runtimeConfig": {"ipRanges": ranges}});
