@@ -39,8 +39,8 @@ pub(super) struct Lease {
 pub(super) enum NoAddress {
     /// All are taken.
     Full { range: IpNet, taken: usize },
-    /// Some rest; the first one will be ready in this many seconds.
-    Resting { range: IpNet, seconds: u64 },
+    /// So many are taken and all others rest, of which the first one will be ready in this many seconds.
+    Resting { range: IpNet, taken: usize, resting: usize, seconds: u64 },
     /// The one that was asked for rests.
     AskedRests { address: IpAddr, seconds: u64 },
     /// The one that was asked for is another one's.
@@ -170,7 +170,8 @@ impl Records {
     /// An address that was never given out; else one that was given back before all that is remembered; else the one
     /// that has rested longest.
     fn choose(&mut self, range: &IpNet, taken: &BTreeSet<IpAddr>, now: u64, cool_down: u64) -> Result<IpAddr, NoAddress> {
-        let full = || NoAddress::Full { range: *range, taken: taken.iter().filter(|address| range.contains(*address)).count() };
+        let in_use = || taken.iter().filter(|address| range.contains(*address)).count();
+        let full = || NoAddress::Full { range: *range, taken: in_use() };
         let (first, last) = range::usable(range).ok_or_else(full)?;
         let fresh = self.fresh.get(&range.trunc()).copied().unwrap_or(first);
         // As long as there are free addresses these searches end soon: only what is taken or remembered is passed over.
@@ -195,6 +196,10 @@ impl Records {
             .min_by_key(|(address, freed)| (*freed, *address))
             .ok_or_else(full)?;
         let rested = now.saturating_sub(freed);
-        if rested < cool_down { Err(NoAddress::Resting { range: *range, seconds: cool_down - rested }) } else { Ok(address) }
+        if rested >= cool_down {
+            return Ok(address);
+        }
+        let resting = self.freed.keys().filter(|address| usable(address)).count();
+        Err(NoAddress::Resting { range: *range, taken: in_use(), resting, seconds: cool_down - rested })
     }
 }

@@ -131,9 +131,10 @@ impl Store {
         self.change(now, |records, now, cool_down| {
             records.lease(owner, ranges, asked, now, cool_down).map_err(|reason| match reason {
                 NoAddress::Full { range, taken } => IpamError::Full { range, taken },
-                NoAddress::Resting { range, seconds } => {
-                    IpamError::Resting { of: format!("every free address of the pod range {range}"), seconds }
-                }
+                NoAddress::Resting { range, taken, resting, seconds } => IpamError::Resting {
+                    of: format!("every free address of the pod range {range} ({resting}; {taken} are in use)"),
+                    seconds,
+                },
                 NoAddress::AskedRests { address, seconds } => {
                     IpamError::Resting { of: format!("the address {address}, which was asked for,"), seconds }
                 }

@@ -84,6 +84,21 @@ fn an_address_rests_before_it_is_given_again_and_the_error_says_how_long() {
 }
 
 #[test]
+fn where_all_free_addresses_rest_the_error_says_how_many_do_and_how_many_are_in_use() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path());
+    let range = ranges(&["10.0.0.0/29"]);
+    for number in 1..=5 {
+        store.lease(&owner(number), &range, &[], at(0)).unwrap();
+    }
+    store.release(&owner(1), at(5)).unwrap();
+    store.release(&owner(2), at(6)).unwrap();
+    let error = store.lease(&owner(6), &range, &[], at(7)).unwrap_err().to_string();
+    assert!(error.starts_with("every free address of the pod range 10.0.0.0/29 (2; 3 are in use) rests"), "{error}");
+    assert!(error.ends_with("try again in 28 s"), "{error}");
+}
+
+#[test]
 fn an_address_that_is_asked_for_is_given_and_the_other_family_is_chosen() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path());
