@@ -7,6 +7,7 @@ use crate::spec::{CniResult, Code, Demand, Error, Interface, Ip, Route};
 use ipnet::IpNet;
 use palisade_loader::{LoaderError, PinDir, attach_endpoint, detach_endpoint};
 use palisade_protocol::{EndpointSpec, NodeConfig};
+use std::cell::Cell;
 use std::path::Path;
 
 /// ADD: connects a pod, and returns when its policy is in the kernel and its links are up. When a step fails, all is
@@ -16,8 +17,9 @@ pub(super) fn add(call: &Call, pod: &Pod, demand: &Demand) -> Result<CniResult, 
     call.open_namespace()?;
     let _lock = call.lock()?;
     let node = call.agent().node()?;
+    let used = Cell::new(false);
     let mut undo = Undo::default();
-    match connect(call, pod, demand, &node, &mut undo) {
+    match connect(call, pod, demand, &node, &used, &mut undo) {
         Ok(ours) => {
             undo.forget();
             let mut result = previous.unwrap_or_default();
@@ -28,14 +30,22 @@ pub(super) fn add(call: &Call, pod: &Pod, demand: &Demand) -> Result<CniResult, 
     }
 }
 
-fn connect<'a>(call: &'a Call, pod: &Pod, demand: &Demand, node: &'a NodeConfig, undo: &mut Undo<'a>) -> Result<CniResult, Error> {
+/// `used` says whether a packet of the pod's addresses can have been.
+fn connect<'a>(
+    call: &'a Call,
+    pod: &Pod,
+    demand: &Demand,
+    node: &'a NodeConfig,
+    used: &'a Cell<bool>,
+    undo: &mut Undo<'a>,
+) -> Result<CniResult, Error> {
     let owner = call.owner();
     let interface = &call.attachment.interface;
     let (namespace, path) = call.open_namespace()?;
     let pins = PinDir::from_abi_dir(&node.pin_dir);
     require_programs(&pins)?;
     Wire::require_free(&owner, &namespace)?;
-    let given = addresses::give(call, demand, node, undo)?;
+    let given = addresses::give(call, demand, node, used, undo)?;
     let wire = Wire::create(&owner, &namespace, node.mtu, demand.mac)?;
     let (host_interface, host_index) = (wire.host_interface.clone(), wire.host_index);
     undo.remember("the interface", move || Wire::remove(&host_interface));
@@ -63,6 +73,7 @@ fn connect<'a>(call: &'a Call, pod: &Pod, demand: &Demand, node: &'a NodeConfig,
         addresses: given.addresses.clone(),
         host_ports: demand.host_ports.clone(),
     })?;
+    used.set(true);
     wire.raise(&given.addresses, &given.routes)?;
     Ok(result(call, path, node, &wire, given))
 }

@@ -8,6 +8,7 @@ use crate::spec::{CniResult, Code, Demand, Error, Route};
 use ipnet::IpNet;
 use palisade_protocol::NodeConfig;
 use serde_json::{Map, Value};
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
@@ -23,11 +24,20 @@ pub(super) struct Given {
 }
 
 /// Gives an attachment its addresses. `undo` is told how to take them back before there are any: an IPAM plugin that failed is asked
-/// to DEL, too.
-pub(super) fn give<'a>(call: &'a Call, demand: &Demand, node: &NodeConfig, undo: &mut Undo<'a>) -> Result<Given, Error> {
+/// to DEL, too. As long as they are not `used`, they are taken back without a rest: pods that wait and try again, each every few
+/// seconds, would have the whole range rest.
+pub(super) fn give<'a>(
+    call: &'a Call,
+    demand: &Demand,
+    node: &NodeConfig,
+    used: &'a Cell<bool>,
+    undo: &mut Undo<'a>,
+) -> Result<Given, Error> {
     let ranges = wire::usable_ranges(&node.ranges)?;
     let store = call.store();
     reconcile::at_start(call)?;
+    // Of an ADD that was killed, perhaps, with its links up.
+    used.set(!store.addresses(&call.owner())?.is_empty());
     let Some(delegate) = &call.delegate else {
         let lease = || store.lease(&call.owner(), &ranges, &demand.addresses, SystemTime::now());
         let addresses = match lease() {
@@ -35,7 +45,7 @@ pub(super) fn give<'a>(call: &'a Call, demand: &Demand, node: &NodeConfig, undo:
             Err(IpamError::Full { .. } | IpamError::Taken { .. }) if reconcile::free(call)? => lease()?,
             other => other?,
         };
-        undo.remember("the addresses", || release(call));
+        undo.remember("the addresses", || release(call, used.get()));
         return Ok(Given {
             routes: addresses.iter().map(|address| everything(address.is_ipv6())).collect(),
             addresses,
@@ -50,7 +60,7 @@ pub(super) fn give<'a>(call: &'a Call, demand: &Demand, node: &NodeConfig, undo:
         other => other?,
     };
     let given = usable(delegate, result, &ranges)?;
-    undo.remember("the addresses", || release(call));
+    undo.remember("the addresses", || release(call, used.get()));
     let adopt = || store.adopt(&call.owner(), &given.addresses, true, SystemTime::now());
     let mut adopted = adopt();
     // The plugin has forgotten a holder that we have not, as when its own files were lost.
@@ -63,8 +73,9 @@ pub(super) fn give<'a>(call: &'a Call, demand: &Demand, node: &NodeConfig, undo:
     Ok(given)
 }
 
-fn release(call: &Call) -> Result<(), Error> {
-    call.store().release(&call.owner(), SystemTime::now())?;
+fn release(call: &Call, used: bool) -> Result<(), Error> {
+    let (store, owner, now) = (call.store(), call.owner(), SystemTime::now());
+    if used { store.release(&owner, now) } else { store.release_unused(&owner, now) }?;
     Ok(())
 }
 

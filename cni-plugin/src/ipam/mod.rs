@@ -2,7 +2,7 @@
 //!
 //! Addresses come from the node's pod ranges, one per family. The first address of a range is left to the node, and so
 //! are, for IPv4, the network's and the broadcast address. An address that was given back rests before it is given
-//! out again, so that whoever still has the old holder in mind does not meet the new one.
+//! out again, so that whoever still has the old holder in mind does not meet the new one; one that was never used need not.
 
 mod range;
 mod records;

@@ -145,10 +145,19 @@ impl Records {
 
     /// Takes an owner's addresses back. False: it had none.
     pub(super) fn release(&mut self, owner: &Owner, now: u64) -> bool {
-        let Some(place) = self.leases.iter().position(|lease| lease.owner == *owner) else { return false };
-        let lease = self.leases.remove(place);
+        let Some(lease) = self.take(owner) else { return false };
         self.freed.extend(lease.addresses.into_iter().map(|address| (address, now)));
         true
+    }
+
+    /// Takes back addresses that nobody has met: they had rested when they were given, and need not rest again. False: the owner had none.
+    pub(super) fn release_unused(&mut self, owner: &Owner) -> bool {
+        self.take(owner).is_some()
+    }
+
+    fn take(&mut self, owner: &Owner) -> Option<Lease> {
+        let place = self.leases.iter().position(|lease| lease.owner == *owner)?;
+        Some(self.leases.remove(place))
     }
 
     /// Forgets what need not be remembered, and puts right what a clock that went backwards has done.

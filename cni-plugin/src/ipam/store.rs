@@ -164,6 +164,14 @@ impl Store {
         self.change(now, |records, now, _| Ok(records.release(owner, now)))
     }
 
+    /// As [`Store::release`], where no packet of these addresses can have been: they may be given out again at once.
+    pub fn release_unused(&self, owner: &Owner, now: SystemTime) -> Result<bool, IpamError> {
+        if !self.exists() {
+            return Ok(false);
+        }
+        self.change(now, |records, _, _| Ok(records.release_unused(owner)))
+    }
+
     /// The addresses that an owner has; empty when it has none.
     pub fn addresses(&self, owner: &Owner) -> Result<Vec<IpAddr>, IpamError> {
         Ok(self.read()?.lease_of(owner).map(|lease| lease.addresses.clone()).unwrap_or_default())

@@ -3,7 +3,7 @@ use super::{IpamError, Owner, Store};
 use ipnet::IpNet;
 use palisade_protocol::Attachment;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -81,6 +81,26 @@ fn an_address_rests_before_it_is_given_again_and_the_error_says_how_long() {
     let error = store.lease(&owner(2), &range, &[], at(6)).unwrap_err();
     assert!(matches!(error, IpamError::Resting { seconds: 29, .. }), "{error}");
     assert!(store.lease(&owner(2), &range, &[], at(35)).is_ok());
+}
+
+#[test]
+fn an_address_that_was_given_back_unused_needs_no_rest_and_others_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path());
+    let range = ranges(&["10.0.0.0/29"]);
+    // More often than there are addresses.
+    for number in 1..=20 {
+        store.lease(&owner(number), &range, &[], at(0)).unwrap();
+        assert!(store.release_unused(&owner(number), at(0)).unwrap());
+        assert!(!store.release_unused(&owner(number), at(0)).unwrap());
+    }
+    let held: BTreeSet<IpAddr> = (1..=5).map(|number| store.lease(&owner(number), &range, &[], at(0)).unwrap()[0]).collect();
+    assert_eq!(held.len(), 5);
+    store.release(&owner(1), at(1)).unwrap();
+    assert!(matches!(store.lease(&owner(6), &range, &[], at(2)).unwrap_err(), IpamError::Resting { seconds: 29, .. }));
+    let rested = store.lease(&owner(6), &range, &[], at(31)).unwrap();
+    store.release_unused(&owner(6), at(31)).unwrap();
+    assert_eq!(store.lease(&owner(7), &range, &[], at(31)).unwrap(), rested, "it had rested before");
 }
 
 #[test]
@@ -209,13 +229,15 @@ fn what_is_remembered_of_a_large_range_is_bounded() {
 enum Action {
     Lease(u32),
     Release(u32),
+    ReleaseUnused(u32),
     Wait(u64),
 }
 
 fn action() -> impl Strategy<Value = (Action, Option<Step>)> {
     let action = prop_oneof![
         5 => (0..12_u32).prop_map(Action::Lease),
-        4 => (0..12_u32).prop_map(Action::Release),
+        3 => (0..12_u32).prop_map(Action::Release),
+        1 => (0..12_u32).prop_map(Action::ReleaseUnused),
         2 => (0..40_u64).prop_map(Action::Wait),
     ];
     let crash = prop_oneof![
@@ -274,11 +296,12 @@ proptest! {
                     Err(IpamError::Resting { .. }) => prop_assert!(held.len() < 6),
                     Err(error) => prop_assert!(false, "{}", error),
                 },
-                Action::Release(number) => {
-                    let answer = store.release(&owner(number), at(now));
+                Action::Release(number) | Action::ReleaseUnused(number) => {
+                    let rests = matches!(action, Action::Release(_));
+                    let answer = if rests { store.release(&owner(number), at(now)) } else { store.release_unused(&owner(number), at(now)) };
                     let gone = store.addresses(&owner(number)).unwrap().is_empty();
                     prop_assert!(gone || matches!(answer, Err(IpamError::Busy(_))));
-                    if gone && let Some(addresses) = held.remove(&number) {
+                    if gone && let Some(addresses) = held.remove(&number) && rests {
                         freed.extend(addresses.into_iter().map(|address| (address, now)));
                     }
                 }

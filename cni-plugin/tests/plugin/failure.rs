@@ -48,6 +48,27 @@ fn a_pod_that_the_agent_does_not_know_yet_is_code_11() {
 }
 
 #[test]
+fn an_address_whose_pod_never_came_up_is_free_at_once() {
+    // As many addresses as attempts would take if each had one rest.
+    node(&["10.77.0.0/29"], |node| {
+        node.host.create_pod("a").unwrap();
+        node.agent.behave("realise", Behaviour::Refuses(ErrorKind::TryAgain));
+        for attempt in 0..12 {
+            let message = node.call("ADD", "a").run().failure(11);
+            assert!(message.contains("refuses to realise"), "attempt {attempt}: {message}");
+            node.call("DEL", "a").run().silent();
+        }
+        node.agent.behave("realise", Behaviour::Works);
+        node.call("ADD", "a").run().success();
+        // One whose links were up rests.
+        node.remove("a");
+        let store: serde_json::Value = serde_json::from_slice(&std::fs::read(node.store()).unwrap()).unwrap();
+        assert_eq!(store["freed"].as_object().unwrap().len(), 1, "{store}");
+        assert_eq!((node.left().as_str(), node.leases()), ("", 0));
+    });
+}
+
+#[test]
 fn an_agent_that_hangs_is_code_11_in_time() {
     node(DUAL, |node| {
         for call in ["node", "realise"] {
