@@ -60,6 +60,7 @@ pub(super) fn give<'a>(
         other => other?,
     };
     let given = usable(delegate, result, &ranges)?;
+    require_demanded(delegate, demand, &given)?;
     undo.remember("the addresses", || release(call, used.get()));
     let adopt = || store.adopt(&call.owner(), &given.addresses, true, SystemTime::now());
     let mut adopted = adopt();
@@ -77,6 +78,17 @@ fn release(call: &Call, used: bool) -> Result<(), Error> {
     let (store, owner, now) = (call.store(), call.owner(), SystemTime::now());
     if used { store.release(&owner, now) } else { store.release_unused(&owner, now) }?;
     Ok(())
+}
+
+/// Whoever asks for an address relies on it: another one is not what was asked for.
+fn require_demanded(delegate: &Delegate, demand: &Demand, given: &Given) -> Result<(), Error> {
+    let Some(missing) = demand.addresses.iter().find(|address| !given.addresses.contains(address)) else { return Ok(()) };
+    let gave: Vec<String> = given.addresses.iter().map(ToString::to_string).collect();
+    let message = format!(
+        "{missing} is asked for (\"ips\", or IP in CNI_ARGS), but it gave {}: name one in \"ipam\" that does as it is asked, such as static, or ask for no address",
+        gave.join(" and ")
+    );
+    Err(delegate.error(Code::InvalidConfig, message))
 }
 
 /// What of a result can be made true. A pod has one address per family, which every node routes to the node that the range belongs

@@ -264,6 +264,26 @@ fn an_add_that_fails_after_the_ipam_plugin_gave_takes_it_back() {
 }
 
 #[test]
+fn an_address_that_is_asked_for_and_that_the_ipam_plugin_does_not_give_is_refused_and_given_back() {
+    node(DUAL, |node| {
+        let told = Told::new("10.77.0.9/24");
+        node.host.create_pod("a").unwrap();
+        let asks = |ips: Value| told.call(node, "ADD", "a").key("runtimeConfig", json!({"ips": ips})).run();
+        for (ips, said) in
+            [(json!(["10.77.0.10/24"]), "10.77.0.10 is asked for"), (json!(["10.77.0.9", "fd77::9"]), "fd77::9 is asked for")]
+        {
+            let message = asks(ips).failure(7);
+            assert!(message.contains(said) && message.contains("it gave 10.77.0.9") && message.contains("told"), "{message}");
+            let verbs: Vec<String> = told.calls().iter().map(|call| call[..3].to_owned()).collect();
+            assert_eq!((verbs, node.leases()), (vec!["ADD".to_owned(), "DEL".to_owned()], 0));
+        }
+        asks(json!(["10.77.0.9"])).success();
+        told.remove(node, "a");
+        assert_clean(node);
+    });
+}
+
+#[test]
 fn del_that_the_ipam_plugin_fails_removes_all_else_and_finds_the_attachment_again() {
     node(DUAL, |node| {
         let told = Told::new("10.77.0.9/24");
