@@ -2,11 +2,12 @@ use super::add::refused;
 use super::call::Call;
 use super::record::{self, Record};
 use super::wire;
+use crate::ipam::Owner;
 use crate::link::{Link, Netlink, everything};
 use crate::spec::{CniResult, Code, Demand, Error, Interface};
 use ipnet::IpNet;
 use palisade_loader::{PinDir, endpoint_attached};
-use palisade_protocol::HostPort;
+use palisade_protocol::{EndpointSpec, HostPort};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -39,6 +40,9 @@ pub(super) fn check(call: &Call, demand: &Demand) -> Result<(), Error> {
     if host_link.peer != Some(pod_link.index) {
         return Err(differs(format!("{interface} is not the other end of {host_interface}")));
     }
+    let endpoint = record::endpoint(&call.config, &owner).ok_or_else(|| differs(format!("the agent's record of {owner} is gone")))?;
+    // Before addresses and routes, which a plugin that changes it may have lost on the way.
+    compare_mac(&endpoint, &pod_link)?;
 
     let addresses = call.store().addresses(&owner)?;
     if addresses.is_empty() {
@@ -56,15 +60,28 @@ pub(super) fn check(call: &Call, demand: &Demand) -> Result<(), Error> {
     if !endpoint_attached(&pins, &host_interface, host_link.index).map_err(refused)? {
         return Err(differs(format!("the programs are not attached to {host_interface}")));
     }
-    compare_host_ports(call, demand)?;
+    compare_host_ports(&endpoint, &owner, demand)?;
     call.agent().check(&call.attachment)?;
     call.delegate.as_ref().map_or(Ok(()), |delegate| delegate.tell("CHECK"))
 }
 
+/// What later plugins change is theirs, but for the Ethernet address, whatever the result of the whole chain says of it: the pod's packets
+/// are let pass from the one that ADD gave it.
+fn compare_mac(endpoint: &EndpointSpec, link: &Link) -> Result<(), Error> {
+    let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+    if endpoint.pod_mac.eq_ignore_ascii_case(&mac) {
+        return Ok(());
+    }
+    Err(differs(format!(
+        "the interface {} in the container has the Ethernet address {mac}, but its packets are let pass from {} alone, which ADD gave it, \
+         and dropped now: if a later plugin of the chain changes it (\"mac\" of tuning), have palisade-cni do so, by the capability \"mac\" \
+         or \"args.cni.mac\"",
+        link.name, endpoint.pod_mac
+    )))
+}
+
 /// What the agent keeps, so that one that starts anew serves the same.
-fn compare_host_ports(call: &Call, demand: &Demand) -> Result<(), Error> {
-    let owner = call.owner();
-    let endpoint = record::endpoint(&call.config, &owner).ok_or_else(|| differs(format!("the agent's record of {owner} is gone")))?;
+fn compare_host_ports(endpoint: &EndpointSpec, owner: &Owner, demand: &Demand) -> Result<(), Error> {
     let set = |ports: &[HostPort]| ports.iter().copied().collect::<BTreeSet<HostPort>>();
     let (kept, asked) = (set(&endpoint.host_ports), set(&demand.host_ports));
     match (asked.difference(&kept).next(), kept.difference(&asked).next()) {

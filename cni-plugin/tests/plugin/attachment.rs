@@ -283,10 +283,25 @@ fn check_tolerates_what_later_plugins_changed() {
         pod.add_address(index, "192.0.2.7/32".parse().unwrap()).unwrap();
         pod.add_route(&Route::via("198.51.100.0/24".parse().unwrap(), ip("169.254.1.1"), index)).unwrap();
         pod.set_mtu(index, 1300).unwrap();
-        set_mac(node, "a", "02:00:00:00:00:77");
-        // The plugin that changed the Ethernet address says so in its result.
-        result["interfaces"][1]["mac"] = "02:00:00:00:00:77".into();
         result["interfaces"].as_array_mut().unwrap().push(json!({"name": "ifb0"}));
+        node.call("CHECK", "a").key("prevResult", result).run().silent();
+        node.remove("a");
+    });
+}
+
+#[test]
+fn check_finds_an_ethernet_address_that_a_later_plugin_changed_though_its_result_says_so() {
+    node(DUAL, |node| {
+        let mut result = node.add("a");
+        set_mac(node, "a", "02:00:00:00:00:77");
+        let own = result["interfaces"][1]["mac"].clone();
+        result["interfaces"][1]["mac"] = "02:00:00:00:00:77".into();
+        let message = node.call("CHECK", "a").key("prevResult", result.clone()).run().failure(104);
+        assert!(message.contains("02:00:00:00:00:77") && message.contains(own.as_str().unwrap()), "{message}");
+        assert!(message.contains("capability \"mac\""), "{message}");
+        // It is the address that counts, and not what the result says of it.
+        set_mac(node, "a", own.as_str().unwrap());
+        result["interfaces"][1].as_object_mut().unwrap().remove("mac");
         node.call("CHECK", "a").key("prevResult", result).run().silent();
         node.remove("a");
     });

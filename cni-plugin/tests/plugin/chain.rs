@@ -230,6 +230,27 @@ fn check_of_a_chain_finds_what_was_taken_from_us() {
 }
 
 #[test]
+fn check_of_a_chain_finds_an_ethernet_address_that_tuning_changed_and_not_one_that_was_asked_of_us() {
+    with_runtime(DUAL, |runtime| {
+        if let Some(reason) = missing("tuning") {
+            return skipped(&format!("the chain is without tuning: {reason}"));
+        }
+        let tuning = json!({"type": "tuning", "dataDir": runtime.node.host.directory().join("tuning"), "mac": "02:00:5e:10:0a:ff"});
+        let runtime = runtime.folder(DEBIAN).path(SYSTEM).version("1.0.0");
+        let changed = runtime.then(&tuning);
+        assert_eq!(changed.add("a").result["own"]["interfaces"][1]["mac"], "02:00:5e:10:0a:ff");
+        let message = changed.call("CHECK", "a").failure(104);
+        assert!(message.contains("02:00:5e:10:0a:ff") && message.contains("capability \"mac\""), "{message}");
+        changed.remove("a");
+        let asked = runtime.key("capabilities", &json!({"mac": true})).capability("mac", json!("02:00:5e:10:0a:ff"));
+        assert_eq!(asked.add("a").result["own"]["interfaces"][1]["mac"], "02:00:5e:10:0a:ff");
+        asked.call("CHECK", "a").success();
+        asked.remove("a");
+        assert_nothing_left(&asked);
+    });
+}
+
+#[test]
 fn a_chain_whose_later_plugin_fails_is_undone_by_the_del_that_follows() {
     with_runtime(DUAL, |runtime| {
         let (chain, names) = chain(runtime);
