@@ -11,6 +11,7 @@ use palisade_test_support::skipped;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The versions that Debian's plugins speak as we do.
 const VERSIONS: [&str; 3] = ["0.3.1", "0.4.0", "1.0.0"];
@@ -128,6 +129,7 @@ cd "${0%/*}" || exit 9
 cat > "$CNI_COMMAND.input"
 echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS" >> calls
 echo "$CNI_ARGS" > "$CNI_COMMAND.args"
+[ -e "$CNI_COMMAND.hangs" ] && { sleep 1000 & echo $! > sleeper; wait; }
 [ -e "$CNI_COMMAND.fails" ] && { cat "$CNI_COMMAND.fails"; exit 1; }
 [ "$CNI_COMMAND" = ADD ] && cat result
 exit 0
@@ -153,10 +155,17 @@ impl Told {
         std::fs::write(self.path(&format!("{verb}.fails")), says).unwrap();
     }
 
+    /// Has it never answer a verb.
+    fn hang(&self, verb: &str) {
+        std::fs::write(self.path(&format!("{verb}.hangs")), "").unwrap();
+    }
+
     /// Has it serve all verbs again.
     fn work(&self) {
         for verb in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
-            let _ = std::fs::remove_file(self.path(&format!("{verb}.fails")));
+            for how in ["fails", "hangs"] {
+                let _ = std::fs::remove_file(self.path(&format!("{verb}.{how}")));
+            }
         }
     }
 
@@ -300,6 +309,53 @@ fn del_that_the_ipam_plugin_fails_removes_all_else_and_finds_the_attachment_agai
         let calls = told.calls();
         assert!(calls[0].starts_with("DEL a eth0") && calls[1].starts_with("GC"), "{calls:?}");
         node.host.remove_pod("a").unwrap();
+        assert_clean(node);
+    });
+}
+
+#[test]
+fn an_ipam_plugin_that_never_answers_is_ended_and_keeps_nobody_waiting() {
+    node(DUAL, |node| {
+        let told = Told::new("10.77.0.9/24");
+        let sleeps = || {
+            let id = std::fs::read_to_string(told.path("sleeper")).unwrap();
+            let state = std::fs::read_to_string(format!("/proc/{}/stat", id.trim())).unwrap_or_default();
+            !state.is_empty() && !state.contains(") Z ")
+        };
+        let soon = |what: &str, is: &dyn Fn() -> bool| {
+            let began = Instant::now();
+            while !is() {
+                assert!(began.elapsed() < Duration::from_secs(10), "{what}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        node.host.create_pod("a").unwrap();
+        let call = |verb: &str| told.call(node, verb, "a").key("agentTimeoutSeconds", 1.into());
+        told.hang("ADD");
+        let add = call("ADD").run();
+        assert_eq!(add.exit, Some(1), "{add:?}");
+        let error: Value = serde_json::from_str(&add.stdout).unwrap();
+        let message = error["msg"].as_str().unwrap();
+        assert!(error["code"] == 11 && message.contains("ADD was not answered within 3 s") && message.contains("told"), "{error}");
+        assert!(error["details"].as_str().unwrap().contains("DEL was not asked of it"), "the runtime's DEL does: {error}");
+        let verbs = || told.calls().iter().map(|call| call[..3].to_owned()).collect::<Vec<_>>();
+        assert_eq!((verbs(), node.leases()), (vec!["ADD".to_owned()], 0));
+        soon("what it had started runs on", &|| !sleeps());
+        // The attachment's lock is free, and the DEL that follows takes back what the plugin may have given.
+        call("DEL").run().silent();
+        assert_eq!(verbs(), ["DEL"]);
+
+        told.work();
+        let result = call("ADD").run().success();
+        for (verb, code) in [("CHECK", 11), ("GC", 11), ("DEL", 11)] {
+            told.hang(verb);
+            let valid = json!([{"containerID": "a", "ifname": "eth0"}]);
+            let message = call(verb).key("prevResult", result.clone()).key("cni.dev/valid-attachments", valid).run().failure(code);
+            assert!(message.contains("was not answered within 3 s"), "{message}");
+        }
+        assert_eq!(node.leases(), 1, "GC is to find it");
+        told.work();
+        told.remove(node, "a");
         assert_clean(node);
     });
 }
