@@ -144,6 +144,7 @@ mod tests {
             source: "kubernetes".into(),
             ready: false,
             problems: vec!["the API server cannot be reached".into()],
+            refuses_pods: vec!["the API server cannot be reached".into()],
             attach: "tcx".into(),
             node_services: "served".into(),
             abi: 1,

@@ -206,6 +206,9 @@ pub struct Status {
     pub ready: bool,
     /// Why it is not ready; empty when it is.
     pub problems: Vec<String>,
+    /// Why no pod can be connected now; empty where one can, whatever else is wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refuses_pods: Vec<String>,
     /// Attach mechanism: `tcx` or `clsact`.
     pub attach: String,
     /// Whether services are served to the node's own processes: [`NODE_SERVED`], `off`, or why not.

@@ -79,7 +79,7 @@ fn connect<'a>(
 }
 
 /// Before anything is made: without programs nothing may come up.
-fn require_programs(pins: &PinDir) -> Result<(), Error> {
+pub(super) fn require_programs(pins: &PinDir) -> Result<(), Error> {
     let missing = ["from_pod", "to_pod"].into_iter().find(|name| !pins.programs_dir().join(name).exists());
     missing.map_or(Ok(()), |_| Err(refused(LoaderError::ProgramsMissing { path: pins.programs_dir() })))
 }

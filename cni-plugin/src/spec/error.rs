@@ -24,6 +24,8 @@ pub enum Code {
     TryAgain,
     /// STATUS: ADD cannot be served now.
     NotAvailable,
+    /// STATUS: nor can it, and what is connected has lost something.
+    NotAvailableAndLimited,
     /// No address is left.
     AddressesExhausted,
     /// The kernel refused a link, an address or a route.
@@ -58,6 +60,7 @@ impl Code {
             Self::OwnNamespace => 8,
             Self::TryAgain => 11,
             Self::NotAvailable => 50,
+            Self::NotAvailableAndLimited => 51,
             Self::AddressesExhausted => 100,
             Self::Network => 101,
             Self::Datapath => 102,

@@ -451,10 +451,64 @@ fn gc_removes_what_is_not_valid_and_goes_on_after_an_error() {
 #[test]
 fn status_says_whether_add_can_be_served() {
     node(DUAL, |node| {
+        let status = || node.call("STATUS", "x").run();
+        status().silent();
+        // With pods that run, which are as well connected as ever.
+        node.add("a");
+        node.agent.set_problems(&["watch of pods: the API server is away"], &["routes: one is missing"]);
+        let message = status().failure(50);
+        assert!(message.contains("the API server is away") && !message.contains("routes"), "{message}");
+        node.agent.set_problems(&[], &[]);
+        for call in ["status", "node"] {
+            node.agent.behave(call, Behaviour::Refuses(ErrorKind::TryAgain));
+            assert!(status().failure(50).contains(&format!("refuses to {call}")));
+            node.agent.behave(call, Behaviour::Works);
+        }
+        node.agent.set_ranges(&[]);
+        assert!(status().failure(50).contains("podCIDRs"));
+        node.agent.set_ranges(DUAL);
+        let (programs, aside) = (node.host.bpffs().join("palisade/v1/programs"), node.host.bpffs().join("palisade/v1/aside"));
+        std::fs::rename(&programs, &aside).unwrap();
+        assert!(status().failure(50).contains("no programs are pinned"), "the pods have theirs");
+        std::fs::rename(&aside, &programs).unwrap();
+        status().silent();
+        node.agent.stop();
+        assert!(status().failure(50).contains("running"));
+        node.remove("a");
+        assert_eq!(node.left(), "");
+    });
+}
+
+#[test]
+fn a_problem_that_keeps_no_pod_waiting_is_logged_and_fails_neither_status_nor_add() {
+    node(DUAL, |node| {
+        node.agent.set_problems(&[], &["routes: the way to pods of other nodes", "uplinks: clients outside"]);
+        let answer = node.call("STATUS", "x").run();
+        for problem in ["routes: the way to pods of other nodes", "uplinks: clients outside"] {
+            assert!(answer.stderr.contains(problem), "{answer:?}");
+        }
+        answer.silent();
+        node.add("a");
+        node.remove("a");
+    });
+}
+
+#[test]
+fn status_is_code_51_where_pods_that_run_have_lost_their_programs() {
+    node(DUAL, |node| {
+        node.add("whole");
+        let result = node.add("a");
+        let pins = node.host.bpffs().join("palisade/v1/links");
+        std::fs::remove_file(pins.join(format!("{}-to_pod", node.host_link(&result).index))).unwrap();
         node.call("STATUS", "x").run().silent();
         node.agent.behave("status", Behaviour::Refuses(ErrorKind::TryAgain));
-        assert!(node.call("STATUS", "x").run().failure(50).contains("refuses"));
-        node.agent.stop();
-        assert!(node.call("STATUS", "x").run().failure(50).contains("running"));
+        let message = node.call("STATUS", "x").run().failure(51);
+        assert!(message.contains("refuses to status") && message.contains("container a"), "{message}");
+        node.call("STATUS", "x").key("name", "another".into()).run().failure(50);
+        // A pod that is gone suffers nothing.
+        node.remove("a");
+        node.call("STATUS", "x").run().failure(50);
+        node.remove("whole");
+        assert_eq!(node.left(), "");
     });
 }

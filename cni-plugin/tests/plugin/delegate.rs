@@ -347,7 +347,7 @@ fn an_ipam_plugin_that_never_answers_is_ended_and_keeps_nobody_waiting() {
 
         told.work();
         let result = call("ADD").run().success();
-        for (verb, code) in [("CHECK", 11), ("GC", 11), ("DEL", 11)] {
+        for (verb, code) in [("CHECK", 11), ("GC", 11), ("STATUS", 50), ("DEL", 11)] {
             told.hang(verb);
             let valid = json!([{"containerID": "a", "ifname": "eth0"}]);
             let message = call(verb).key("prevResult", result.clone()).key("cni.dev/valid-attachments", valid).run().failure(code);

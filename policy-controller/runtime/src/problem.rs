@@ -12,6 +12,8 @@ pub enum Part {
     Source,
     /// Watching one kind, by its plural name.
     Watch(&'static str),
+    /// How the API server serves one kind that users install, by its plural name.
+    Definition(&'static str),
     /// Writing rows.
     Reconcile,
     /// Writing what stands behind services.
@@ -36,6 +38,7 @@ impl std::fmt::Display for Part {
             Self::Datapath => f.write_str("datapath"),
             Self::Source => f.write_str("source"),
             Self::Watch(kind) => write!(f, "watch of {kind}"),
+            Self::Definition(kind) => write!(f, "definition of {kind}"),
             Self::Reconcile => f.write_str("policy"),
             Self::Services => f.write_str("services"),
             Self::Records => f.write_str("endpoint records"),
@@ -79,7 +82,13 @@ impl Problems {
 
     /// All problems, each with its part.
     pub fn list(&self) -> Vec<String> {
-        self.current.lock().expect("no holder of this lock panics").iter().map(|(part, message)| format!("{part}: {message}")).collect()
+        self.list_of(|_| true)
+    }
+
+    /// The problems of some parts, each with its part.
+    pub fn list_of(&self, wanted: impl Fn(Part) -> bool) -> Vec<String> {
+        let current = self.current.lock().expect("no holder of this lock panics");
+        current.iter().filter(|(part, _)| wanted(**part)).map(|(part, message)| format!("{part}: {message}")).collect()
     }
 }
 

@@ -5,6 +5,7 @@ use crate::event::Hub;
 use crate::metrics::Metrics;
 use crate::problem::{Part, Problems};
 use crate::route::Network;
+use crate::source::kubernetes::READ_AFRESH;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use palisade_k8s::index::{Digests, Index};
@@ -347,11 +348,66 @@ impl State {
         }
         problems
     }
+
+    /// Why no pod can be connected now, as whoever asks for an endpoint is told; empty where one can. What is wrong with ways, services or
+    /// records keeps no new pod waiting, and what was read stays in force.
+    pub fn refuses_pods(&self) -> Vec<String> {
+        let synced = self.index().synced();
+        let mut refuses = self.problems.list_of(|part| match part {
+            Part::Datapath | Part::Node | Part::Reconcile => true,
+            Part::Watch(kind) => !synced || READ_AFRESH.contains(&kind),
+            Part::Source | Part::Definition(_) => !synced,
+            Part::Services | Part::Records | Part::Forwarding | Part::Routes | Part::Masquerade | Part::Uplinks => false,
+        });
+        if refuses.is_empty() && !synced {
+            refuses.push(format!("{}: not all objects have been listed yet", Part::Source));
+        }
+        refuses
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn synced() -> State {
+        let state = State::new(AgentConfig::new("node", Source::Directory("/nowhere".into())));
+        let parts = [Part::Source, Part::Datapath, Part::Node, Part::Services];
+        parts.into_iter().for_each(|part| state.problems.clear(part));
+        let nothing = palisade_k8s::manifest::Manifest::default();
+        state.change(|index| nothing.feed(index) | index.set_nodes(BTreeMap::new()));
+        state
+    }
+
+    #[test]
+    fn what_keeps_a_pod_waiting_is_told_from_what_does_not() {
+        let waits = |part: Part| {
+            let state = synced();
+            assert!(state.refuses_pods().is_empty());
+            state.problems.set(part, "broken");
+            assert_eq!(state.problems.list(), [format!("{part}: broken")]);
+            !state.refuses_pods().is_empty()
+        };
+        for part in [Part::Datapath, Part::Node, Part::Reconcile, Part::Watch("pods"), Part::Watch("networkpolicies")] {
+            assert!(waits(part), "{part}");
+        }
+        for part in [Part::Routes, Part::Forwarding, Part::Masquerade, Part::Uplinks, Part::Services, Part::Records] {
+            assert!(!waits(part), "{part}");
+        }
+        // What was read stays in force, and what users install need not be there.
+        for part in [Part::Source, Part::Watch("endpointslices"), Part::Definition("identitypolicies")] {
+            assert!(!waits(part), "{part}");
+        }
+    }
+
+    #[test]
+    fn before_everything_was_read_pods_wait_and_are_told_for_what() {
+        let state = State::new(AgentConfig::new("node", Source::Directory("/nowhere".into())));
+        [Part::Datapath, Part::Node].into_iter().for_each(|part| state.problems.clear(part));
+        assert_eq!(state.refuses_pods(), ["source: the objects have not been read yet"]);
+        state.problems.clear(Part::Source);
+        assert_eq!(state.refuses_pods().len(), 1, "though no part has a problem");
+    }
 
     #[test]
     fn it_is_not_ready_before_services_are_in_the_kernel_though_policies_are() {

@@ -20,6 +20,7 @@ pub async fn status(state: &State, kernel: &KernelHandle) -> Status {
         source: state.config.source.to_string(),
         ready: problems.is_empty(),
         problems,
+        refuses_pods: state.refuses_pods(),
         attach: published.attach.map(|kind| kind.to_string()).unwrap_or_default(),
         node_services: state.node_services(),
         abi: ABI_VERSION,

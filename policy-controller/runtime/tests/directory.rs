@@ -104,6 +104,8 @@ fn a_broken_file_keeps_the_last_good_state_and_is_named_in_the_status() {
         let status = node.wait("the problem is shown", |status| !status.ready);
         let problem = status.problems.join("\n");
         assert!(problem.contains("policy.yaml:9") && problem.contains("port") && problem.contains("70000"), "{problem}");
+        assert!(status.refuses_pods.is_empty(), "pods are connected under what was read: {status:?}");
+        assert_eq!(node.host.cni("STATUS", WEB.0, WEB.1).0, 0);
         assert!(node.reaches(FRIEND, at) && !node.reaches(STRANGER, at));
         node.write("policy.yaml", POLICY);
         node.wait("the problem is gone", |status| status.ready);
@@ -282,6 +284,7 @@ fn without_a_bpf_file_system_the_agent_says_so_and_refuses_pods() {
         node.start_with(config);
         let status = node.wait("the problem is shown", |status| status.problems.iter().any(|problem| problem.contains("BPF file system")));
         assert!(!status.ready, "{status:?}");
+        assert!(status.refuses_pods.iter().any(|problem| problem.contains("BPF file system")), "{status:?}");
         match node.call(Call::Node) {
             Err(ClientError::Refused(failure)) => assert_eq!(failure.kind, ErrorKind::TryAgain, "{failure}"),
             other => panic!("{other:?}"),

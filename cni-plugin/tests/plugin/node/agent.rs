@@ -37,6 +37,8 @@ struct Shared {
     endpoints: Mutex<Vec<EndpointSpec>>,
     /// What was wrong when the agent was asked to realise an endpoint.
     faults: Mutex<Vec<String>>,
+    /// For what no pod can be connected, and what else is wrong.
+    problems: Mutex<[Vec<String>; 2]>,
     stopped: Mutex<bool>,
 }
 
@@ -56,6 +58,7 @@ impl FakeAgent {
             calls: Mutex::default(),
             endpoints: Mutex::default(),
             faults: Mutex::default(),
+            problems: Mutex::default(),
             stopped: Mutex::new(false),
         });
         std::fs::create_dir_all(run_dir.join(RECORDS_NAME)).unwrap();
@@ -76,6 +79,12 @@ impl FakeAgent {
     /// Changes the pod ranges.
     pub fn set_ranges(&self, ranges: &[&str]) {
         self.shared.node.lock().unwrap().ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+    }
+
+    /// Has its status say for what no pod can be connected now, and what else is wrong.
+    pub fn set_problems(&self, refuses_pods: &[&str], others: &[&str]) {
+        let texts = |problems: &[&str]| problems.iter().map(|problem| (*problem).to_owned()).collect();
+        *self.shared.problems.lock().unwrap() = [texts(refuses_pods), texts(others)];
     }
 
     /// The calls so far, in order.
@@ -176,24 +185,31 @@ impl Shared {
                 Reply::Done
             }
             Call::Check(_) => Reply::Error(Failure { kind: ErrorKind::NotFound, message: "the endpoint is not known".into() }),
-            Call::Status => Reply::Status(Status {
-                version: "0".into(),
-                node: "node-a".into(),
-                source: "test".into(),
-                ready: true,
-                problems: Vec::new(),
-                attach: "tcx".into(),
-                node_services: "off".into(),
-                abi: 1,
-                epoch: 0,
-                counts: Counts::default(),
-                outcomes: Vec::new(),
-                refused: Vec::new(),
-                routing: None,
-                uplinks: Vec::new(),
-                uplinks_missing: Vec::new(),
-            }),
+            Call::Status => Reply::Status(self.status()),
             other => panic!("{other:?} is not served"),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let [refuses_pods, others] = self.problems.lock().unwrap().clone();
+        let problems = [refuses_pods.clone(), others].concat();
+        Status {
+            version: "0".into(),
+            node: "node-a".into(),
+            source: "test".into(),
+            ready: problems.is_empty(),
+            problems,
+            refuses_pods,
+            attach: "tcx".into(),
+            node_services: "off".into(),
+            abi: 1,
+            epoch: 0,
+            counts: Counts::default(),
+            outcomes: Vec::new(),
+            refused: Vec::new(),
+            routing: None,
+            uplinks: Vec::new(),
+            uplinks_missing: Vec::new(),
         }
     }
 

@@ -96,6 +96,10 @@ impl Watched for ClusterNetworkPolicy {
     const INSTALLED_BY_USERS: bool = true;
 }
 
+/// The kinds that are read afresh for a pod that is about to start: without them it is not connected.
+pub const READ_AFRESH: [&str; 5] =
+    [Pod::PLURAL, Namespace::PLURAL, NetworkPolicy::PLURAL, IdentityPolicy::PLURAL, ClusterNetworkPolicy::PLURAL];
+
 /// A kind that is watched, as a value: what asks the API server is compiled once for all, and objects are read when they arrive.
 struct Watch {
     resource: ApiResource,

@@ -26,7 +26,7 @@ impl Reader {
     /// The API server has no such resource. Where it says that it does not know the kind, there are no objects of it, until it comes;
     /// anything else is a fault, and what is known stays in force.
     pub(super) async fn without_the_kind(&self, state: &State, watch: &Watch, api: &Api<DynamicObject>) {
-        let part = Part::Watch(watch.plural);
+        let (part, definition) = (Part::Watch(watch.plural), Part::Definition(watch.plural));
         let taken = |event| drop((watch.take)(self, state, event));
         let mut told = false;
         loop {
@@ -39,17 +39,20 @@ impl Reader {
                         tracing::info!(kind = %watch.kind, "the API server does not know this kind; it is looked for every {} s", LOOK_AGAIN.as_secs());
                     }
                     state.problems.clear(part);
+                    state.problems.clear(definition);
                 }
                 Ok(Served::Nowhere) => {
+                    state.problems.clear(part);
                     state.problems.set(
-                        part,
+                        definition,
                         format!("the API server serves no {} of {group}/{version} any more; what was known stays in force", watch.plural),
                     );
                 }
                 // There may be some that deny: without them more would be open.
                 Ok(Served::Elsewhere(versions)) => {
+                    state.problems.clear(part);
                     state.problems.set(
-                        part,
+                        definition,
                         format!(
                             "the API server serves {} of {group} in {} alone, and this agent reads {version}: install a version of Palisade that reads the other, \
                              or let the definition serve {version} too; until then policy stays as it was last put in force",
@@ -69,6 +72,7 @@ impl Reader {
             }
         }
         state.problems.clear(part);
+        state.problems.clear(definition);
     }
 
     /// What the API server says of a kind. That one answer was "not found" says little: a proxy may have given it.
