@@ -50,7 +50,7 @@ pub enum Call {
     /// Put the endpoint's policy into the kernel; answered by [`Reply::Done`] when every packet of the pod is policed.
     Realise(EndpointSpec),
     /// Forget the endpoint; succeeds when it is unknown.
-    Release(Attachment),
+    Release(Release),
     /// Compare what the kernel holds for the endpoint with what should be there.
     Check(Attachment),
     /// The agent's state: answered by [`Reply::Status`].
@@ -127,23 +127,40 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// File name of this attachment's record in [`RECORDS_NAME`]. The agent writes it; DEL removes it, so that an
-    /// agent that was down finds no endpoint that is gone. Only for an attachment that [`Attachment::is_valid`].
-    pub fn record_name(&self) -> String {
-        format!("{}-{}.json", self.container_id, self.interface)
-    }
-
-    /// Whether both names are what CNI allows, so that they can stand in a file name: the container id matches
-    /// `^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`, the interface has 1 to 15 characters, no `/`, `:` or space, and is no `.` or `..`.
+    /// Whether both names are what CNI allows: the container id matches `^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`, the interface is
+    /// [one](is_interface_name).
     pub fn is_valid(&self) -> bool {
         let mut id = self.container_id.chars();
         id.next().is_some_and(|first| first.is_ascii_alphanumeric())
             && id.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
-            && (1..=15).contains(&self.interface.len())
-            && !self.interface.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
-            && self.interface != "."
-            && self.interface != ".."
+            && is_interface_name(&self.interface)
     }
+}
+
+/// Whether an interface can have this name, which can stand in a file name then: 1 to 15 characters, no `/`, `:` or space, and no `.` or `..`.
+pub fn is_interface_name(name: &str) -> bool {
+    (1..=15).contains(&name.len())
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
+        && name != "."
+        && name != ".."
+}
+
+/// File name of an endpoint's record in [`RECORDS_NAME`], by the name of its host-side interface: attachments to two networks may have
+/// container and interface in common, and that name they have not. The agent writes it; DEL removes it, so that an agent that was down
+/// finds no endpoint that is gone. Only for a name that [can be one](is_interface_name).
+pub fn record_name(host_interface: &str) -> String {
+    format!("{host_interface}.json")
+}
+
+/// An endpoint that is to be forgotten. One of the attachment with another host-side interface is another network's, and stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Release {
+    /// Which attachment it is.
+    #[serde(flatten)]
+    pub attachment: Attachment,
+    /// Name of its host-side interface.
+    pub host_interface: String,
 }
 
 /// A wired pod interface that waits for its policy.

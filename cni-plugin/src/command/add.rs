@@ -58,7 +58,7 @@ fn connect<'a>(
     undo.remember("the endpoint's record", || record::remove_endpoint(&call.config, &call.owner()));
     // An agent that is gone needs not forget anything; one that hangs reads the records when it comes to itself.
     undo.remember("the endpoint", || {
-        let _ = call.agent().release(&call.attachment);
+        let _ = call.agent().release(&call.owner());
         Ok(())
     });
     call.agent().realise(EndpointSpec {

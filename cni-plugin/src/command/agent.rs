@@ -1,5 +1,6 @@
+use crate::ipam::Owner;
 use crate::spec::{Code, Error, NetworkConfig};
-use palisade_protocol::{Attachment, Call, Client, ClientError, EndpointSpec, ErrorKind, NodeConfig, Reply, SOCKET_NAME, Status};
+use palisade_protocol::{Attachment, Call, Client, ClientError, EndpointSpec, ErrorKind, NodeConfig, Release, Reply, SOCKET_NAME, Status};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,8 +34,9 @@ impl Agent {
 
     /// Has an endpoint forgotten. Does not wait long: an agent that does not answer now finds out when it reads the
     /// records of the endpoints again.
-    pub(super) fn release(&self, attachment: &Attachment) -> Result<(), Error> {
-        self.done(Call::Release(attachment.clone()), self.timeout.min(SHORT))
+    pub(super) fn release(&self, owner: &Owner) -> Result<(), Error> {
+        let release = Release { attachment: owner.attachment.clone(), host_interface: super::host_interface(owner) };
+        self.done(Call::Release(release), self.timeout.min(SHORT))
     }
 
     /// Has the kernel's rows of an endpoint compared with what they should be.

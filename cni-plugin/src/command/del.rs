@@ -35,7 +35,7 @@ pub(super) fn disconnect(config: &NetworkConfig, owner: &Owner, delegate: Option
     }
     // Before the agent is asked, so that one that starts just now does not take it over.
     results.push(record::remove_endpoint(config, owner));
-    if let Err(error) = Agent::new(config).release(&owner.attachment) {
+    if let Err(error) = Agent::new(config).release(owner) {
         log(format!("{owner} is removed without the agent: {error}"));
     }
     let taken_back = delegate.map_or(Ok(()), |delegate| delegate.del(owner));

@@ -1,6 +1,6 @@
 use crate::ipam::Owner;
 use crate::spec::{Code, Error, NetworkConfig};
-use palisade_protocol::{EndpointSpec, RECORDS_NAME};
+use palisade_protocol::{EndpointSpec, RECORDS_NAME, record_name};
 use serde::{Deserialize, Serialize};
 use std::fs::DirBuilder;
 use std::io::{self, ErrorKind};
@@ -77,18 +77,22 @@ impl Record {
 
 /// The agent's record of an endpoint; `None` where there is none that can be read.
 pub(super) fn endpoint(config: &NetworkConfig, owner: &Owner) -> Option<EndpointSpec> {
-    let bytes = std::fs::read(config.run_dir.join(RECORDS_NAME).join(owner.attachment.record_name())).ok()?;
+    let bytes = std::fs::read(endpoint_path(config, owner)).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 
 /// Removes the agent's record of an endpoint, so that an agent that is down does not take it over when it comes back.
 pub(super) fn remove_endpoint(config: &NetworkConfig, owner: &Owner) -> Result<(), Error> {
-    remove(config.run_dir.join(RECORDS_NAME).join(owner.attachment.record_name()))
+    remove(endpoint_path(config, owner))
 }
 
 /// What tells one run of the kernel from the next.
 pub(super) fn boot() -> Result<String, Error> {
     Ok(crate::link::sysctl::read("kernel/random/boot_id")?)
+}
+
+fn endpoint_path(config: &NetworkConfig, owner: &Owner) -> PathBuf {
+    config.run_dir.join(RECORDS_NAME).join(record_name(&super::host_interface(owner)))
 }
 
 fn path(config: &NetworkConfig, owner: &Owner) -> PathBuf {

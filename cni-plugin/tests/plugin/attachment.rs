@@ -2,7 +2,7 @@
 
 use crate::node::{Answer, Behaviour, DUAL, Node, node};
 use palisade_cni::link::{MacAddress, Namespace, Netlink, ROUTE_PROTOCOL, Route, sysctl};
-use palisade_protocol::ErrorKind;
+use palisade_protocol::{ErrorKind, record_name};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -413,15 +413,47 @@ fn del_waits_for_an_add_of_the_same_container_and_undoes_it() {
 }
 
 #[test]
+fn a_container_s_attachment_to_another_network_by_the_same_name_is_refused_and_its_del_takes_nothing_from_the_first() {
+    node(DUAL, |node| {
+        let result = node.add("a");
+        let another = |verb: &str| node.call(verb, "a").key("name", "another".into());
+        assert!(another("ADD").run().failure(4).contains("already has an interface eth0"));
+        // As the runtime does after an ADD that failed.
+        another("DEL").run().silent();
+        another("GC").key("cni.dev/valid-attachments", json!([])).run().silent();
+        assert_eq!((node.agent.endpoints().len(), node.leases()), (1, 1));
+        node.call("CHECK", "a").key("prevResult", result).run().silent();
+        node.remove("a");
+        assert_eq!((node.left().as_str(), node.leases(), node.agent.endpoints().len()), ("", 0, 0));
+    });
+}
+
+#[test]
+fn containers_and_interfaces_whose_names_run_together_are_two_attachments() {
+    node(DUAL, |node| {
+        let result = node.add("a-b");
+        node.host.create_pod("a").unwrap();
+        let other = |verb: &str| node.call(verb, "a").env("CNI_IFNAME", "b-eth0");
+        other("ADD").run().success();
+        other("DEL").run().silent();
+        node.call("CHECK", "a-b").key("prevResult", result).run().silent();
+        node.host.remove_pod("a").unwrap();
+        node.remove("a-b");
+        assert_eq!((node.left().as_str(), node.leases()), ("", 0));
+    });
+}
+
+#[test]
 fn gc_removes_what_is_not_valid_and_goes_on_after_an_error() {
     node(DUAL, |node| {
         let kept = node.add("kept");
-        for name in ["stale", "gone", "stuck"] {
+        for name in ["stale", "gone"] {
             node.add(name);
         }
+        let stuck = node.host_link(&node.add("stuck"));
         node.host.remove_pod("gone").unwrap();
         // One whose record cannot be removed: a directory stands in its place.
-        let record = node.host.run_dir().join("endpoints/stuck-eth0.json");
+        let record = node.host.run_dir().join("endpoints").join(record_name(&stuck.name));
         std::fs::remove_file(&record).unwrap();
         std::fs::create_dir(&record).unwrap();
         let valid = json!([{"containerID": "kept", "ifname": "eth0"}, {"containerID": "foreign", "ifname": "eth0"}]);

@@ -8,7 +8,7 @@ use palisade_cni::link::MacAddress;
 use palisade_k8s::index::Realisable;
 use palisade_loader::LoaderError;
 use palisade_policy::model::ObjectName;
-use palisade_protocol::{Attachment, EndpointSpec, ErrorKind, Failure, HostPort, NodeConfig};
+use palisade_protocol::{Attachment, EndpointSpec, ErrorKind, Failure, HostPort, NodeConfig, Release, is_interface_name};
 use std::time::Duration;
 
 /// How long a pod may be unknown: the container runtime can be faster than the watch.
@@ -101,12 +101,13 @@ fn waited_for(agent: &Agent, spec: &EndpointSpec) -> String {
 ///
 /// # Errors
 /// [`ErrorKind::Internal`] when a row or record could not be removed.
-pub async fn release(agent: &Agent, attachment: Attachment) -> Result<(), Failure> {
-    if !attachment.is_valid() {
+pub async fn release(agent: &Agent, release: Release) -> Result<(), Failure> {
+    let Release { attachment, host_interface } = release;
+    if !attachment.is_valid() || !is_interface_name(&host_interface) {
         // No endpoint can have such a name, and no file is looked for under it.
         return Ok(());
     }
-    agent.kernel.run(move |kernel| kernel.release(&attachment)).await.map_err(|error| failure(&error))
+    agent.kernel.run(move |kernel| kernel.release(&attachment, &host_interface)).await.map_err(|error| failure(&error))
 }
 
 /// Compares what the kernel holds with what should be there.
@@ -138,6 +139,9 @@ fn validate(spec: &EndpointSpec) -> Result<(), Failure> {
     }
     if let Some((one, other)) = HostPort::first_clash(&spec.host_ports) {
         return Err(invalid(format!("two host ports of the pod are one: {one}, {other}")));
+    }
+    if !is_interface_name(&spec.host_interface) {
+        return Err(invalid(format!("'{}' is no name of an interface", spec.host_interface)));
     }
     if spec.host_index == 0 {
         return Err(invalid("0 is no index of an interface"));
@@ -196,7 +200,7 @@ mod tests {
     #[test]
     fn a_request_that_can_never_succeed_is_refused_before_anything_is_touched() {
         assert_eq!(validate(&spec()), Ok(()));
-        let changes: [fn(&mut EndpointSpec); 9] = [
+        let changes: [fn(&mut EndpointSpec); 10] = [
             |spec| spec.attachment.container_id = "../../etc".to_owned(),
             |spec| spec.attachment.interface = "a/b".to_owned(),
             |spec| spec.pod.clear(),
@@ -205,6 +209,7 @@ mod tests {
             |spec| spec.addresses.push("10.0.0.3".parse().unwrap()),
             |spec| spec.addresses = vec!["127.0.0.1".parse().unwrap()],
             |spec| spec.host_index = 0,
+            |spec| spec.host_interface = "../pal0".to_owned(),
             |spec| spec.host_ports = vec![host_port(), host_port()],
         ];
         for change in changes {

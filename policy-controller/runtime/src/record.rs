@@ -1,6 +1,6 @@
 //! The endpoint records: one file per realised endpoint, so that a restarted agent knows whose rows it finds.
 
-use palisade_protocol::{Attachment, EndpointSpec};
+use palisade_protocol::{Attachment, EndpointSpec, is_interface_name, record_name};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
@@ -42,7 +42,17 @@ impl Records {
                 continue;
             }
             match read(&path) {
-                Ok(record) => specs.push(record),
+                Ok((_, spec)) if !is_interface_name(&spec.host_interface) => {
+                    unreadable.push(format!("{}: '{}' is no name of an interface", path.display(), spec.host_interface));
+                }
+                Ok(record) => {
+                    // Agents of before named it by container and interface. DEL looks for this name alone.
+                    let own = self.path(&record.1.host_interface);
+                    if path != own {
+                        fs::rename(&path, own)?;
+                    }
+                    specs.push(record);
+                }
                 // DEL removes records while no agent runs; one that went between the listing and the reading is no problem.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => unreadable.push(format!("{}: {error}", path.display())),
@@ -56,19 +66,19 @@ impl Records {
     /// Writes the record of an endpoint, in place of an older one.
     pub fn write(&self, spec: &EndpointSpec) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(spec).map_err(io::Error::other)?;
-        replace_file(&self.path(&spec.attachment), &text)
+        replace_file(&self.path(&spec.host_interface), &text)
     }
 
-    /// Removes the record of an endpoint; fine when there is none.
-    pub fn remove(&self, attachment: &Attachment) -> io::Result<()> {
-        match fs::remove_file(self.path(attachment)) {
+    /// Removes the record of the endpoint with this host-side interface; fine when there is none.
+    pub fn remove(&self, host_interface: &str) -> io::Result<()> {
+        match fs::remove_file(self.path(host_interface)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
-    fn path(&self, attachment: &Attachment) -> PathBuf {
-        self.directory.join(attachment.record_name())
+    fn path(&self, host_interface: &str) -> PathBuf {
+        self.directory.join(record_name(host_interface))
     }
 }
 
@@ -100,7 +110,7 @@ mod tests {
             namespace: "shop".to_owned(),
             pod: "web".to_owned(),
             uid: None,
-            host_interface: "pal0".to_owned(),
+            host_interface: format!("pal-{container}"),
             host_index: 7,
             pod_mac: "02:00:00:00:00:01".to_owned(),
             host_mac: "02:00:00:00:00:02".to_owned(),
@@ -120,7 +130,7 @@ mod tests {
         let records = Records::open(directory.path().join("endpoints")).unwrap();
         for (container, age) in [("b", 20), ("a", 10), ("c", 30)] {
             records.write(&spec(container)).unwrap();
-            let file = fs::File::options().write(true).open(records.path(&spec(container).attachment)).unwrap();
+            let file = fs::File::options().write(true).open(records.path(&spec(container).host_interface)).unwrap();
             file.set_modified(SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
         }
         assert_eq!(records.load().unwrap().specs, [spec("c"), spec("b"), spec("a")]);
@@ -133,8 +143,19 @@ mod tests {
         let records = Records::open(directory.path().to_owned()).unwrap();
         let mut older = serde_json::to_value(spec("a")).unwrap();
         assert!(older.as_object_mut().unwrap().remove("hostPorts").is_some());
-        fs::write(records.path(&spec("a").attachment), older.to_string()).unwrap();
+        fs::write(records.path("pal-a"), older.to_string()).unwrap();
         assert_eq!(records.load().unwrap().specs, [EndpointSpec { host_ports: Vec::new(), ..spec("a") }]);
+    }
+
+    #[test]
+    fn a_record_under_the_name_that_an_earlier_agent_gave_it_is_removed_by_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::open(directory.path().to_owned()).unwrap();
+        records.write(&spec("a")).unwrap();
+        fs::rename(records.path("pal-a"), directory.path().join("a-eth0.json")).unwrap();
+        assert_eq!(records.load().unwrap().specs, [spec("a")]);
+        records.remove("pal-a").unwrap();
+        assert!(records.load().unwrap().specs.is_empty());
     }
 
     #[test]
@@ -142,8 +163,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let records = Records::open(directory.path().to_owned()).unwrap();
         records.write(&spec("a")).unwrap();
-        records.remove(&spec("a").attachment).unwrap();
-        records.remove(&spec("a").attachment).unwrap();
+        records.remove("pal-a").unwrap();
+        records.remove("pal-a").unwrap();
         assert!(records.load().unwrap().specs.is_empty());
     }
 

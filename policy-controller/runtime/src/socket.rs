@@ -143,7 +143,7 @@ async fn answer(agent: &Arc<Agent>, call: Call) -> Result<Reply, Failure> {
     match call {
         Call::Node => realise::node(agent).map(Reply::Node),
         Call::Realise(spec) => realise::realise(agent, spec).await.map(|()| Reply::Done),
-        Call::Release(attachment) => realise::release(agent, attachment).await.map(|()| Reply::Done),
+        Call::Release(release) => realise::release(agent, release).await.map(|()| Reply::Done),
         Call::Check(attachment) => realise::check(agent, attachment).await.map(|()| Reply::Done),
         Call::Status => Ok(Reply::Status(status::status(&agent.state, &agent.kernel).await)),
         Call::Endpoints => Ok(Reply::Endpoints(status::endpoints(&agent.state))),

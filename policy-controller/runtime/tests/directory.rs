@@ -7,7 +7,8 @@ use palisade_cni::link::Netlink;
 use palisade_datapath_core::epoch;
 use palisade_loader::{PinDir, Role, pinned_links};
 use palisade_protocol::{
-    Attachment, Call, ClientError, EndpointSpec, EndpointStatus, ErrorKind, Family, HostPort, Reply, Status, Transport, VerdictName,
+    Attachment, Call, ClientError, EndpointSpec, EndpointStatus, ErrorKind, Family, HostPort, Release, Reply, Status, Transport,
+    VerdictName,
 };
 use palisade_runtime::AgentError;
 use palisade_test_support::container_id;
@@ -416,6 +417,32 @@ fn an_address_that_another_endpoint_has_is_refused() {
         }
         node.remove(WEB.0, WEB.1);
         node.remove(FRIEND.0, FRIEND.1);
+    });
+}
+
+#[test]
+fn an_attachment_to_another_network_by_the_same_container_and_interface_takes_nothing_from_the_first() {
+    node(&[("shop.yaml", SHOP)], |node| {
+        node.start();
+        node.add(WEB.0, WEB.1);
+        node.add(FRIEND.0, FRIEND.1);
+        let (first, other) = (endpoint(node, WEB).spec, endpoint(node, FRIEND).spec);
+        let release = |attachment: &Attachment, host_interface: &str| {
+            let release = Release { attachment: attachment.clone(), host_interface: host_interface.to_owned() };
+            assert!(matches!(node.call(Call::Release(release)), Ok(Reply::Done)));
+        };
+        // The interface of the other pod stands for one that a second network would have.
+        release(&other.attachment, &other.host_interface);
+        match node.call(Call::Realise(EndpointSpec { attachment: first.attachment.clone(), ..other.clone() })) {
+            Err(ClientError::Refused(failure)) => assert!(failure.message.contains("another network"), "{failure}"),
+            answer => panic!("{answer:?}"),
+        }
+        release(&first.attachment, &other.host_interface);
+        assert!(matches!(node.call(Call::Check(attachment(WEB))), Ok(Reply::Done)));
+        assert_eq!(endpoint(node, WEB).spec, first);
+        node.remove(WEB.0, WEB.1);
+        node.remove(FRIEND.0, FRIEND.1);
+        assert_eq!(node.status().counts.endpoints, 0);
     });
 }
 

@@ -1,7 +1,8 @@
 use palisade_cni::link::Netlink;
 use palisade_loader::{PinDir, endpoint_attached};
 use palisade_protocol::{
-    Call, Counts, EndpointSpec, ErrorKind, Failure, NodeConfig, PROTOCOL_VERSION, RECORDS_NAME, Reply, Request, SOCKET_NAME, Status,
+    Call, Counts, EndpointSpec, ErrorKind, Failure, NodeConfig, PROTOCOL_VERSION, RECORDS_NAME, Release, Reply, Request, SOCKET_NAME,
+    Status, record_name,
 };
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -172,13 +173,14 @@ impl Shared {
             Call::Realise(endpoint) => {
                 let faults = self.inspect(&endpoint);
                 self.faults.lock().unwrap().extend(faults);
-                let record = self.run_dir.join(RECORDS_NAME).join(endpoint.attachment.record_name());
+                let record = self.run_dir.join(RECORDS_NAME).join(record_name(&endpoint.host_interface));
                 std::fs::write(record, serde_json::to_string(&endpoint).unwrap()).unwrap();
                 self.endpoints.lock().unwrap().push(endpoint);
                 Reply::Done
             }
-            Call::Release(attachment) => {
-                self.endpoints.lock().unwrap().retain(|endpoint| endpoint.attachment != attachment);
+            Call::Release(Release { attachment, host_interface }) => {
+                let is_it = |endpoint: &EndpointSpec| endpoint.attachment == attachment && endpoint.host_interface == host_interface;
+                self.endpoints.lock().unwrap().retain(|endpoint| !is_it(endpoint));
                 Reply::Done
             }
             Call::Check(attachment) if self.endpoints.lock().unwrap().iter().any(|endpoint| endpoint.attachment == attachment) => {

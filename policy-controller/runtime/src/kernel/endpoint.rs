@@ -36,7 +36,7 @@ impl Kernel {
         }
         let written = self.reconcile().and_then(|()| self.write_rows(&spec, &rows));
         if let Err(error) = written {
-            if let Err(undo) = self.release(&attachment) {
+            if let Err(undo) = self.release(&attachment, &spec.host_interface) {
                 tracing::warn!(error = chain(&undo), pod = %pod_name(&spec), "an endpoint that failed could not be undone at once");
             }
             return Err(error);
@@ -77,13 +77,14 @@ impl Kernel {
         Ok(())
     }
 
-    /// Forgets an endpoint: closed first, then its addresses, then its record. Fine when it is unknown.
+    /// Forgets an endpoint: closed first, then its addresses, then its record. Fine when it is unknown; one of the attachment with another
+    /// host-side interface is another network's, and stays.
     ///
     /// # Errors
     /// A row or the record could not be removed. What is left is swept when the agent starts again.
-    pub fn release(&mut self, attachment: &Attachment) -> Result<(), KernelError> {
-        let Some(endpoint) = self.endpoints.get(attachment) else {
-            self.records.remove(attachment)?;
+    pub fn release(&mut self, attachment: &Attachment, host_interface: &str) -> Result<(), KernelError> {
+        let Some(endpoint) = self.endpoints.get(attachment).filter(|endpoint| endpoint.spec.host_interface == host_interface) else {
+            self.records.remove(host_interface)?;
             return Ok(());
         };
         let spec = endpoint.spec.clone();
@@ -98,7 +99,7 @@ impl Kernel {
             datapath.bump_epoch()?;
         }
         self.endpoints.remove(attachment);
-        self.records.remove(attachment)?;
+        self.records.remove(host_interface)?;
         tracing::info!(container = attachment.container_id, "endpoint released");
         let pod = pod_name(&spec);
         let other = self.endpoints.values().find(|endpoint| pod_name(&endpoint.spec) == pod).map(|endpoint| endpoint.spec.clone());
@@ -132,16 +133,12 @@ impl Kernel {
     /// The interfaces cannot be listed, or a row or record cannot be removed; of several errors, the first.
     pub fn release_vanished(&mut self) -> Result<(), KernelError> {
         let vanished = self.vanished()?;
-        let gone: Vec<Attachment> = self
-            .endpoints
-            .iter()
-            .filter(|(_, endpoint)| vanished.contains(&endpoint.spec.host_index))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let specs = self.endpoints.values().map(|endpoint| &endpoint.spec);
+        let gone: Vec<EndpointSpec> = specs.filter(|spec| vanished.contains(&spec.host_index)).cloned().collect();
         let mut failed = Ok(());
-        for attachment in gone {
-            tracing::info!(container = attachment.container_id, "the endpoint's interface is gone");
-            failed = failed.and(self.release(&attachment));
+        for spec in gone {
+            tracing::info!(container = spec.attachment.container_id, "the endpoint's interface is gone");
+            failed = failed.and(self.release(&spec.attachment, &spec.host_interface));
         }
         failed
     }
@@ -197,11 +194,16 @@ impl Kernel {
                 other.spec.attachment.container_id
             )));
         }
-        // The same attachment anew, with another index or other addresses: the old rows must not stay.
-        if self.endpoints.get(&spec.attachment).is_some_and(|known| known.spec != *spec) {
-            self.release(&spec.attachment)?;
+        let known = self.endpoints.get(&spec.attachment).map(|known| known.spec.clone());
+        let Some(known) = known.filter(|known| known != spec) else { return Ok(()) };
+        if known.host_interface != spec.host_interface && is_there(&known, &links()?) {
+            return Err(KernelError::Invalid(format!(
+                "{} of container {} is attached to another network by {}: DEL that attachment first",
+                spec.attachment.interface, spec.attachment.container_id, known.host_interface
+            )));
         }
-        Ok(())
+        // The same attachment anew, with another index or other addresses: the old rows must not stay.
+        self.release(&known.attachment, &known.host_interface)
     }
 
     /// Refuses an address that a node has: rules about nodes would hold for the pod, and what is for the node would go to the pod. A node that

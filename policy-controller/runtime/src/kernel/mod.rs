@@ -388,7 +388,7 @@ fn sizes(
 mod tests {
     use super::*;
     use crate::config::{AgentConfig, Source};
-    use palisade_protocol::EndpointSpec;
+    use palisade_protocol::{EndpointSpec, record_name};
     use palisade_test_support::private_host;
 
     #[test]
@@ -407,7 +407,7 @@ mod tests {
             namespace: "shop".to_owned(),
             pod: container.to_owned(),
             uid: None,
-            host_interface: "pal0".to_owned(),
+            host_interface: format!("pal{index}"),
             host_index: index,
             pod_mac: "02:00:00:00:00:01".to_owned(),
             host_mac: "02:00:00:00:00:02".to_owned(),
@@ -430,7 +430,7 @@ mod tests {
             let _ring = kernel.open().unwrap();
             // The record of the first endpoint and a pin of the first interface cannot be removed: they are directories that are not empty.
             let endpoints = [("a", 9_997), ("b", 9_998)].map(|(container, index)| vanished(container, index));
-            let in_the_way = [records.join(endpoints[0].spec.attachment.record_name()), pins.links_dir().join("9997-from_pod")];
+            let in_the_way = [records.join(record_name(&endpoints[0].spec.host_interface)), pins.links_dir().join("9997-from_pod")];
             in_the_way.iter().for_each(|path| std::fs::create_dir_all(path.join("in-the-way")).unwrap());
             let pin = pins.links_dir().join("9999-from_pod");
             std::fs::create_dir(&pin).unwrap();

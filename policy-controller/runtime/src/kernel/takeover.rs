@@ -33,7 +33,7 @@ impl Kernel {
         let (alive, dead): (Vec<_>, Vec<_>) = found.specs.into_iter().partition(|spec| is_there(spec, &links));
         for spec in &dead {
             tracing::info!(pod = %pod_name(spec), interface = spec.host_interface, "the endpoint's interface is gone: forgotten");
-            self.records.remove(&spec.attachment)?;
+            self.records.remove(&spec.host_interface)?;
         }
         for spec in alive {
             let row = self.datapath()?.endpoints.get(&spec.host_index)?;
