@@ -398,6 +398,19 @@ fn two_adds_at_once_for_one_container_are_one_attachment_and_one_error() {
 }
 
 #[test]
+fn two_dels_at_once_for_one_container_both_succeed_and_leave_nothing() {
+    node(DUAL, |node| {
+        for _ in 0..5 {
+            node.add("a");
+            let children = [node.call("DEL", "a").start(), node.call("DEL", "a").start()];
+            children.into_iter().for_each(|child| Answer::from(child.wait_with_output().unwrap()).silent());
+            node.host.remove_pod("a").unwrap();
+            assert_eq!((node.left().as_str(), node.leases(), node.agent.endpoints().len()), ("", 0, 0));
+        }
+    });
+}
+
+#[test]
 fn del_waits_for_an_add_of_the_same_container_and_undoes_it() {
     node(DUAL, |node| {
         node.host.create_pod("a").unwrap();

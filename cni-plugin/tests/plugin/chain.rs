@@ -7,6 +7,7 @@ use palisade_cni::link::{Namespace, sysctl};
 use palisade_loader::{AttachKind, supported_kind};
 use palisade_test_support::skipped;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -210,6 +211,53 @@ fn a_chain_carries_both_families() {
         assert_all_did(&chain, &names, "a", &added);
         check(&chain, "a");
         chain.remove("a");
+        assert_nothing_left(&chain);
+    });
+}
+
+#[test]
+fn pods_that_come_and_go_at_once_through_a_chain_each_have_their_own() {
+    const PODS: usize = 6;
+    with_runtime(DUAL, |runtime| {
+        let (chain, names) = chain(runtime);
+        let Some(version) = common_versions(&chain, &names).pop().filter(|_| !names.is_empty()) else { return };
+        let chain = chain.version(&version);
+        // What portmap makes once for all pods it does not make for two at once.
+        chain.add("first");
+        let pods: Vec<String> = (0..PODS).map(|number| format!("pod{number}")).collect();
+        for pod in &pods {
+            chain.node.host.create_pod(pod).unwrap();
+        }
+        let all = |verb: &str| -> Vec<Reply> {
+            let call = |number: usize| {
+                let mapping = json!([{"hostPort": usize::from(HOST_PORT) + 1 + number, "containerPort": 80, "protocol": "tcp"}]);
+                chain.capability("portMappings", mapping).call(verb, &pods[number]).success()
+            };
+            std::thread::scope(|scope| {
+                let calls: Vec<_> = (0..PODS)
+                    .map(|number| {
+                        scope.spawn({
+                            let call = &call;
+                            move || call(number)
+                        })
+                    })
+                    .collect();
+                calls.into_iter().map(|call| call.join().unwrap()).collect()
+            })
+        };
+        let added = all("ADD");
+        let addresses: BTreeSet<&str> = added.iter().map(|reply| reply.result["own"]["ips"][0]["address"].as_str().unwrap()).collect();
+        assert_eq!((addresses.len(), chain.node.leases(), chain.node.agent.endpoints().len()), (PODS, PODS + 1, PODS + 1));
+        for (number, reply) in added.iter().enumerate() {
+            assert_ours_survives(reply, &names);
+            let port = format!("--dport {}", usize::from(HOST_PORT) + 1 + number);
+            assert!(!names.contains(&"portmap") || rules().iter().any(|rule| rule.contains(&port)), "{port}: {:#?}", rules());
+        }
+        all("DEL");
+        for pod in &pods {
+            chain.node.host.remove_pod(pod).unwrap();
+        }
+        chain.remove("first");
         assert_nothing_left(&chain);
     });
 }
