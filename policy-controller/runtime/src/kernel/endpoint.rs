@@ -122,7 +122,8 @@ impl Kernel {
         let Some(endpoint) = self.endpoints.get(attachment) else { return Err(KernelError::Unknown(attachment.clone())) };
         let spec = endpoint.spec.clone();
         self.check_wiring(&spec).map_err(|error| KernelError::Differs(error.to_string()))?;
-        let differences = self.differences(&spec, &Rows::of(&spec)?)?;
+        let mut differences = self.differences(&spec, &Rows::of(&spec)?)?;
+        differences.extend(self.host_port_differences(&spec)?);
         if differences.is_empty() { Ok(()) } else { Err(KernelError::Differs(differences.join("; "))) }
     }
 
@@ -272,6 +273,10 @@ impl Kernel {
             let applied = self.applied.as_ref();
             spec.addresses.iter().map(|address| (*address, applied.and_then(|applied| applied.addresses.get(address)).copied())).collect()
         };
+        let policy = [Direction::Ingress, Direction::Egress].map(|direction| {
+            let key = PolicyKey::new(subject, direction, IDENTITY_ANY);
+            (direction, key, self.applied.as_ref().and_then(|applied| applied.policy.get(&key)).copied())
+        });
         let datapath = self.datapath()?;
         let mut differences = Vec::new();
         let mut compare = |what: String, same: bool| {
@@ -286,9 +291,9 @@ impl Kernel {
             compare(format!("the local row of {address}"), datapath.local.get(&address)? == Some(LocalPod { since, ..rows.local }));
             compare(format!("the identity of {address}"), datapath.addresses.get(&address)? == identity && identity.is_some());
         }
-        for direction in [Direction::Ingress, Direction::Egress] {
-            let row = datapath.policy.get(&PolicyKey::new(subject, direction, IDENTITY_ANY))?;
-            compare(format!("the {} rows of its policy", palisade_policy::reason::direction_name(direction)), row.is_some());
+        for (direction, key, entry) in policy {
+            let same = datapath.policy.get(&key)? == entry && entry.is_some();
+            compare(format!("the {} rows of its policy", palisade_policy::reason::direction_name(direction)), same);
         }
         Ok(differences)
     }

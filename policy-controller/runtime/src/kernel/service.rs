@@ -9,7 +9,7 @@ use palisade_loader::{FrontendKey, Room};
 use palisade_policy::shared::SharedMap;
 use palisade_protocol::{Attachment, EndpointSpec, Transport};
 use palisade_service::model::{HostPort, HostPorts, PodInterface, Services};
-use palisade_service::{Compiled, Frontend, Numbers, Plan, Planner, Problem, Step, Trouble};
+use palisade_service::{Compiled, Frontend, Leads, Numbers, Plan, Planner, Problem, Step, Trouble};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -121,6 +121,36 @@ impl Kernel {
         with_ports.map(|endpoint| (interface(&endpoint.spec), Arc::new(host_ports(endpoint)))).collect()
     }
 
+    /// What of the rows of an endpoint's host ports the kernel does not hold as it should, in words. Of those that do not lead to it, since another
+    /// has them or there is no room, its status tells.
+    pub(super) fn host_port_differences(&mut self, spec: &EndpointSpec) -> Result<Vec<String>, KernelError> {
+        let Some(rows) = self.served.rows().filter(|_| !spec.host_ports.is_empty()) else { return Ok(Vec::new()) };
+        let place = self.state.published().services.place.addresses.clone();
+        let datapath = self.datapath()?;
+        let mut differences = Vec::new();
+        for (address, port) in place.iter().flat_map(|address| spec.host_ports.iter().map(move |port| (*address, port))) {
+            let frontend = Frontend { address, protocol: protocol(port.protocol), port: port.host_port.get() };
+            let (Some(Leads::Backends(led)), Some(entry)) = (rows.leads(&frontend), rows.frontends.get(&frontend)) else { continue };
+            if !spec.addresses.iter().any(|own| led.contains(&(*own, port.container_port.get()))) {
+                continue;
+            }
+            if datapath.services.get(key(&frontend))? != Some(*entry) {
+                differences.push(format!("the row of the host port at {frontend}"));
+            }
+            let mut whole = true;
+            for (key, slots) in rows.chunks().filter(|(key, _)| [entry.table, entry.outside_table].contains(&key.table)) {
+                whole &= datapath.chunks.get(&key)? == Some(slots);
+            }
+            for (number, backend) in rows.backends.iter().filter(|(_, backend)| backend.service == entry.service) {
+                whole &= datapath.backends.get(&number.0)? == Some(*backend);
+            }
+            if !whole {
+                differences.push(format!("what stands behind the host port at {frontend}"));
+            }
+        }
+        Ok(differences)
+    }
+
     /// Forgets what is known of the rows: they are read back at the next change.
     pub(super) fn forget_services(&mut self) {
         self.served = Served { told: std::mem::take(&mut self.served.told), ..Served::default() };
@@ -196,11 +226,7 @@ pub fn interface(spec: &EndpointSpec) -> PodInterface {
 fn host_ports(endpoint: &Realised) -> HostPorts {
     let port = |port: &palisade_protocol::HostPort| HostPort {
         address: port.host_ip,
-        protocol: match port.protocol {
-            Transport::Tcp => Protocol::Tcp,
-            Transport::Udp => Protocol::Udp,
-            Transport::Sctp => Protocol::Sctp,
-        },
+        protocol: protocol(port.protocol),
         port: port.host_port.get(),
         target: port.container_port.get(),
     };
@@ -208,6 +234,14 @@ fn host_ports(endpoint: &Realised) -> HostPorts {
         created: Some(endpoint.since.clone()),
         addresses: endpoint.spec.addresses.iter().copied().collect(),
         ports: endpoint.spec.host_ports.iter().map(port).collect(),
+    }
+}
+
+const fn protocol(transport: Transport) -> Protocol {
+    match transport {
+        Transport::Tcp => Protocol::Tcp,
+        Transport::Udp => Protocol::Udp,
+        Transport::Sctp => Protocol::Sctp,
     }
 }
 
