@@ -1,4 +1,4 @@
-module palisade.dev/cni-plugin/tests/libcni
+module palisade.dev/tests/e2e/libcni
 
 go 1.21
 
