@@ -98,6 +98,11 @@ pub enum Wrong {
         /// How many.
         pods: usize,
     },
+    /// Pods on it claim addresses in another node's pod range, which are no address of theirs. Not seen in Node objects, but in those of pods.
+    Misplaced {
+        /// How many.
+        pods: usize,
+    },
 }
 
 /// What a machine has where a pod range is.
@@ -111,7 +116,7 @@ pub enum Local {
 
 impl Wrong {
     /// The kinds, as the metric names them.
-    pub const KINDS: [&str; 9] = [
+    pub const KINDS: [&str; 10] = [
         "no-pod-range",
         "overlapping-pod-range",
         "covering-pod-range",
@@ -121,6 +126,7 @@ impl Wrong {
         "pod-range-in-use",
         "pods-outside-range",
         "address-of-pod",
+        "pods-in-other-range",
     ];
 
     /// Which of [`KINDS`](Self::KINDS) it is.
@@ -135,6 +141,7 @@ impl Wrong {
             Self::InUse { .. } => 6,
             Self::Strays { .. } => 7,
             Self::OfPod { .. } => 8,
+            Self::Misplaced { .. } => 9,
         }]
     }
 
@@ -179,6 +186,12 @@ impl fmt::Display for Wrong {
                     "addresses of {pods} of its pods are outside of its pod ranges: those are reached from this node alone; make them anew"
                 )
             }
+            Self::Misplaced { pods } => {
+                write!(
+                    f,
+                    "{pods} of its pods claim addresses in pod ranges of other nodes: no rule takes such an address for theirs, and where a pod of that node has it, theirs is closed; make them anew"
+                )
+            }
             Self::InUse { range, by: Local::Address(address) } => {
                 write!(f, "this machine's own address {address} lies in its pod range {range}: no route to the range is set here")
             }
@@ -211,7 +224,7 @@ pub fn survey<'a>(own: &str, nodes: impl IntoIterator<Item = (&'a String, &'a No
         faults.insert(Fault { node: node.clone(), what });
     };
     let mut peers: BTreeMap<&String, Peer> = BTreeMap::new();
-    let mut taken = Ranges::default();
+    let mut taken: Ranges<&str> = Ranges::default();
     let mut owners: BTreeMap<IpAddr, &String> = BTreeMap::new();
     for (name, node) in &order {
         let mut peer = Peer { name: (*name).clone(), ..Peer::default() };
@@ -233,7 +246,7 @@ pub fn survey<'a>(own: &str, nodes: impl IntoIterator<Item = (&'a String, &'a No
             if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
                 wrong(name, Wrong::Unusable { address });
             } else if let Some((range, of)) = taken.around(address) {
-                wrong(name, Wrong::AmongPods { address, range, of: of.to_owned() });
+                wrong(name, Wrong::AmongPods { address, range: *range, of: (*of).to_owned() });
             } else if let Some(of) = owners.get(&address).filter(|of| of != &name) {
                 wrong(name, Wrong::Shared { address, of: (*of).clone() });
             } else if owners.insert(address, name).is_none() {
@@ -246,25 +259,50 @@ pub fn survey<'a>(own: &str, nodes: impl IntoIterator<Item = (&'a String, &'a No
     Survey { own, peers: peers.into_values().collect(), faults }
 }
 
-/// Ranges that have nothing in common, by their first address.
-#[derive(Default)]
-struct Ranges<'a>(BTreeMap<IpAddr, (IpNet, &'a str)>);
+/// Who has which pod range in the eyes of all nodes: here none goes before others for being the one that looks, so that all of them say the same of
+/// an address.
+pub(crate) fn holders<'a>(nodes: impl IntoIterator<Item = (&'a String, &'a Node)>) -> Ranges<String> {
+    let mut holders = Ranges::default();
+    // No node has this name.
+    for Peer { name, ranges, .. } in survey("", nodes).peers {
+        holders.0.extend(ranges.into_iter().map(|range| (range.network(), (range, name.clone()))));
+    }
+    holders
+}
 
-impl<'a> Ranges<'a> {
+/// Ranges that have nothing in common, by their first address, and whose each is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ranges<N>(BTreeMap<IpAddr, (IpNet, N)>);
+
+impl<N> Default for Ranges<N> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<N: Clone + PartialEq> Ranges<N> {
     /// Adds a range; the range that it overlaps where there is one.
-    fn take(&mut self, range: IpNet, of: &'a str) -> Result<(), (IpNet, &'a str)> {
-        let inside = self.0.range(range.network()..=range.broadcast()).next().map(|(_, taken)| *taken);
+    fn take(&mut self, range: IpNet, of: N) -> Result<(), (IpNet, N)> {
+        let inside = self.0.range(range.network()..=range.broadcast()).next().map(|(_, taken)| taken);
         if let Some(other) = self.around(range.network()).or(inside) {
-            return Err(other);
+            return Err(other.clone());
         }
         self.0.insert(range.network(), (range, of));
         Ok(())
     }
 
     /// The range that an address lies in.
-    fn around(&self, address: IpAddr) -> Option<(IpNet, &'a str)> {
-        let before = self.0.range(..=address).next_back().map(|(_, taken)| *taken);
+    pub(crate) fn around(&self, address: IpAddr) -> Option<&(IpNet, N)> {
+        let before = self.0.range(..=address).next_back().map(|(_, taken)| taken);
         before.filter(|(range, _)| range.contains(&address))
+    }
+
+    /// The ranges that only one of both has, or that are another's in the other.
+    pub(crate) fn differences(&self, other: &Self) -> Vec<IpNet> {
+        let only = |these: &Self, those: &Self| -> Vec<IpNet> {
+            these.0.iter().filter(|(first, taken)| those.0.get(*first) != Some(*taken)).map(|(_, (range, _))| *range).collect()
+        };
+        [only(self, other), only(other, self)].concat()
     }
 }
 

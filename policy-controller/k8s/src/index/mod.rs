@@ -11,7 +11,7 @@ mod services;
 mod versions;
 
 pub use kinds::{API_SERVER_SERVICE, Indexed, Kind};
-pub use pods::Realisable;
+pub use pods::{Elsewhere, Realisable};
 pub use versions::{Digest, Digests, Version, Versions};
 
 use crate::convert::{self, Participation};
@@ -43,7 +43,7 @@ pub struct Index {
     /// Addresses of the API server, by the object that tells them.
     api_servers: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
     services: ServiceRecords,
-    /// Which pods claim an address.
+    /// Which pods claim an address, and which of them can have it.
     claims: Claims,
     /// What is known now, in the words of policy: kept with each change of the above, so that to ask for it costs nothing.
     model: Model,
@@ -293,7 +293,7 @@ impl Index {
     }
 
     /// Tells the addresses of a realised endpoint of this node. They win over the pod's status, and over every other
-    /// pod that claims one of them. With a UID they hold only for the pod of that UID. Tells whether anything changed.
+    /// pod that claims one of them: packets to them are delivered here. With a UID they hold only for the pod of that UID. Tells whether anything changed.
     pub fn set_local_addresses(&mut self, pod: &ObjectName, uid: Option<&str>, addresses: Vec<IpAddr>) -> bool {
         let local = LocalAddresses { uid: uid.map(str::to_owned), addresses };
         let before = self.change_pod(pod, |index| index.local.insert(pod.clone(), local.clone()));

@@ -1,7 +1,7 @@
 //! The nodes that are known, and what holds of what they claim.
 
 use super::{Index, Kind, Record};
-use crate::survey::{Survey, survey};
+use crate::survey::{Survey, holders, survey};
 use palisade_policy::model::Node;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -89,6 +89,7 @@ impl Index {
             }
         }
         self.survey = Arc::new(survey);
+        self.set_ranges(holders(self.nodes.iter().map(|(name, record)| (name, &record.value))));
         self.bring_up_place();
     }
 }

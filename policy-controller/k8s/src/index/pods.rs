@@ -3,6 +3,7 @@
 use super::{Index, Record};
 use crate::convert::{self, Participation, PodParts};
 use crate::endpoints::Candidate;
+use crate::survey::{Fault, Ranges, Wrong};
 use k8s_openapi::api::core::v1::Pod as ApiPod;
 use palisade_policy::model::{ObjectName, Pod};
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,8 +84,25 @@ impl PodRecord {
     }
 }
 
-/// The pods that claim an address: more than one while it changes hands.
-pub(super) type Claims = BTreeMap<IpAddr, Vec<Arc<ObjectName>>>;
+/// Which pods claim which address, and what decides between them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Claims {
+    /// The claimants of an address: more than one while it changes hands.
+    of: BTreeMap<IpAddr, Vec<Arc<ObjectName>>>,
+    /// Whose an address can be: who has which pod range.
+    ranges: Ranges<String>,
+    /// The pods that claim an address which can only be a pod's of another node, and the node that each is on.
+    misplaced: BTreeMap<ObjectName, String>,
+}
+
+/// A pod of another node, to whom an address belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elsewhere<'a> {
+    /// Its name.
+    pub pod: &'a ObjectName,
+    /// The node that it is on.
+    pub node: &'a str,
+}
 
 /// How good a pod's claim to an address is; the greatest wins: an endpoint of this node before others, one that stays before one that
 /// terminates, then the younger one.
@@ -106,34 +124,90 @@ impl Index {
         let own = Arc::new(name.clone());
         let mut concerned: BTreeSet<Arc<ObjectName>> = BTreeSet::from([Arc::clone(&own)]);
         for address in before.iter().filter(|address| !after.contains(address)) {
-            let claimants = self.claims.entry(*address).or_default();
+            let claimants = self.claims.of.entry(*address).or_default();
             claimants.retain(|claimant| claimant != &own);
             concerned.extend(claimants.iter().cloned());
             if claimants.is_empty() {
-                self.claims.remove(address);
+                self.claims.of.remove(address);
             }
         }
         for address in after {
-            let claimants = self.claims.entry(address).or_default();
+            let claimants = self.claims.of.entry(address).or_default();
             concerned.extend(claimants.iter().cloned());
             if !claimants.contains(&own) {
                 claimants.push(Arc::clone(&own));
             }
         }
-        for name in concerned {
-            match self.in_model(&name) {
-                Some(pod) if self.model.pods.get(&name) == Some(&pod) => {}
-                Some(pod) => drop(self.model.pods.insert(ObjectName::clone(&name), pod)),
-                None => drop(self.model.pods.remove(&name)),
-            }
-        }
+        concerned.iter().for_each(|name| self.bring_up_pod(name));
         result
+    }
+
+    /// Takes who has which pod range now, and brings the model's pods up to it.
+    pub(super) fn set_ranges(&mut self, ranges: Ranges<String>) {
+        let others = self.claims.ranges.differences(&ranges);
+        self.claims.ranges = ranges;
+        let claimed = others.iter().flat_map(|range| self.claims.of.range(range.network()..=range.broadcast()));
+        let concerned: BTreeSet<Arc<ObjectName>> = claimed.flat_map(|(_, claimants)| claimants.iter().cloned()).collect();
+        concerned.iter().for_each(|name| self.bring_up_pod(name));
+    }
+
+    /// The pods that claim addresses which can only be pods' of other nodes, as faults of their own nodes.
+    pub fn misplaced(&self) -> BTreeSet<Fault> {
+        let mut pods: BTreeMap<&String, usize> = BTreeMap::new();
+        self.claims.misplaced.values().for_each(|node| *pods.entry(node).or_default() += 1);
+        pods.into_iter().map(|(node, pods)| Fault { node: node.clone(), what: Wrong::Misplaced { pods } }).collect()
+    }
+
+    /// The pod of another node that has an address by right: one that is on the node in whose pod range the address lies. In the eyes of all other
+    /// nodes, what comes from the address comes from that pod.
+    pub fn elsewhere(&self, address: IpAddr) -> Option<Elsewhere<'_>> {
+        let node = self.holder(address).filter(|holder| *holder != self.model.host)?;
+        let has = |name: &&Arc<ObjectName>| self.participant(name).is_some_and(|record| self.node_of(name, record) == Some(node));
+        self.claims.of.get(&address)?.iter().find(has).map(|pod| Elsewhere { pod, node })
+    }
+
+    fn bring_up_pod(&mut self, name: &ObjectName) {
+        match self.in_model(name) {
+            Some(pod) if self.model.pods.get(name) == Some(&pod) => {}
+            Some(pod) => drop(self.model.pods.insert(name.clone(), pod)),
+            None => drop(self.model.pods.remove(name)),
+        }
+        match self.misplaced_on(name).map(str::to_owned) {
+            Some(node) => drop(self.claims.misplaced.insert(name.clone(), node)),
+            None => drop(self.claims.misplaced.remove(name)),
+        }
+    }
+
+    /// The node of a pod that claims an address which can only be a pod's of another node. An endpoint of this node is not meant as long as no such
+    /// pod is known: packets to it are delivered here.
+    fn misplaced_on(&self, name: &ObjectName) -> Option<&str> {
+        let record = self.participant(name)?;
+        let is_here = self.realised_here(name, record).is_some();
+        let lost = |address: &IpAddr| if is_here { self.elsewhere(*address).is_some() } else { self.is_void(name, record, *address) };
+        self.node_of(name, record).filter(|_| self.claimed(name).iter().any(lost))
+    }
+
+    /// Whether a claim to an address counts for nothing: the address lies in the pod range of another node than the pod's, and packets to it go there.
+    /// Where nobody says which node a pod is on, as in files, its claim counts.
+    fn is_void(&self, name: &ObjectName, record: &PodRecord, address: IpAddr) -> bool {
+        self.holder(address).zip(self.node_of(name, record)).is_some_and(|(holder, node)| holder != node)
+    }
+
+    /// The node in whose pod range an address lies.
+    fn holder(&self, address: IpAddr) -> Option<&str> {
+        self.claims.ranges.around(address).map(|(_, node)| node.as_str())
+    }
+
+    /// The node that a pod is on, where that is known.
+    fn node_of<'a>(&'a self, name: &ObjectName, record: &'a PodRecord) -> Option<&'a str> {
+        let here = self.realised_here(name, record).map(|_| self.model.host.as_str()).filter(|host| !host.is_empty());
+        here.or(record.node.as_deref())
     }
 
     /// A pod as the model has it: with those of its addresses that no other pod claims with more right.
     fn in_model(&self, name: &ObjectName) -> Option<Arc<Pod>> {
         let record = self.participant(name)?;
-        let owns = |address: &&IpAddr| self.claims.get(address).is_some_and(|claimants| self.owner(claimants) == Some(name));
+        let owns = |address: &&IpAddr| self.owner(**address) == Some(name);
         let addresses: Vec<IpAddr> = self.claimed(name).iter().filter(owns).copied().collect();
         if addresses == record.pod.addresses {
             return Some(Arc::clone(&record.pod));
@@ -141,19 +215,17 @@ impl Index {
         Some(Arc::new(Pod { addresses, ..Pod::clone(&record.pod) }))
     }
 
-    /// Which of some pods has an address.
-    fn owner<'a>(&'a self, claimants: &'a [Arc<ObjectName>]) -> Option<&'a ObjectName> {
+    /// Which of the pods that claim an address has it.
+    fn owner<'a>(&'a self, address: IpAddr) -> Option<&'a ObjectName> {
         let claim = |name: &'a Arc<ObjectName>| {
             let record = self.participant(name)?;
-            Some(Claim {
-                realised_here: self.realised_here(name, record).is_some(),
-                stays: !record.terminating,
-                created: record.created,
-                uid: record.uid.as_deref(),
-                name,
-            })
+            let realised_here = self.realised_here(name, record).is_some();
+            if !realised_here && self.is_void(name, record, address) {
+                return None;
+            }
+            Some(Claim { realised_here, stays: !record.terminating, created: record.created, uid: record.uid.as_deref(), name })
         };
-        claimants.iter().filter_map(claim).max().map(|claim| claim.name)
+        self.claims.of.get(&address)?.iter().filter_map(claim).max().map(|claim| claim.name)
     }
 
     /// The addresses that a pod claims.
@@ -175,13 +247,12 @@ impl Index {
         running.map(|(name, Record { value: record, .. })| {
             // Of a pod with a network of its own those count that no other pod has with more right.
             let known = self.model.pods.get(name).unwrap_or(&record.pod);
-            let realised_here = self.participant(name).is_some_and(|record| self.realised_here(name, record).is_some());
-            let host = realised_here.then_some(self.model.host.as_str()).filter(|host| !host.is_empty());
+            let here = || self.participant(name).and_then(|record| self.node_of(name, record));
             Candidate {
                 labels: &record.pod.labels,
                 ports: &record.pod.ports,
                 addresses: &known.addresses,
-                node: record.node.as_deref().or(host),
+                node: record.node.as_deref().or_else(here),
                 terminating: record.terminating,
             }
         })

@@ -7,11 +7,12 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use palisade_k8s::api::{ClusterNetworkPolicy, Identity, IdentityPolicy};
 use palisade_k8s::index::{Index, Instead, Kind, Realisable, Refused};
+use palisade_k8s::survey::Fault;
 use palisade_policy::model::{self, Model, ObjectName, PolicyKind};
 use palisade_service::model::Services;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
 pub fn object<T: serde::de::DeserializeOwned>(version: &str, kind: &str, mut object: Value) -> T {
@@ -98,7 +99,7 @@ pub fn addresses(index: &Index, name: &str) -> Vec<IpAddr> {
 }
 
 pub const EARLY: &str = "2026-01-01T00:00:00Z";
-const LATE: &str = "2026-01-02T00:00:00Z";
+pub const LATE: &str = "2026-01-02T00:00:00Z";
 
 #[test]
 fn it_is_synced_when_every_kind_has_been_seen_whole_once() {
@@ -311,9 +312,10 @@ fn an_object_whose_name_cannot_be_read_is_reported() {
 #[derive(Clone, Debug)]
 enum Told {
     Namespace(u8, u8),
-    Node(u8, u8),
-    /// Address, version of the UID, whether it was created later.
-    Pod(u8, u8, u8, bool),
+    /// Address, pod range.
+    Node(u8, u8, u8),
+    /// Address, version of the UID, whether it was created later, the node that it is on.
+    Pod(u8, u8, u8, bool, u8),
     /// Subject, port, version of the UID.
     Policy(u8, u8, i32, u8),
     /// Address, version of the UID.
@@ -335,6 +337,9 @@ enum Told {
 
 const ENTITIES: [&str; 4] = ["Host", "Nodes", "World", "Moon"];
 const MOON: usize = 3;
+const RANGES: [&[&str]; 3] = [&[], &["10.0.0.0/31"], &["10.0.0.0/30"]];
+/// Where a pod can be.
+const NODES: [Option<&str>; 3] = [None, Some("n0"), Some("n1")];
 /// The number of an address, and of a label, that is none.
 const UNREADABLE: u8 = 3;
 /// The number of an address that is not there.
@@ -345,8 +350,9 @@ fn told() -> impl Strategy<Value = Told> {
     let port = || prop_oneof![Just(80), Just(81), Just(NO_PORT)];
     prop_oneof![
         (0..3u8, 0..4u8).prop_map(|(name, label)| Told::Namespace(name, label)),
-        (0..2u8, 0..4u8).prop_map(|(name, address)| Told::Node(name, address)),
-        (0..4u8, 0..4u8, 0..3u8, any::<bool>()).prop_map(|(name, address, uid, late)| Told::Pod(name, address, uid, late)),
+        (0..2u8, 0..4u8, 0..3u8).prop_map(|(name, address, range)| Told::Node(name, address, range)),
+        (0..4u8, 0..4u8, 0..3u8, any::<bool>(), 0..3u8)
+            .prop_map(|(name, address, uid, late, node)| Told::Pod(name, address, uid, late, node)),
         (0..3u8, 0..2u8, port(), 0..2u8).prop_map(|(name, subject, port, uid)| Told::Policy(name, subject, port, uid)),
         (0..3u8, 0..5u8, 0..2u8).prop_map(|(name, address, uid)| Told::Service(name, address, uid)),
         (0..3u8, 0..3u8, 0..4u8, 0..2u8).prop_map(|(name, service, address, uid)| Told::Slice(name, service, address, uid)),
@@ -366,7 +372,7 @@ impl Told {
         match self {
             Told::Namespace(name, _) => (Kind::Namespace as u8, *name),
             Told::Pod(name, ..) => (Kind::Pod as u8, *name),
-            Told::Node(name, _) => (Kind::Node as u8, *name),
+            Told::Node(name, ..) => (Kind::Node as u8, *name),
             Told::Policy(name, ..) => (Kind::NetworkPolicy as u8, *name),
             Told::Service(name, ..) => (Kind::Service as u8, *name),
             Told::Slice(name, ..) | Told::SliceGone(name, _) => (98, *name),
@@ -382,7 +388,7 @@ impl Told {
     /// The version of the UID, of the kinds of which the index minds it.
     fn uid(&self) -> Option<u8> {
         match self {
-            Told::Pod(_, _, uid, _) | Told::Policy(_, _, _, uid) | Told::Identity(_, _, uid) | Told::IdentityPolicy(_, _, _, uid) => {
+            Told::Pod(_, _, uid, ..) | Told::Policy(_, _, _, uid) | Told::Identity(_, _, uid) | Told::IdentityPolicy(_, _, _, uid) => {
                 Some(*uid)
             }
             Told::Service(_, _, uid) | Told::Slice(_, _, _, uid) => Some(*uid),
@@ -410,8 +416,17 @@ impl Told {
         let subject = |number: &u8| format!("s{number}");
         match self {
             Told::Namespace(name, of) => index.upsert(&namespace(&format!("n{name}"), &label(of))),
-            Told::Node(name, at) => index.upsert(&node(&format!("n{name}"), &address(at))),
-            Told::Pod(_, at, _, late) => index.upsert(&pod(&p, uid.unwrap_or_default(), if *late { LATE } else { EARLY }, &address(at))),
+            Told::Node(name, at, range) => {
+                let mut node = node(&format!("n{name}"), &address(at));
+                let ranges = RANGES[usize::from(*range)];
+                node.spec = serde_json::from_value(json!({ "podCIDRs": ranges })).expect("a spec");
+                index.upsert(&node)
+            }
+            Told::Pod(_, at, _, late, node) => {
+                let mut pod = pod(&p, uid.unwrap_or_default(), if *late { LATE } else { EARLY }, &address(at));
+                pod.spec.get_or_insert_default().node_name = NODES[usize::from(*node)].map(str::to_owned);
+                index.upsert(&pod)
+            }
             Told::Policy(_, of, port, _) => index.upsert(&with_uid(policy(&p, &subject(of), *port), uid)),
             Told::Service(_, at, _) => {
                 let cluster_ip = if *at == NOWHERE { String::new() } else { address(at) };
@@ -460,8 +475,10 @@ fn left(story: &[Told]) -> Vec<Vec<&Told>> {
     left.into_values().collect()
 }
 
+type Held = (Model, [Services; 2], Vec<Refused>, BTreeSet<Fault>);
+
 /// What an index holds of a story, and what it has refused; the second of the services are those with what files do not say of them.
-fn seen<'a>(story: impl IntoIterator<Item = &'a Told>) -> (Model, [Services; 2], Vec<Refused>) {
+fn seen<'a>(story: impl IntoIterator<Item = &'a Told>) -> Held {
     let mut index = Index::new();
     index.set_host("n0", &[]);
     story.into_iter().for_each(|told| told.tell(&mut index));
@@ -474,11 +491,11 @@ fn made_up(index: &mut Index) {
     index.assign_cluster_ips(&["10.0.0.0/28".parse().expect("a range")]);
 }
 
-fn held(mut index: Index) -> (Model, [Services; 2], Vec<Refused>) {
+fn held(mut index: Index) -> Held {
     let (model, services) = (index.model(), index.services());
     made_up(&mut index);
     assert_eq!(index.model(), model, "nothing of services is in the model of policy");
-    (model, [services, index.services()], index.refused())
+    (model, [services, index.services()], index.refused(), index.misplaced())
 }
 
 proptest! {
