@@ -354,8 +354,8 @@ mod tests {
             let run = Arguments::try_parse_from(["palisade-agent", "--connection-timeout", argument]).unwrap().run;
             configuration(run).map(|configuration| configuration.lifetimes)
         };
-        let set = Lifetimes { datagram: 60, established: 86_400, ..Lifetimes::DEFAULT };
-        assert_eq!(run("udp=60,tcp-established=86400").unwrap(), set);
+        let set = Lifetimes { datagram: 60, established: 7_200, ..Lifetimes::DEFAULT };
+        assert_eq!(run("udp=60,tcp-established=7200").unwrap(), set);
         let error = run("tcp=60").unwrap_err();
         assert!(error.to_string().contains("--connection-timeout: there is no time-out \"tcp\"") && exit_code(&error) == 2, "{error}");
     }

@@ -161,13 +161,13 @@ fn each_state_has_its_lifetime() {
     let other = Lifetimes { established: 1, half_open: 2, closed: 3, datagram_answered: 4, datagram: 5, echo: 6 };
     for (protocol, marks, seconds, of_other) in [
         (TCP, 0, 60, 2),
-        (TCP, mark::REPLIED, 6 * 3600, 1),
-        (TCP, mark::REPLIED | mark::FIN_OPENER, 6 * 3600, 1),
-        (TCP, mark::REPLIED | mark::FIN_OTHER, 6 * 3600, 1),
+        (TCP, mark::REPLIED, 24 * 3600, 1),
+        (TCP, mark::REPLIED | mark::FIN_OPENER, 24 * 3600, 1),
+        (TCP, mark::REPLIED | mark::FIN_OTHER, 24 * 3600, 1),
         (TCP, finished, 10, 3),
         (TCP, mark::RESET, 10, 3),
         (SCTP, 0, 60, 2),
-        (SCTP, mark::REPLIED, 6 * 3600, 1),
+        (SCTP, mark::REPLIED, 24 * 3600, 1),
         (SCTP, mark::REPLIED | mark::RESET, 10, 3),
         (UDP, 0, 30, 5),
         (UDP, mark::REPLIED, 180, 4),

@@ -1,7 +1,4 @@
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use aya::{
     Ebpf,
@@ -443,13 +440,13 @@ impl Datapath {
         self.set_cell(cell::NETNS_HIGH, 0)
     }
 
-    /// Ends the sockets of the calling thread's network namespace that are connected for datagrams to one of these backends, by their
-    /// numbers, through a service: their processes get an error and connect anew. Returns how many there were.
+    /// Ends the sockets of the calling thread's network namespace that are connected for datagrams through a service to a backend that, by its
+    /// number, does not serve: their processes get an error and connect anew. Returns how many there were.
     ///
     /// # Errors
     /// [`LoaderError::Sockets`], [`LoaderError::Table`].
-    pub fn end_datagrams(&self, backends: &BTreeSet<u32>) -> Result<usize, LoaderError> {
-        sockets::end_datagrams(&Table::open(&self.pin, map::SOCKETS)?, backends)
+    pub fn end_datagrams(&self, serves: impl Fn(u32) -> bool) -> Result<usize, LoaderError> {
+        sockets::end_datagrams(&Table::open(&self.pin, map::SOCKETS)?, serves)
     }
 
     /// Runs a program over a packet, without sending it anywhere. Maps are read and written as by real packets.

@@ -1,6 +1,6 @@
 //! Ending sockets of this network namespace, by the kernel's list of them (`sock_diag`).
 
-use std::{collections::BTreeSet, io, os::fd::AsRawFd};
+use std::{io, os::fd::AsRawFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use palisade_datapath_core::abi::{SocketEntry, SocketKey, socket_end};
@@ -59,15 +59,15 @@ impl Socket {
     }
 }
 
-/// Ends the sockets that are connected to one of these backends through a service. Returns how many there were.
-pub(crate) fn end_datagrams(known: &Table<SocketKey, SocketEntry>, backends: &BTreeSet<u32>) -> Result<usize, LoaderError> {
+/// Ends the sockets that are connected through a service to a backend that does not serve. Returns how many there were.
+pub(crate) fn end_datagrams(known: &Table<SocketKey, SocketEntry>, serves: impl Fn(u32) -> bool) -> Result<usize, LoaderError> {
     let failed = |action: &'static str| {
         move |error: io::Error| refuse(error, || format!("to {action}"), |source| LoaderError::Sockets { action, source })
     };
     let mut ended = 0;
     for family in FAMILIES {
         for socket in list(family).map_err(failed("list the sockets of UDP"))? {
-            let is_gone = known.get(&socket.key())?.is_some_and(|entry| backends.contains(&entry.backend));
+            let is_gone = known.get(&socket.key())?.is_some_and(|entry| !serves(entry.backend));
             if is_gone && end(&socket).map_err(failed("end a socket"))? {
                 ended += 1;
             }

@@ -58,6 +58,8 @@ pub struct Metrics {
     expired: Counter,
     ranges: Family<WayLabels, Gauge>,
     node_faults: Family<FaultLabels, Gauge>,
+    addresses_refused: Family<OfLabels, Counter>,
+    frontends_passed_on: Counter,
     pod_mtu: Gauge,
     told: Family<WhatLabels, Counter>,
     not_told: Family<WhatLabels, Counter>,
@@ -99,6 +101,32 @@ struct FaultLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WhatLabels {
     what: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfLabels {
+    of: &'static str,
+}
+
+/// Who has an address for which a pod is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A node.
+    Node,
+    /// A pod of another node.
+    Pod,
+}
+
+impl Owner {
+    const ALL: [Self; 2] = [Self::Node, Self::Pod];
+
+    fn labels(self) -> OfLabels {
+        let of = match self {
+            Self::Node => "node",
+            Self::Pod => "pod",
+        };
+        OfLabels { of }
+    }
 }
 
 /// What is told to the API server.
@@ -158,11 +186,15 @@ impl Metrics {
             expired: Counter::default(),
             ranges: Family::default(),
             node_faults: Family::default(),
+            addresses_refused: Family::default(),
+            frontends_passed_on: Counter::default(),
             pod_mtu: Gauge::default(),
             told: Family::default(),
             not_told: Family::default(),
         };
         metrics.register();
+        // There before the first, so that an increase shows.
+        Owner::ALL.iter().for_each(|owner| drop(metrics.addresses_refused.get_or_create(&owner.labels())));
         metrics
     }
 
@@ -194,6 +226,16 @@ impl Metrics {
         );
         registry.register("node_ranges", "Pod ranges of other nodes, by the way to them", self.ranges.clone());
         registry.register("node_faults", "What is wrong with Node objects, each fault of each node", self.node_faults.clone());
+        registry.register(
+            "addresses_refused",
+            "Pods that were refused since somebody else has their address, by who that is",
+            self.addresses_refused.clone(),
+        );
+        registry.register(
+            "frontends_passed_on",
+            "Addresses and ports of services that have become another service's, whose flows have ended by that",
+            self.frontends_passed_on.clone(),
+        );
         registry.register_with_unit("pod_mtu", "MTU of new pods", Unit::Bytes, self.pod_mtu.clone());
         registry.register("ready", "1 when everything was read and is in the kernel", self.ready.clone());
         registry.register("policy_epoch", "Moves with every change that could alter a verdict", self.epoch.clone());
@@ -252,6 +294,16 @@ impl Metrics {
     /// Something could not be told to the API server.
     pub fn not_told(&self, what: Told) {
         self.not_told.get_or_create(&what.labels()).inc();
+    }
+
+    /// A pod was refused, since somebody else has its address.
+    pub fn address_refused(&self, owner: Owner) {
+        self.addresses_refused.get_or_create(&owner.labels()).inc();
+    }
+
+    /// A frontend of one service has become another's.
+    pub fn frontend_passed_on(&self) {
+        self.frontends_passed_on.inc();
     }
 
     /// The tables of flows were swept. They do not grow: their room is their limit.
@@ -379,6 +431,9 @@ mod tests {
             "palisade_node_services 0",
             "palisade_service_problems 0",
             "palisade_uplinks_missing 0",
+            "palisade_addresses_refused_total{of=\"node\"} 0",
+            "palisade_addresses_refused_total{of=\"pod\"} 0",
+            "palisade_frontends_passed_on_total 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

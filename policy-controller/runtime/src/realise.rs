@@ -154,6 +154,7 @@ fn failure(error: &KernelError) -> Failure {
         KernelError::Closed(_)
         | KernelError::NotSynced(_)
         | KernelError::PodGone(_)
+        | KernelError::Taken { .. }
         | KernelError::TooLarge { .. }
         | KernelError::Loader(LoaderError::TableFull { .. }) => ErrorKind::TryAgain,
         KernelError::Loader(_) | KernelError::Run(_) | KernelError::Link(_) => ErrorKind::Internal,

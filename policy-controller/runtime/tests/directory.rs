@@ -368,6 +368,15 @@ fn observers_see_refused_flows_with_names_and_the_rule() {
     });
 }
 
+/// Asks the agent's metrics server.
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 #[test]
 fn metrics_and_readiness_are_served() {
     node(&[("shop.yaml", SHOP), ("policy.yaml", POLICY)], |node| {
@@ -376,13 +385,7 @@ fn metrics_and_readiness_are_served() {
         config.metrics = Some(address);
         node.start_with(config);
         node.wait("ready", |status| status.ready);
-        let get = |path: &str| {
-            let mut stream = TcpStream::connect(address).unwrap();
-            stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).unwrap();
-            answer
-        };
+        let get = |path: &str| get(address, path);
         assert!(get("/readyz").starts_with("HTTP/1.1 200"), "{}", get("/readyz"));
         assert!(get("/healthz").starts_with("HTTP/1.1 200"));
         let metrics = get("/metrics");
@@ -452,11 +455,15 @@ fn an_address_that_a_node_has_is_no_pods() {
         let mut config = node.config();
         config.ranges = vec!["10.77.0.0/30".parse().unwrap()];
         config.node_addresses = ["10.77.0.1", "10.77.0.2"].map(|address| address.parse().unwrap()).to_vec();
+        let metrics: SocketAddr = "127.0.0.1:9964".parse().unwrap();
+        config.metrics = Some(metrics);
         node.start_with(config);
         node.wait("the agent is ready", |status| status.ready);
         let error = node.add_in_vain(WEB.0, WEB.1);
         assert!(error["msg"].as_str().unwrap().contains("is an address of node node"), "{error}");
         assert_eq!(node.status().counts.endpoints, 0);
+        let counted = get(metrics, "/metrics");
+        assert!(counted.contains("palisade_addresses_refused_total{of=\"node\"} 1"), "{counted}");
     });
 }
 

@@ -4,6 +4,7 @@ mod atomic;
 mod mtu;
 mod node;
 mod node_service;
+mod ranges;
 mod restart;
 mod server;
 mod service;

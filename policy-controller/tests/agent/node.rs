@@ -3,6 +3,7 @@
 use palisade_cni::link::{Namespace, Netlink, ROUTE_PROTOCOL};
 use palisade_protocol::{Call, Client, Reply, SOCKET_NAME, Status};
 use palisade_test_support::{Host, container_id};
+use serde_json::Value;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -136,12 +137,13 @@ pub fn add(host: &Host, namespace: &str, pod: &str) -> Vec<IpAddr> {
     entries.map(|entry| entry["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
 }
 
-/// Tries to wire a pod, which must fail with "try again later" and leave nothing.
-pub fn add_in_vain(host: &Host, namespace: &str, pod: &str) {
+/// Tries to wire a pod, which must fail with "try again later" and leave nothing; the error object.
+pub fn add_in_vain(host: &Host, namespace: &str, pod: &str) -> Value {
     host.create_pod(&container_id(namespace, pod)).unwrap();
     let (code, error) = host.cni("ADD", namespace, pod);
     assert_eq!((code, &error["code"]), (1, &11.into()), "{error}");
     host.remove_pod(&container_id(namespace, pod)).unwrap();
+    error
 }
 
 /// Unwires a pod and removes its namespace.

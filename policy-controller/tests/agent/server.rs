@@ -1,12 +1,17 @@
 //! A server in the place of the API server, for what a real one cannot be brought to do.
 
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+const NODES: &str = "/api/v1/nodes";
+const PODS: &str = "/api/v1/pods";
+const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
 
 /// What the server says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +26,6 @@ pub enum Answer {
     Installed,
     /// As [`Objects`](Self::Objects), but ClusterNetworkPolicy is known in another version.
     Moved,
-    /// The watch of pods tells of another `shop/web`, which no policy selects.
-    Newer,
     /// `shop/web` is another pod, on another node, which no policy selects and that has these addresses.
     Heir([IpAddr; 2]),
     /// There is a second node.
@@ -38,8 +41,12 @@ pub struct Server {
 
 struct Shared {
     answer: Mutex<Answer>,
-    /// What the watch of NetworkPolicies has told or is to tell, in order, with the version of each.
-    policies: Mutex<Vec<(u64, String)>>,
+    /// What the watch of each kind has told or is to tell, in order, with the version of each.
+    told: Mutex<BTreeMap<&'static str, Vec<(u64, String)>>>,
+    /// The pod ranges of nodes that do not have those of the beginning any more.
+    ranges: Mutex<BTreeMap<String, Vec<String>>>,
+    /// The pod `other/far`, where there is one.
+    far: Mutex<Option<Value>>,
     requests: AtomicUsize,
     ended: AtomicBool,
 }
@@ -49,7 +56,9 @@ impl Server {
         let listener = TcpListener::bind(address).unwrap();
         let shared = Arc::new(Shared {
             answer: Mutex::new(answer),
-            policies: Mutex::default(),
+            told: Mutex::default(),
+            ranges: Mutex::default(),
+            far: Mutex::default(),
             requests: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
         });
@@ -71,7 +80,7 @@ impl Server {
     }
 
     /// Tells by the watch of NetworkPolicies that `shop/from-shop` takes everything from the pods of its namespace with one
-    /// of these roles, and nothing from others. `version` grows from one to the next, and begins above 7.
+    /// of these roles, and nothing from others. Here as in all that is told by watches `version` grows from one to the next, and begins above 7.
     pub fn admit(&self, roles: &[&str], version: u64) {
         let role = json!({ "key": "role", "operator": "In", "values": roles });
         let metadata = json!({ "name": "from-shop", "namespace": "shop", "resourceVersion": version.to_string() });
@@ -80,7 +89,36 @@ impl Server {
             "ingress": [{ "from": [{ "podSelector": { "matchExpressions": [role] } }] }],
         });
         let object = json!({ "kind": "NetworkPolicy", "apiVersion": "networking.k8s.io/v1", "metadata": metadata, "spec": spec });
-        self.shared.policies.lock().unwrap().push((version, format!("{}\n", json!({ "type": "MODIFIED", "object": object }))));
+        self.tell(POLICIES, "MODIFIED", &object, version);
+    }
+
+    /// Gives a node other pod ranges, and tells so by the watch of Nodes.
+    pub fn give_ranges(&self, node: &str, ranges: &[&str], version: u64) {
+        let ranges: Vec<String> = ranges.iter().map(|range| (*range).to_owned()).collect();
+        self.shared.ranges.lock().unwrap().insert(node.to_owned(), ranges);
+        let told = nodes(&self.shared, Answer::Two).into_iter().find(|known| known["metadata"]["name"] == node);
+        let mut told = told.expect("a node of that name");
+        told["metadata"]["resourceVersion"] = version.to_string().into();
+        self.tell(NODES, "MODIFIED", &told, version);
+    }
+
+    /// Tells by the watch of pods of another `shop/web`, which no policy selects.
+    pub fn replace_web(&self, version: u64) {
+        self.tell(PODS, "MODIFIED", &pod("shop", "web", "newer", json!({}), &version.to_string()), version);
+    }
+
+    /// Makes a pod `other/far` on the node `peer`, with these addresses, or removes it, and tells so by the watch of pods.
+    pub fn change_far(&self, addresses: &[IpAddr], is_there: bool, version: u64) {
+        let mut far = pod("other", "far", "uid-other-far", json!({}), &version.to_string());
+        far["spec"]["nodeName"] = "peer".into();
+        far["status"]["podIPs"] = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+        *self.shared.far.lock().unwrap() = is_there.then(|| far.clone());
+        self.tell(PODS, if is_there { "ADDED" } else { "DELETED" }, &far, version);
+    }
+
+    fn tell(&self, path: &'static str, what: &str, object: &Value, version: u64) {
+        let event = format!("{}\n", json!({ "type": what, "object": object }));
+        self.shared.told.lock().unwrap().entry(path).or_default().push((version, event));
     }
 
     /// How many requests came so far.
@@ -130,7 +168,7 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
         _ if path.starts_with("/apis/palisade.dev/") || path.starts_with("/apis/policy.networking.k8s.io/") => {
             (404, status(404, "NotFound"))
         }
-        _ => (200, list(path, answer)),
+        _ => (200, list(shared, path, answer)),
     };
     let body = body.to_string();
     let length = body.len();
@@ -143,26 +181,21 @@ fn since(request: &str) -> u64 {
     version.and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
-/// A watch: of pods, on which nothing happens before [`Answer::Newer`]; of NetworkPolicies, which tells what it is given
-/// once; of others, which are silent.
+/// A watch, which tells once what it is given.
 fn watch(shared: &Shared, mut stream: TcpStream, path: &str, since: u64) -> std::io::Result<()> {
     write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
     stream.set_nodelay(true)?;
-    let policies = path.ends_with("/networkpolicies");
-    let mut told = if policies { shared.policies.lock().unwrap().partition_point(|(version, _)| *version <= since) } else { 0 };
+    let mut since = since;
     while !shared.ended.load(Ordering::Relaxed) {
-        let mut events: Vec<String> = Vec::new();
-        if path == "/api/v1/pods" && told == 0 && *shared.answer.lock().unwrap() == Answer::Newer {
-            events.push(format!("{}\n", json!({ "type": "MODIFIED", "object": pod("shop", "web", "newer", json!({}), "8") })));
-        }
-        if policies {
-            events.extend(shared.policies.lock().unwrap()[told..].iter().map(|(_, event)| event.clone()));
-        }
-        told += events.len();
-        for event in events {
+        let events: Vec<(u64, String)> = {
+            let told = shared.told.lock().unwrap();
+            told.get(path).into_iter().flatten().filter(|(version, _)| *version > since).cloned().collect()
+        };
+        for (version, event) in events {
             write!(stream, "{:x}\r\n{event}\r\n", event.len())?;
+            since = version;
         }
-        std::thread::sleep(Duration::from_millis(if policies { 1 } else { 50 }));
+        std::thread::sleep(Duration::from_millis(if path == POLICIES { 1 } else { 50 }));
     }
     Ok(())
 }
@@ -188,56 +221,63 @@ fn cluster_policies() -> Value {
     json!({ "kind": "ClusterNetworkPolicyList", "apiVersion": version, "metadata": { "resourceVersion": "8" }, "items": [policy] })
 }
 
-/// The same objects as in the directory, the node, and a pod of each role.
-fn list(path: &str, answer: Answer) -> Value {
-    let pod = |namespace: &str, name: &str, labels: Value| pod(namespace, name, &format!("uid-{namespace}-{name}"), labels, "7");
-    // What an agent asks for about a pod that it does not know yet: the objects of its namespace alone.
-    let of_shop = path.contains("namespaces/shop/");
-    let (kind, version, mut items) = match path.replace("namespaces/shop/", "").as_str() {
-        "/api/v1/namespaces" => {
-            let namespace = |name: &str| json!({ "metadata": { "name": name, "resourceVersion": "7" } });
-            ("NamespaceList", "v1", json!([namespace("shop"), namespace("other")]))
-        }
-        "/api/v1/pods" => {
-            let mut pods =
-                vec![pod("shop", "web", json!({ "app": "web" })), pod("shop", "client", json!({})), pod("other", "client", json!({}))];
-            pods.extend(["a", "b", "c"].map(|role| pod("shop", role, json!({ "role": role }))));
-            if let Answer::Heir(addresses) = answer {
-                pods[0]["metadata"]["uid"] = json!("newer");
-                pods[0]["metadata"]["labels"] = json!({});
-                pods[0]["spec"]["nodeName"] = json!("elsewhere");
-                pods[0]["status"]["podIPs"] = addresses.map(|ip| json!({ "ip": ip })).into();
-            }
-            ("PodList", "v1", json!(pods))
-        }
-        "/api/v1/nodes" => {
-            let node = |name: &str, addresses: [&str; 2], ranges: [&str; 2]| {
-                let addresses = addresses.map(|address| json!({ "type": "InternalIP", "address": address }));
-                json!({
-                    "metadata": { "name": name, "resourceVersion": "7" },
-                    "spec": { "podCIDRs": ranges }, "status": { "addresses": addresses },
-                })
-            };
-            let mut nodes = vec![node("node", ["192.0.2.1", "2001:db8::1"], ["10.77.0.0/24", "fd77::/64"])];
-            if answer == Answer::Two {
-                nodes.push(node("peer", ["192.0.2.2", "2001:db8::2"], ["10.78.0.0/24", "fd78::/64"]));
-            }
-            ("NodeList", "v1", json!(nodes))
-        }
-        "/apis/networking.k8s.io/v1/networkpolicies" => {
-            let spec = json!({
-                "podSelector": { "matchLabels": { "app": "web" } }, "policyTypes": ["Ingress"],
-                "ingress": [{ "from": [{ "podSelector": {} }], "ports": [{ "port": 80, "protocol": "TCP" }] }],
-            });
-            let metadata = json!({ "name": "from-shop", "namespace": "shop", "resourceVersion": "7" });
-            ("NetworkPolicyList", "networking.k8s.io/v1", json!([{ "metadata": metadata, "spec": spec }]))
-        }
-        "/api/v1/services" => ("ServiceList", "v1", json!([])),
-        "/apis/discovery.k8s.io/v1/endpointslices" => ("EndpointSliceList", "discovery.k8s.io/v1", json!([])),
-        other => panic!("nobody should ask for {other}"),
+/// The nodes, with the pod ranges that they have now.
+fn nodes(shared: &Shared, answer: Answer) -> Vec<Value> {
+    let given = shared.ranges.lock().unwrap();
+    let node = |name: &str, addresses: [&str; 2], ranges: [&str; 2]| {
+        let addresses = addresses.map(|address| json!({ "type": "InternalIP", "address": address }));
+        let ranges = given.get(name).map_or_else(|| json!(ranges), |given| json!(given));
+        json!({
+            "kind": "Node", "apiVersion": "v1", "metadata": { "name": name, "resourceVersion": "7" },
+            "spec": { "podCIDRs": ranges }, "status": { "addresses": addresses },
+        })
     };
-    if of_shop && let Some(items) = items.as_array_mut() {
-        items.retain(|object| object["metadata"]["namespace"] == "shop");
+    let mut nodes = vec![node("node", ["192.0.2.1", "2001:db8::1"], ["10.77.0.0/24", "fd77::/64"])];
+    if answer == Answer::Two {
+        nodes.push(node("peer", ["192.0.2.2", "2001:db8::2"], ["10.78.0.0/24", "fd78::/64"]));
+    }
+    nodes
+}
+
+/// The same objects as in the directory, the node, and a pod of each role.
+fn list(shared: &Shared, path: &str, answer: Answer) -> Value {
+    let pod = |namespace: &str, name: &str, labels: Value| pod(namespace, name, &format!("uid-{namespace}-{name}"), labels, "7");
+    // What an agent asks for about a pod before it realises it: the objects of its namespace alone.
+    let namespace = path.split_once("namespaces/").and_then(|(_, rest)| Some(rest.split_once('/')?.0));
+    let (kind, version, mut items) =
+        match namespace.map_or_else(|| path.to_owned(), |name| path.replace(&format!("namespaces/{name}/"), "")).as_str() {
+            "/api/v1/namespaces" => {
+                let namespace = |name: &str| json!({ "metadata": { "name": name, "resourceVersion": "7" } });
+                ("NamespaceList", "v1", json!([namespace("shop"), namespace("other")]))
+            }
+            PODS => {
+                let mut pods =
+                    vec![pod("shop", "web", json!({ "app": "web" })), pod("shop", "client", json!({})), pod("other", "client", json!({}))];
+                pods.extend(["a", "b", "c"].map(|role| pod("shop", role, json!({ "role": role }))));
+                pods.extend(shared.far.lock().unwrap().clone());
+                if let Answer::Heir(addresses) = answer {
+                    pods[0]["metadata"]["uid"] = json!("newer");
+                    pods[0]["metadata"]["labels"] = json!({});
+                    pods[0]["spec"]["nodeName"] = json!("elsewhere");
+                    pods[0]["status"]["podIPs"] = addresses.map(|ip| json!({ "ip": ip })).into();
+                }
+                ("PodList", "v1", json!(pods))
+            }
+            NODES => ("NodeList", "v1", json!(nodes(shared, answer))),
+            POLICIES => {
+                let spec = json!({
+                    "podSelector": { "matchLabels": { "app": "web" } }, "policyTypes": ["Ingress"],
+                    "ingress": [{ "from": [{ "podSelector": {} }], "ports": [{ "port": 80, "protocol": "TCP" }] }],
+                });
+                let metadata = json!({ "name": "from-shop", "namespace": "shop", "resourceVersion": "7" });
+                ("NetworkPolicyList", "networking.k8s.io/v1", json!([{ "metadata": metadata, "spec": spec }]))
+            }
+            "/api/v1/services" => ("ServiceList", "v1", json!([])),
+            "/apis/discovery.k8s.io/v1/endpointslices" => ("EndpointSliceList", "discovery.k8s.io/v1", json!([])),
+            other => panic!("nobody should ask for {other}"),
+        };
+    if let (Some(namespace), Some(items)) = (namespace, items.as_array_mut()) {
+        items.retain(|object| object["metadata"]["namespace"] == namespace);
     }
     json!({ "kind": kind, "apiVersion": version, "metadata": { "resourceVersion": "7" }, "items": items })
 }

@@ -126,7 +126,7 @@ fn an_endpoint_is_closed_when_a_newer_pod_has_its_name() {
         wait(host, "the agent is ready", |status| status.ready);
         enforced.policy();
         // Deleted by force, while its container lives on: the rules of the newer one would let everybody in.
-        server.answer(Answer::Newer);
+        server.replace_web(8);
         let began = Instant::now();
         while reaches(host, FRIEND, enforced.at) {
             assert!(began.elapsed() < Duration::from_secs(20), "the endpoint is still open");

@@ -30,8 +30,8 @@ pub struct Lifetimes {
 impl Lifetimes {
     /// Those of a node that is told none.
     pub const DEFAULT: Self = Self {
-        // Beyond two hours, when Linux begins to ask whether an idle peer is still there (RFC 5382 asks for as much of a NAT).
-        established: 6 * 60 * 60,
+        // As kube-proxy has it in the kernel's connection tracking. A backend of a service that speaks after a longer silence is not known any more.
+        established: 24 * 60 * 60,
         half_open: 60,
         closed: 10,
         // As Linux's connection tracking has them by default.

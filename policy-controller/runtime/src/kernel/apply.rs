@@ -3,6 +3,7 @@
 use super::fit::{self, Fitting, Held};
 use super::{Good, Kernel, KernelError, chain, pod_name};
 use palisade_datapath_core::abi::{Endpoint, SUBJECT_NONE};
+use palisade_k8s::index::Elsewhere;
 use palisade_policy::model::{Model, ObjectName, PolicyName};
 use palisade_policy::{Compiled, Plan, Step};
 use palisade_protocol::EndpointSpec;
@@ -34,7 +35,7 @@ impl Kernel {
         };
         let local = self.local();
         let began = Instant::now();
-        self.close_former()?;
+        self.close_endpoints()?;
         let kept = self.still_held(&model).map(|fitting| self.apply_fitting(fitting, &local));
         // What went may have made room for what is held back.
         let tried_anew = self.still_held(&model).is_none();
@@ -149,8 +150,10 @@ impl Kernel {
         for attachment in attachments {
             let spec = &self.endpoints[&attachment].spec;
             let index = spec.host_index;
-            // Its name is another pod's by now, and so is the policy.
-            let (subject, audit) = if self.is_former(spec) { (SUBJECT_NONE, SUBJECT_NONE) } else { (subject, audit) };
+            let closed = self.reason_to_close(spec).is_some();
+            let (subject, audit) = if closed { (SUBJECT_NONE, SUBJECT_NONE) } else { (subject, audit) };
+            // It is opened when nothing keeps it closed any more.
+            self.incomplete |= closed;
             let datapath = self.datapath()?;
             // An endpoint that is just being realised has no row yet; it gets one with this subject at the end.
             if let Some(row) = datapath.endpoints.get(&index)? {
@@ -168,21 +171,43 @@ impl Kernel {
         self.state.index().is_another_pod(&pod_name(spec), spec.uid.as_deref())
     }
 
-    /// Closes endpoints whose name a newer pod has, here or on another node: nobody knows their policy any more.
-    fn close_former(&mut self) -> Result<(), KernelError> {
-        let former: Vec<_> = self
-            .endpoints
-            .iter()
-            .filter(|(_, endpoint)| endpoint.subject != SUBJECT_NONE && self.is_former(&endpoint.spec))
-            .map(|(attachment, endpoint)| (attachment.clone(), endpoint.spec.host_index))
+    /// Why nothing may pass an endpoint, whatever the policy says: a newer pod has its name, and so the rows and maybe the addresses are that one's; or a
+    /// pod of another node has its address, and for all other nodes what it sends would come from that one.
+    pub(super) fn reason_to_close(&self, spec: &EndpointSpec) -> Option<KernelError> {
+        if self.is_former(spec) { Some(KernelError::PodGone(pod_name(spec))) } else { self.taken(spec) }
+    }
+
+    /// An address of an endpoint that a pod of another node has by right.
+    pub(super) fn taken(&self, spec: &EndpointSpec) -> Option<KernelError> {
+        let index = self.state.index();
+        spec.addresses.iter().find_map(|&address| {
+            let Elsewhere { pod, node } = index.elsewhere(address)?;
+            Some(KernelError::Taken { address, pod: pod.clone(), node: node.to_owned() })
+        })
+    }
+
+    /// Closes endpoints of which nobody knows the policy any more, since a newer pod, here or on another node, has their name; and those whose address
+    /// is by now a pod's of another node.
+    fn close_endpoints(&mut self) -> Result<(), KernelError> {
+        let open = self.endpoints.iter().filter(|(_, endpoint)| endpoint.subject != SUBJECT_NONE);
+        let lost: Vec<_> = open
+            .filter_map(|(attachment, endpoint)| {
+                Some((attachment.clone(), endpoint.spec.host_index, self.reason_to_close(&endpoint.spec)?))
+            })
             .collect();
-        for (attachment, index) in former {
+        for (attachment, index, reason) in lost {
             let datapath = self.datapath()?;
             if let Some(row) = datapath.endpoints.get(&index)? {
                 datapath.endpoints.insert(&index, &Endpoint { subject: SUBJECT_NONE, audit: SUBJECT_NONE, ..row })?;
                 datapath.bump_epoch()?;
             }
-            tracing::info!(container = attachment.container_id, "a newer pod has the name of the endpoint's: closed");
+            match &reason {
+                KernelError::Taken { address, pod, node } => {
+                    tracing::warn!(container = attachment.container_id, %address, %pod, node, "a pod of another node has the endpoint's address: closed");
+                }
+                _ => tracing::info!(container = attachment.container_id, "a newer pod has the name of the endpoint's: closed"),
+            }
+            self.incomplete = true;
             if let Some(endpoint) = self.endpoints.get_mut(&attachment) {
                 (endpoint.subject, endpoint.audit) = (SUBJECT_NONE, SUBJECT_NONE);
             }

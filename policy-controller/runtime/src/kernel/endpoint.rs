@@ -2,6 +2,7 @@
 
 use super::takeover::{is_there, links};
 use super::{Kernel, KernelError, chain, pod_name};
+use crate::metrics::Owner;
 use crate::services::closed_outside;
 use crate::state::{Realised, since};
 use palisade_cni::link::MacAddress;
@@ -55,8 +56,8 @@ impl Kernel {
         for spec in self.endpoints.values().map(|endpoint| endpoint.spec.clone()).collect::<Vec<_>>() {
             match self.complete(&spec) {
                 Ok(()) => {}
-                // A pod that the source does not know (any more, or yet) has no subject: its row, if it has one, is closed.
-                Err(KernelError::PodGone(_)) => unknown = true,
+                // A pod that the source does not know (any more, or yet), or whose address is another's, has no subject: its row, if it has one, is closed.
+                Err(KernelError::PodGone(_) | KernelError::Taken { .. }) => unknown = true,
                 Err(error) => {
                     tracing::warn!(error = chain(&error), pod = %pod_name(&spec), "an endpoint could not be completed");
                     failed = failed.and(Err(error));
@@ -180,6 +181,11 @@ impl Kernel {
     /// Refuses an index or address that another endpoint has, unless that one's interface is gone.
     fn make_room(&mut self, spec: &EndpointSpec) -> Result<(), KernelError> {
         self.refuse_addresses_of_nodes(spec)?;
+        if let Some(taken) = self.taken(spec) {
+            tracing::warn!(pod = %pod_name(spec), error = %taken, "a pod is refused: its address is a pod's of another node");
+            self.state.metrics.address_refused(Owner::Pod);
+            return Err(taken);
+        }
         let in_the_way = |endpoint: &&Realised| {
             let other = &endpoint.spec;
             other.attachment != spec.attachment
@@ -215,6 +221,7 @@ impl Kernel {
         match spec.addresses.iter().find_map(|address| Some((address, owner(address)?))) {
             Some((address, node)) => {
                 tracing::warn!(pod = %pod_name(spec), %address, node, "a pod is refused: its address is a node's");
+                self.state.metrics.address_refused(Owner::Node);
                 Err(KernelError::Invalid(format!("{address} is an address of node {node}: give nodes and pods ranges of their own")))
             }
             None => Ok(()),
@@ -223,11 +230,10 @@ impl Kernel {
 
     /// The subject of an endpoint's pod, once its rows and its addresses' are in the kernel.
     fn subject(&self, spec: &EndpointSpec) -> Result<u32, KernelError> {
-        let pod = pod_name(spec);
-        // The rows of that name are a newer pod's, which may have the same address.
-        if self.is_former(spec) {
-            return Err(KernelError::PodGone(pod));
+        if let Some(reason) = self.reason_to_close(spec) {
+            return Err(reason);
         }
+        let pod = pod_name(spec);
         let applied = self.applied.as_ref();
         let subject = applied.and_then(|applied| applied.subjects.get(&pod)).copied();
         let owns = |address: &IpAddr| {

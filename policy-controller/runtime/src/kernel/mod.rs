@@ -76,6 +76,18 @@ pub enum KernelError {
     /// The pod went away, or lost its addresses to another, while it was realised.
     #[error("pod {0} is not known any more")]
     PodGone(ObjectName),
+    /// A pod of another node has an address of the endpoint by right.
+    #[error(
+        "{address} is the address of pod {pod} on node {node}, in whose pod range it lies: the node's pod range was given away, or two nodes claim it; make the pod anew once each node has a pod range of its own"
+    )]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// The pod that has it.
+        pod: ObjectName,
+        /// The node of that pod.
+        node: String,
+    },
     /// No such endpoint.
     #[error("there is no endpoint {} of container {}", .0.interface, .0.container_id)]
     Unknown(Attachment),

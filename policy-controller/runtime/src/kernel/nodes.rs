@@ -102,24 +102,28 @@ pub(super) struct NodeNumbers {
 }
 
 impl NodeNumbers {
-    /// Gives each node its number: the one that it has, else the one that its rows have, else one that nobody has had.
+    /// Gives each node its number: the one that it has, else the one that its rows have and those of no other node, else one that nobody has had.
+    /// A node that took another's address finds its number there: by that it could speak for the pods of the other one, which has it in rows of its own.
     fn assign(&mut self, rows: &NodeRows, present: &Present) {
         self.numbers.retain(|name, _| rows.peers.contains_key(name));
         let seen = present.nodes.values().map(|node| node.number).chain(present.tunnels.values().map(|tunnel| tunnel.node)).max();
         self.highest = self.highest.max(seen.unwrap_or(0)).max(NODE_SELF);
-        let mut taken: BTreeSet<u32> = self.numbers.values().copied().collect();
+        let taken: BTreeSet<u32> = self.numbers.values().copied().collect();
+        let mut found: BTreeMap<u32, BTreeSet<&String>> = BTreeMap::new();
+        for (name, peer) in &rows.peers {
+            for number in present.numbers_of(peer) {
+                found.entry(number).or_default().insert(name);
+            }
+        }
+        let is_its_own = |number: &u32| *number > NODE_SELF && !taken.contains(number) && found[number].len() == 1;
         for (name, peer) in &rows.peers {
             if self.numbers.contains_key(name) {
                 continue;
             }
-            let by_address = peer.addresses.keys().filter_map(|address| present.nodes.get(address)).map(|node| node.number);
-            let by_range = peer.tunnels.keys().filter_map(|range| present.tunnels.get(range)).map(|tunnel| tunnel.node);
-            let known = by_address.chain(by_range).find(|number| *number > NODE_SELF && !taken.contains(number));
-            let number = known.unwrap_or_else(|| {
+            let number = present.numbers_of(peer).find(is_its_own).unwrap_or_else(|| {
                 self.highest += 1;
                 self.highest
             });
-            taken.insert(number);
             self.numbers.insert(name.clone(), number);
         }
     }
@@ -147,6 +151,13 @@ struct Present {
 }
 
 impl Present {
+    /// The numbers that the rows of a node's addresses and pod ranges have.
+    fn numbers_of(&self, peer: &PeerRows) -> impl Iterator<Item = u32> {
+        let by_address = peer.addresses.keys().filter_map(|address| self.nodes.get(address)).map(|node| node.number);
+        let by_range = peer.tunnels.keys().filter_map(|range| self.tunnels.get(range)).map(|tunnel| tunnel.node);
+        by_address.chain(by_range)
+    }
+
     fn counts(&self) -> NodeCounts {
         let nodes_v4 = self.nodes.keys().filter(|address| address.is_ipv4()).count();
         let tunnels_v4 = self.tunnels.keys().filter(|range| range.addr().is_ipv4()).count();
@@ -361,6 +372,37 @@ mod tests {
         let mut next = NodeNumbers::default();
         next.assign(&moved, &left);
         assert_eq!(next.rows(&moved).nodes[&ip("192.0.2.8")].number, 41, "by its range");
+    }
+
+    /// While no agent ran, a new node has taken the address of one that lives on under another.
+    #[test]
+    fn a_number_that_the_rows_of_two_nodes_have_is_given_to_neither() {
+        let range = |outer| ("10.2.0.0/24", outer);
+        let written = rows(&[("b", &["192.0.2.2", "2001:db8::2"], &[range("192.0.2.2")]), ("c", &["192.0.2.3"], &[])]);
+        let mut numbers = NodeNumbers::default();
+        numbers.assign(&written, &Present::default());
+        let left = numbers.rows(&written);
+        let b = left.nodes[&ip("192.0.2.2")].number;
+        // `b` is known by its range, or by an address that it has kept.
+        for (addresses, ranges) in [(vec!["192.0.2.8"], vec![range("192.0.2.8")]), (vec!["192.0.2.8", "2001:db8::2"], vec![])] {
+            // In the order of names either comes first.
+            for taker in ["a2", "z"] {
+                let now = rows(&[("b", &addresses, &ranges), (taker, &["192.0.2.2"], &[]), ("c", &["192.0.2.3"], &[])]);
+                let mut next = NodeNumbers::default();
+                next.assign(&now, &left);
+                let of = |address: &str| next.rows(&now).nodes[&ip(address)].number;
+                let [of_b, of_taker, of_c] = ["192.0.2.8", "192.0.2.2", "192.0.2.3"].map(of);
+                assert!(of_b != b && of_taker != b && of_b != of_taker, "{taker}: {of_b} {of_taker}");
+                assert_eq!(of_c, left.nodes[&ip("192.0.2.3")].number, "what is one node's alone stays");
+                assert!(of_b > of_c && of_taker > of_c, "no number is given again");
+            }
+        }
+        // A node with rows of several numbers keeps one that is its own.
+        let now = rows(&[("b", &["192.0.2.2"], &[]), ("c", &["2001:db8::2", "192.0.2.3"], &[])]);
+        let mut next = NodeNumbers::default();
+        next.assign(&now, &left);
+        assert_eq!(next.rows(&now).nodes[&ip("192.0.2.3")].number, left.nodes[&ip("192.0.2.3")].number);
+        assert_ne!(next.rows(&now).nodes[&ip("192.0.2.2")].number, b);
     }
 
     #[test]

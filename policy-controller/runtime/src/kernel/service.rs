@@ -1,5 +1,6 @@
 //! Services, put into the kernel.
 
+use super::sockets::serves;
 use super::{Kernel, KernelError, pod_name};
 use crate::news::Told;
 use crate::state::Realised;
@@ -9,7 +10,7 @@ use palisade_loader::{FrontendKey, Room};
 use palisade_policy::shared::SharedMap;
 use palisade_protocol::{Attachment, EndpointSpec, Transport};
 use palisade_service::model::{HostPort, HostPorts, PodInterface, Services};
-use palisade_service::{Compiled, Frontend, Leads, Numbers, Plan, Planner, Problem, Step, Trouble};
+use palisade_service::{Compiled, Frontend, Leads, Number, Numbers, Plan, Planner, Problem, Step, Trouble};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -64,9 +65,12 @@ impl Kernel {
         Ok(())
     }
 
-    /// Makes the writes from what the maps hold to what services want, as far as they fit. Returns them.
+    /// Makes the writes from what the maps hold to what services want, as far as they fit, and then what follows from them. Returns them.
     fn change_services(&mut self, services: &Services) -> Result<Vec<Step>, KernelError> {
-        let old = match self.served.applied.take() {
+        let applied = self.served.applied.take();
+        // Nobody knows what has not followed from the change before, which this agent or another has not brought to its end.
+        let is_known = applied.is_some();
+        let old = match applied {
             Some(applied) => applied,
             None => Arc::new(self.read_services()?),
         };
@@ -78,28 +82,47 @@ impl Kernel {
         let Plan { steps, next } = self.served.planner.plan_within(&old, services, &mut numbers, &limits);
         self.served.numbers = Some(numbers);
         if let Err(error) = self.room_for(&old, &steps) {
-            self.served.applied = Some(old);
+            self.served.applied = Some(old).filter(|_| is_known);
             return Err(error);
         }
-        let mut passes_on = false;
-        for step in &steps {
-            passes_on |= match step {
-                Step::WriteFrontend(frontend, entry) => old.frontends.get(frontend).is_none_or(|before| before.service != entry.service),
-                Step::RemoveFrontend(_) => true,
-                _ => false,
-            };
-            self.make_service(step)?;
+        self.make_services(&old, &steps)?;
+        let went = |number: &Number| serves(&old, number) && !serves(&next, number);
+        if !is_known || old.backends.differences(&next.backends).iter().any(|backend| went(backend.key)) {
+            self.end_datagrams(&next);
         }
-        if passes_on {
-            // Flows that went there before are judged again: where there was nobody they go to a backend, and where there was another service they leave
-            // that of it. Whoever has read the old row has written by then what it has made of it.
+        self.served.applied = Some(next);
+        Ok(steps)
+    }
+
+    /// Makes writes one by one. Where frontends pass on, from nobody, to nobody or to another service, flows that go there are judged again: they go to a
+    /// backend of who has it now. So also where a write fails, or the agent is killed in between, when the next one finds the epoch as that of a change
+    /// under way.
+    fn make_services(&mut self, old: &Compiled, steps: &[Step]) -> Result<(), KernelError> {
+        let passes_on = |step: &Step| match step {
+            Step::WriteFrontend(frontend, entry) => old.frontends.get(frontend).is_none_or(|before| before.service != entry.service),
+            Step::RemoveFrontend(_) => true,
+            _ => false,
+        };
+        let some_pass_on = steps.iter().any(passes_on);
+        if some_pass_on {
+            self.datapath()?.unsettle_epoch()?;
+        }
+        let made = steps.iter().try_for_each(|step| self.make_service(step));
+        for step in steps {
+            if let Step::WriteFrontend(frontend, entry) = step
+                && old.frontends.get(frontend).is_some_and(|before| before.service != entry.service)
+            {
+                tracing::info!(%frontend, "one service's is another's now: flows of the old one end");
+                self.state.metrics.frontend_passed_on();
+            }
+        }
+        if some_pass_on {
             let datapath = self.datapath()?;
+            // Whoever has read an old row has written by then what it has made of it.
             datapath.await_programs();
             datapath.bump_epoch()?;
         }
-        self.end_datagrams(&old, &next)?;
-        self.served.applied = Some(next);
-        Ok(steps)
+        made
     }
 
     fn holds_services_back(&self) -> bool {
@@ -184,7 +207,7 @@ impl Kernel {
                         map::SERVICES_V6
                     }
                 }
-                Step::WriteBackend(number, _) if !old.backends.contains_key(&palisade_service::Number(*number)) => map::BACKENDS,
+                Step::WriteBackend(number, _) if !old.backends.contains_key(&Number(*number)) => map::BACKENDS,
                 Step::WriteChunk(..) => map::CHUNKS,
                 _ => continue,
             };
@@ -247,4 +270,140 @@ const fn protocol(transport: Transport) -> Protocol {
 
 fn key(frontend: &Frontend) -> FrontendKey {
     (frontend.address, frontend.port, frontend.protocol.number())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AgentConfig, Source, Switch};
+    use crate::lock::RunLock;
+    use crate::state::{NodeServices, State};
+    use k8s_openapi::api::core::v1::Service;
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    use palisade_cni::link::{MacAddress, Netlink, Veth};
+    use palisade_datapath_core::abi::ServiceEntry;
+    use palisade_datapath_core::epoch;
+    use palisade_loader::{Limits, Sizes};
+    use palisade_test_support::{private_host, skipped};
+    use serde_json::json;
+    use std::io::ErrorKind;
+    use std::net::{SocketAddr, UdpSocket};
+    use std::time::Duration;
+
+    const NODE: &str = "192.0.2.77";
+
+    fn service(name: &str, address: &str) -> Service {
+        let ports = json!([{ "port": 53, "targetPort": 5353, "protocol": "UDP" }]);
+        let object = json!({ "metadata": { "namespace": "shop", "name": name }, "spec": { "clusterIP": address, "ports": ports } });
+        serde_json::from_value(object).unwrap()
+    }
+
+    /// The endpoints of a service: this node, at a port.
+    fn slice(of: &str, port: u16) -> EndpointSlice {
+        let metadata = json!({ "namespace": "shop", "name": of, "labels": { "kubernetes.io/service-name": of } });
+        let endpoints = json!([{ "addresses": [NODE] }]);
+        let ports = json!([{ "port": port, "protocol": "UDP" }]);
+        serde_json::from_value(json!({ "metadata": metadata, "addressType": "IPv4", "ports": ports, "endpoints": endpoints })).unwrap()
+    }
+
+    /// Runs a test with the state of an agent that serves the node's own processes, in a network namespace of its own. Needs root.
+    fn with_state(sizes: Sizes, test: impl FnOnce(&Arc<State>) + Send) {
+        private_host(|host| {
+            let cgroup = host.directory().join("cgroup");
+            std::fs::create_dir(&cgroup).unwrap();
+            mount(None::<&str>, &cgroup, Some("cgroup2"), MsFlags::empty(), None::<&str>).unwrap();
+            let netlink = Netlink::open().unwrap();
+            let (mac, peer_mac) = (MacAddress::local(1), MacAddress::local(2));
+            let veth = Veth { name: "uplink", mac, peer_name: "beyond", peer_mac, peer_namespace: None, mtu: 1500 };
+            let link = netlink.create_veth(&veth).unwrap().index;
+            netlink.add_address(link, format!("{NODE}/24").parse().unwrap()).unwrap();
+            netlink.set_up(link).unwrap();
+            let mut config = AgentConfig::new("node", Source::Directory("/nowhere".into()));
+            (config.pin_dir, config.run_dir) = (host.bpffs().join("palisade"), host.run_dir());
+            (config.node_services, config.cgroup, config.sizes) = (Switch::On, Some(cgroup.clone()), sizes);
+            test(&Arc::new(State::new(config)));
+            netlink.delete_link(link).unwrap();
+            std::fs::remove_dir_all(host.bpffs().join("palisade")).unwrap();
+            let _ = std::fs::remove_file(host.run_dir().join("agent.lock"));
+            umount2(&cgroup, MntFlags::MNT_DETACH).unwrap();
+            std::fs::remove_dir(&cgroup).unwrap();
+        });
+    }
+
+    /// The next agent, with what is pinned.
+    fn kernel(state: &Arc<State>) -> Kernel {
+        let mut kernel = Kernel::new(Arc::clone(state), RunLock::take(&state.config.run_dir).unwrap()).unwrap();
+        let _ring = kernel.open().unwrap();
+        kernel
+    }
+
+    fn connected(to: &str) -> UdpSocket {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket.connect(to.parse::<SocketAddr>().unwrap()).unwrap();
+        socket
+    }
+
+    #[test]
+    fn sockets_of_backends_that_an_agent_has_removed_before_it_was_killed_are_ended_by_the_next() {
+        with_state(Sizes::default(), |state| {
+            let backends = [5353, 5354].map(|port| UdpSocket::bind((NODE, port)).unwrap());
+            let gone = slice("gone", 5353);
+            state.change(|index| {
+                index.upsert(&service("gone", "10.96.0.10"))
+                    | index.upsert(&service("stays", "10.96.0.11"))
+                    | index.upsert(&gone)
+                    | index.upsert(&slice("stays", 5354))
+            });
+            let mut first = kernel(state);
+            if first.node_services != NodeServices::Served {
+                return skipped("this kernel does not tell the cookie of a network namespace");
+            }
+            first.serve().unwrap();
+            let sockets = ["10.96.0.10:53", "10.96.0.11:53"].map(connected);
+            for (socket, backend) in sockets.iter().zip(&backends) {
+                socket.send(b"x").unwrap();
+                assert_eq!(backend.recv(&mut [0; 4]).unwrap(), 1);
+            }
+            // All that the agent writes, and nothing after it.
+            state.change(|index| index.delete(&gone));
+            let services = state.index().services();
+            let (old, mut numbers) = (first.served.applied.take().unwrap(), first.served.numbers.take().unwrap());
+            let Plan { steps, .. } = first.served.planner.plan(&old, &services, &mut numbers);
+            assert!(steps.iter().any(|step| matches!(step, Step::RemoveBackend(_))), "{steps:?}");
+            first.make_services(&old, &steps).unwrap();
+            drop(first);
+            sockets[0].send(b"x").expect("it goes on sending there");
+
+            let mut next = kernel(state);
+            next.serve().unwrap();
+            assert_eq!(sockets[0].take_error().unwrap().map(|error| error.kind()), Some(ErrorKind::ConnectionAborted));
+            sockets[0].send(b"x").expect_err("it is connected to nobody");
+            sockets[1].send(b"x").expect("its backend serves");
+        });
+    }
+
+    #[test]
+    fn flows_to_a_frontend_that_a_change_has_written_before_it_failed_are_judged_again() {
+        with_state(Sizes { services: 2, limits: Limits { services: 2, ..Limits::DEFAULT }, ..Sizes::default() }, |state| {
+            let mut kernel = kernel(state);
+            kernel.serve().unwrap();
+            let before = kernel.datapath().unwrap().epoch().unwrap();
+            // Somebody else's row is in the way of the second of two.
+            let foreign = (("198.51.100.1".parse().unwrap(), 1, 17), ServiceEntry::default());
+            kernel.datapath().unwrap().services.insert(foreign.0, &foreign.1).unwrap();
+            state.change(|index| index.upsert(&service("a", "10.96.0.10")) | index.upsert(&service("b", "10.96.0.11")));
+            kernel.serve().unwrap_err();
+            let written = kernel.datapath().unwrap().services.rows().unwrap();
+            assert!(written.contains_key(&("10.96.0.10".parse().unwrap(), 53, 17)), "{written:?}");
+            assert_eq!(kernel.datapath().unwrap().epoch().unwrap(), epoch::next(before));
+            // It is read back then, and what is nobody's goes.
+            kernel.serve().unwrap();
+            let settled = kernel.datapath().unwrap().epoch().unwrap();
+            assert_eq!(settled, epoch::next(epoch::next(before)), "for the second one, once");
+            kernel.serve().unwrap();
+            assert_eq!(kernel.datapath().unwrap().epoch().unwrap(), settled);
+        });
+    }
 }

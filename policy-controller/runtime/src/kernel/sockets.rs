@@ -4,8 +4,7 @@ use super::{Kernel, KernelError, chain};
 use crate::state::NodeServices;
 use palisade_datapath_core::abi::backend_flag;
 use palisade_loader::{Cgroup, LoaderError};
-use palisade_service::Compiled;
-use std::collections::BTreeSet;
+use palisade_service::{Compiled, Number};
 use std::path::Path;
 
 /// Where file systems are mounted.
@@ -47,26 +46,26 @@ impl Kernel {
         };
         if lacking {
             self.serve_node();
+            // Meanwhile backends may have gone to which sockets are connected from before.
+            if let Some(rows) = self.served.rows() {
+                self.end_datagrams(&rows);
+            }
         }
         lacking
     }
 
     /// Ends what the node's processes have connected for datagrams to backends that serve no more: they would go on sending there.
     /// Connections are left alone, as those of pods are.
-    pub(super) fn end_datagrams(&mut self, before: &Compiled, now: &Compiled) -> Result<(), KernelError> {
-        let serves =
-            |compiled: &Compiled, number| compiled.backends.get(number).is_some_and(|backend| backend.flags & backend_flag::SERVING != 0);
-        let gone: BTreeSet<u32> =
-            before.backends.keys().filter(|number| serves(before, number) && !serves(now, number)).map(|number| number.0).collect();
-        if gone.is_empty() || self.node_services != NodeServices::Served {
-            return Ok(());
-        }
-        match self.datapath()?.end_datagrams(&gone) {
+    ///
+    /// Every socket is compared with the backends that there are: which backends went is not known of a change that another agent, or a failure,
+    /// has cut short.
+    pub(super) fn end_datagrams(&self, now: &Compiled) {
+        let Some(datapath) = self.datapath.as_ref().filter(|_| self.node_services == NodeServices::Served) else { return };
+        match datapath.end_datagrams(|number| serves(now, &Number(number))) {
             Ok(0) => {}
             Ok(ended) => tracing::info!(ended, "sockets of the node were connected to backends that are gone: they are ended"),
             Err(error) => tracing::warn!(error = chain(&error), "sockets of the node may go on sending to backends that are gone"),
         }
-        Ok(())
     }
 
     fn attach_to_sockets(&mut self) -> Result<(), KernelError> {
@@ -80,6 +79,11 @@ impl Kernel {
     fn detach_from_sockets(&mut self) -> Result<(), KernelError> {
         Ok(self.datapath()?.release_sockets()?)
     }
+}
+
+/// Whether a backend serves those that it serves already.
+pub(super) fn serves(compiled: &Compiled, number: &Number) -> bool {
+    compiled.backends.get(number).is_some_and(|backend| backend.flags & backend_flag::SERVING != 0)
 }
 
 /// The root of the file system of cgroups.

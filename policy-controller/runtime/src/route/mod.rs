@@ -1,6 +1,7 @@
 //! The way to the pods of other nodes: kernel routes by their addresses or through the overlay, and forwarding.
 
 mod apply;
+mod complaint;
 mod device;
 mod forwarding;
 mod mtu;
@@ -19,10 +20,11 @@ pub use survey::{Fault, Wrong};
 pub use way::{Hop, Reach, Way};
 
 use crate::config::Forwarding;
-use crate::kernel::{Kernel, KernelHandle, NodeRows, PastTheStack};
+use crate::kernel::{KernelHandle, NodeRows, PastTheStack};
 use crate::problem::Part;
 use crate::state::State;
 use apply::{Asked, apply, look};
+use complaint::Complaints;
 use network::{Seen, strays};
 use palisade_cni::link::LinkError;
 use palisade_k8s::survey::{self, Survey};
@@ -36,9 +38,6 @@ use watch::{touched, watch};
 const INTERVAL: Duration = Duration::from_secs(30);
 /// How long a burst of changes may grow before it is looked at.
 const DEBOUNCE: Duration = Duration::from_millis(50);
-/// How often it is asked whether somebody has complained of an outer packet, and how long such a complaint is followed by no other look: anybody
-/// may send complaints.
-const COMPLAINTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// After a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -114,34 +113,6 @@ pub async fn follow(state: Arc<State>, kernel: KernelHandle) -> Infallible {
     }
 }
 
-/// Complaints of outer packets that were too long for somebody on the way. The kernel tells nobody what it has learned from them.
-#[derive(Default)]
-struct Complaints {
-    /// What the datapath had counted when it was asked last.
-    counted: Option<u32>,
-    /// When that was.
-    asked: Option<Instant>,
-    /// When the last one was told.
-    told: Option<Instant>,
-}
-
-impl Complaints {
-    /// Ends when there is a new one.
-    async fn next(&mut self, kernel: &KernelHandle) {
-        loop {
-            let rest = |since: Option<Instant>, gap: Duration| since.map_or(Duration::ZERO, |since| gap.saturating_sub(since.elapsed()));
-            tokio::time::sleep(rest(self.asked, COMPLAINTS.0).max(rest(self.told, COMPLAINTS.1))).await;
-            self.asked = Some(Instant::now());
-            // Where the datapath is not open it sends nothing past the stack either.
-            let Ok(counted) = kernel.run(Kernel::outer_errors).await else { continue };
-            if self.counted.replace(counted).is_some_and(|before| before != counted) {
-                self.told = Some(Instant::now());
-                return;
-            }
-        }
-    }
-}
-
 /// Puts the ways to the other nodes into the kernel: first the rows by which the overlay knows them, then its device and the routes, and last goes
 /// what leads nowhere any more.
 async fn put(state: &State, kernel: &KernelHandle, survey: &Survey, seen: &mut Seen) -> Result<(), String> {
@@ -170,12 +141,13 @@ async fn put(state: &State, kernel: &KernelHandle, survey: &Survey, seen: &mut S
     let troubles = applied.as_ref().map(|applied| applied.troubles.clone()).unwrap_or_default();
     let published = state.published();
     let strays = strays(&survey.own, published.endpoints.values().map(|endpoint| &endpoint.spec.addresses[..]));
+    let misplaced = state.index().misplaced();
     let network = Network {
         mtu: looked.mtu,
         device: looked.device.filter(|_| applied.is_ok()).map(|device| device.mtu),
         troubles: troubles.into_iter().chain(looked.troubles(&survey.own)).collect(),
         reaches: looked.reaches,
-        faults: survey.faults.iter().chain(&looked.faults).cloned().chain(strays).collect(),
+        faults: survey.faults.iter().chain(&looked.faults).cloned().chain(strays).chain(misplaced).collect(),
     };
     seen.tell(&state.config.node, &survey.own, &network);
     seen.tell_of_ipsec(looked.ipsec);

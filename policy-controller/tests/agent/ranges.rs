@@ -1,0 +1,166 @@
+//! The node's pod range: none yet, another one, and one that another node has by now.
+
+use crate::node::{Agent, add, add_in_vain, clear, command_with_kubeconfig, inside, reaches, remove, wait, with_kubeconfig};
+use crate::server::{Answer, Server};
+use ipnet::IpNet;
+use palisade_test_support::{Host, private_host};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const API_SERVER: &str = "127.0.0.1:6443";
+const METRICS: &str = "127.0.0.1:9964";
+const WEB: (&str, &str) = ("shop", "web");
+const FRIEND: (&str, &str) = ("shop", "client");
+const STRANGER: (&str, &str) = ("other", "client");
+const FIRST: [&str; 2] = ["10.77.0.0/24", "fd77::/64"];
+const SECOND: [&str; 2] = ["10.79.0.0/24", "fd79::/64"];
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// How many nodes have a fault, as the agent counts them.
+fn faults(kind: &str) -> u64 {
+    let mut stream = TcpStream::connect(METRICS).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let series = format!("palisade_node_faults{{fault=\"{kind}\"}} ");
+    answer.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.trim().parse().unwrap())
+}
+
+/// Whether each address is in the range of its family.
+fn are_of(addresses: &[IpAddr], ranges: [&str; 2]) -> bool {
+    addresses.len() == 2 && addresses.iter().zip(ranges).all(|(address, range)| range.parse::<IpNet>().unwrap().contains(address))
+}
+
+/// A listener in a pod. Connections wait in its backlog and need no accept.
+fn listen(host: &Host, (namespace, pod): (&str, &str), at: SocketAddr) -> TcpListener {
+    inside(host, namespace, pod).enter(|| TcpListener::bind(at)).unwrap().unwrap()
+}
+
+/// A node with an agent that is served by a server, its metrics shown.
+fn agent(host: &Host, directory: &Path) -> Agent {
+    let mut command = command_with_kubeconfig(host, directory, API_SERVER.parse().unwrap());
+    command.args(["--metrics", METRICS, "--routing-mode", "native", "--mtu", "1400"]);
+    let agent = Agent::spawn(command);
+    wait(host, "the agent is ready", |status| status.ready);
+    agent
+}
+
+#[test]
+fn when_the_pod_range_changes_under_running_pods_their_policy_holds_and_new_pods_get_addresses_of_the_new_one() {
+    private_host(|host| {
+        let directory = tempfile::tempdir().unwrap();
+        let server = Server::start(API_SERVER.parse().unwrap(), Answer::Objects);
+        let agent = agent(host, directory.path());
+        let web = add(host, WEB.0, WEB.1);
+        assert!(are_of(&web, FIRST), "{web:?}");
+        add(host, FRIEND.0, FRIEND.1);
+        add(host, STRANGER.0, STRANGER.1);
+        let _listeners = [web[0], web[1]].map(|address| listen(host, WEB, SocketAddr::new(address, 80)));
+        let policy_holds = || {
+            for family in [0, 1] {
+                let at = SocketAddr::new(web[family], 80);
+                assert!(reaches(host, FRIEND, at), "{at}: what policy allows passes");
+                assert!(!reaches(host, STRANGER, at), "{at}: what policy refuses does not");
+            }
+        };
+        policy_holds();
+        assert_eq!(faults("pods-outside-range"), 0);
+
+        server.give_ranges("node", &SECOND, 8);
+        until("the pods that run are outside of the range", || faults("pods-outside-range") == 1);
+        policy_holds();
+        // The first ADD may come before the agent has told of the range.
+        let mut late = Vec::new();
+        until("a new pod gets an address of the new range", || {
+            late = add(host, "shop", "a");
+            if !are_of(&late, SECOND) {
+                remove(host, "shop", "a");
+            }
+            are_of(&late, SECOND)
+        });
+        assert!(reaches(host, ("shop", "a"), SocketAddr::new(web[0], 80)), "pods of both ranges reach each other");
+        policy_holds();
+        assert_eq!(host.cni("CHECK", FRIEND.0, FRIEND.1).0, 0);
+
+        for (namespace, pod) in [WEB, FRIEND, STRANGER, ("shop", "a")] {
+            remove(host, namespace, pod);
+        }
+        agent.kill();
+        clear(host);
+    });
+}
+
+#[test]
+fn a_pod_is_closed_as_long_as_a_pod_of_the_node_that_has_its_range_by_now_has_its_address() {
+    private_host(|host| {
+        let directory = tempfile::tempdir().unwrap();
+        let server = Server::start(API_SERVER.parse().unwrap(), Answer::Two);
+        let agent = agent(host, directory.path());
+        let web = add(host, WEB.0, WEB.1);
+        let friend = add(host, FRIEND.0, FRIEND.1);
+        add(host, STRANGER.0, STRANGER.1);
+        let [to_web, to_friend] = [SocketAddr::new(web[0], 80), SocketAddr::new(friend[1], 8080)];
+        let _listeners = [(WEB, to_web), (FRIEND, to_friend)].map(|(pod, at)| listen(host, pod, at));
+        let is_open = || (reaches(host, FRIEND, to_web), reaches(host, WEB, to_friend));
+        assert_eq!(is_open(), (true, true));
+
+        // The range passes to the other node, under the pods that run.
+        server.give_ranges("node", &SECOND, 8);
+        server.give_ranges("peer", &FIRST, 9);
+        until("the pods that run are outside of the range", || faults("pods-outside-range") == 1);
+        assert_eq!(is_open(), (true, true), "as long as nobody has the addresses there");
+        // One family will do: other nodes take one pod for the other.
+        server.change_far(&web[1..], true, 10);
+        until("the pod is closed both ways", || is_open() == (false, false));
+        assert!(!reaches(host, STRANGER, to_web));
+        assert!(TcpStream::connect_timeout(&to_friend, Duration::from_secs(2)).is_ok(), "others are open");
+        // The next agent finds it as it is.
+        agent.kill();
+        let agent = self::agent(host, directory.path());
+        assert_eq!(is_open(), (false, false));
+        until("it is told", || faults("pods-in-other-range") == 1);
+
+        server.change_far(&web[1..], false, 11);
+        until("it is opened again", || is_open() == (true, true));
+        assert!(!reaches(host, STRANGER, to_web), "under its policy");
+
+        for (namespace, pod) in [WEB, FRIEND, STRANGER] {
+            remove(host, namespace, pod);
+        }
+        agent.kill();
+        clear(host);
+    });
+}
+
+#[test]
+fn a_node_without_a_pod_range_refuses_pods_for_now_and_names_what_is_missing() {
+    private_host(|host| {
+        let directory = tempfile::tempdir().unwrap();
+        let server = Server::start(API_SERVER.parse().unwrap(), Answer::Objects);
+        server.give_ranges("node", &[], 8);
+        let agent = with_kubeconfig(host, directory.path(), API_SERVER.parse().unwrap());
+        let missing = "Node node has no spec.podCIDRs";
+        let status = wait(host, "only the range is missing", |status| matches!(&status.problems[..], [one] if one.contains(missing)));
+        assert!(!status.ready, "{status:?}");
+        let error = add_in_vain(host, WEB.0, WEB.1);
+        assert!(error.to_string().contains(missing), "{error}");
+
+        server.give_ranges("node", &FIRST, 9);
+        wait(host, "the agent is ready", |status| status.ready);
+        let web = add(host, WEB.0, WEB.1);
+        assert!(are_of(&web, FIRST), "{web:?}");
+        remove(host, WEB.0, WEB.1);
+        agent.kill();
+        clear(host);
+    });
+}
