@@ -202,7 +202,7 @@ impl Kernel {
         self.node_numbers.assign(rows, &present);
         let wanted = self.node_numbers.rows(rows);
         // Addresses first: what a node sends from a new one is believed before anything is sent there.
-        for (address, number) in wanted.nodes.iter().filter(|(address, node)| present.nodes.get(*address) != Some(node)) {
+        for (address, node) in wanted.nodes.iter().filter(|(address, node)| present.nodes.get(*address) != Some(node)) {
             self.write_growing(|datapath| datapath.nodes.insert(address, node))?;
         }
         for (range, tunnel) in wanted.tunnels.iter().filter(|(range, tunnel)| present.tunnels.get(*range) != Some(tunnel)) {

@@ -36,7 +36,7 @@ pub async fn touched(watch: Option<&AsyncFd<Watch>>) {
 }
 
 /// Whether a change may be one of the way to other nodes. Pods come and go all the time, and what is written here is known here.
-pub(super) fn matters(change: &Change) -> bool {
+fn matters(change: &Change) -> bool {
     match change {
         Change::Link(link) | Change::LinkGone(link) => !is_host_interface(&link.name),
         // Where this node sends from, once the search for duplicates has ended, which no route tells of. Nobody sends to other nodes from one of a link.
@@ -51,5 +51,23 @@ fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_cni::link::{InterfaceAddress, Route};
+
+    #[test]
+    fn what_pods_do_all_the_time_does_not_matter() {
+        let route = |text: &str| Route::direct(text.parse().unwrap(), 7);
+        assert!(!matters(&Change::RouteGone(route("10.1.0.5/32"))) && !matters(&Change::Route(route("10.1.0.5/32"))));
+        assert!(matters(&Change::RouteGone(route("10.2.0.0/24"))), "somebody removed one of ours");
+        assert!(matters(&Change::Route(Route { protocol: 4, ..route("10.2.0.0/24") })));
+        assert!(matters(&Change::Anything));
+        let address = |text: &str| Change::Address(InterfaceAddress { link: 7, address: text.parse().unwrap(), tentative: false });
+        assert!(!matters(&address("fe80::1/64")) && !matters(&address("169.254.1.1/32")));
+        assert!(matters(&address("192.0.2.1/24")) && matters(&address("2001:db8::1/64")));
     }
 }
