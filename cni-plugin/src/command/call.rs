@@ -83,7 +83,7 @@ impl Call {
 
 /// Waits until no other call is at work on an attachment.
 pub(super) fn lock(config: &NetworkConfig, owner: &Owner) -> Result<FileLock, Error> {
-    let patience = config.agent_timeout * 4 + Duration::from_secs(10);
+    let patience = config.agent_timeout * 6 + Duration::from_secs(10);
     Ok(FileLock::temporary(lock_file(config, owner), patience)?)
 }
 

@@ -22,15 +22,15 @@ fn connect(world: &mut World, family: Family) -> (Way, Way) {
 fn an_idle_connection_is_still_the_one_that_it_was_until_its_rows_are_swept() {
     each_family(|world, family| {
         let (ask, answer) = connect(world, family);
-        world.let_outside_pass(family, 5 * 3600);
+        world.let_outside_pass(family, 23 * 3600);
         assert_eq!(world.sweep(), 0);
         world.let_outside_pass(family, 2 * 3600);
         became(&world.leaves(summed(answer.tcp(TARGET, CLIENT, ACK))), 0, (node(family), PORT), (outside(family), CLIENT));
         assert_eq!(world.sweep(), 0, "either end's packet keeps both legs");
-        world.let_outside_pass(family, 7 * 3600);
+        world.let_outside_pass(family, 25 * 3600);
         became(&world.arrives(summed(ask.tcp(CLIENT, PORT, ACK))), 0, (outside(family), CLIENT), (world.b.address(family), TARGET));
         assert_eq!(world.sweep(), 0);
-        world.let_outside_pass(family, 7 * 3600);
+        world.let_outside_pass(family, 25 * 3600);
         assert_eq!(world.sweep(), 2);
         world.leaves(summed(answer.tcp(TARGET, CLIENT, ACK))).untouched();
     });

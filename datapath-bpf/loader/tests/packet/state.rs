@@ -253,9 +253,9 @@ fn no_flow_from_the_network_to_a_pod_is_taken_for_one_of_the_next_that_has_its_a
 fn an_idle_flow_is_judged_again_when_its_time_is_over() {
     each_family(|world, family| {
         connect(world, family);
-        world.let_pass(family, 6 * 3600 - 2);
+        world.let_pass(family, 24 * 3600 - 2);
         world.a_sends(world.a_to_b(family).tcp(40000, 80, ACK)).redirected_to(world.b, Outcome::AllowedEstablished);
-        world.let_pass(family, 6 * 3600 + 1);
+        world.let_pass(family, 24 * 3600 + 1);
         world.a_sends(world.a_to_b(family).tcp(40000, 80, ACK)).redirected_to(world.b, Outcome::AllowedNew);
     });
 }
@@ -265,9 +265,9 @@ fn an_idle_flow_is_judged_in_its_opener_s_direction_though_the_other_end_speaks_
     each_family(|world, family| {
         world.isolate(world.b, Direction::Egress, 42);
         connect(world, family);
-        world.let_pass(family, 6 * 3600 + 1);
+        world.let_pass(family, 24 * 3600 + 1);
         world.b_sends(world.b_to_a(family).tcp(80, 40000, ACK)).redirected_to(world.a, Outcome::AllowedNew);
-        world.let_pass(family, 6 * 3600 + 1);
+        world.let_pass(family, 24 * 3600 + 1);
         world.isolate(world.b, Direction::Ingress, 43);
         world.b_sends(world.b_to_a(family).tcp(80, 40000, ACK)).dropped(Outcome::IngressDefaultDenied);
     });

@@ -123,7 +123,7 @@ fn an_idle_flow_that_was_swept_goes_on_with_the_end_that_may_open_it() {
         let (there, back) = (world.a_to_b(family), world.b_to_a(family));
         world.a_sends(there.tcp(40000, 80, SYN)).redirected_to(world.b, Outcome::AllowedNew);
         world.b_sends(back.tcp(80, 40000, SYN | ACK)).redirected_to(world.a, Outcome::AllowedReply);
-        world.let_pass(family, 7 * 3600);
+        world.let_pass(family, 25 * 3600);
         assert_eq!(world.sweep(), 1);
         world.b_sends(back.tcp(80, 40000, ACK)).dropped(Outcome::EgressDefaultDenied);
         world.a_sends(there.tcp(40000, 80, ACK)).redirected_to(world.b, Outcome::AllowedNew);
