@@ -1,7 +1,7 @@
 //! The rows by which the overlay knows the nodes: whose address is whose, and where each range of pods is.
 
 use super::{Kernel, KernelError};
-use crate::route::{Hop, Peer, Reach, Way, overlay_cost};
+use crate::route::{Hop, Peer, Reach, Way};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::{self, NODE_SELF, Tunnel, map, tunnel_way};
 use palisade_loader::Overlay;
@@ -56,10 +56,7 @@ impl NodeRows {
                     Way::Native { .. } | Way::Network | Way::Nowhere(_) => (tunnel_way::STACK, 0, None),
                 };
                 // The stack knows how to tell whose packets are longer than what an error told of the way lately.
-                let told = reach.hop.and_then(|hop| hop.path_mtu).map_or(u32::MAX, |mtu| match reach.way {
-                    Way::Vxlan(_) => mtu.saturating_sub(overlay_cost(outer)),
-                    _ => mtu,
-                });
+                let told = reach.told().unwrap_or(u32::MAX);
                 let mtu = reach.mtu.map_or(0, |mtu| u16::try_from(mtu.min(past_the_stack.mtu).min(told)).unwrap_or(u16::MAX));
                 if matches!(way, tunnel_way::OVERLAY | tunnel_way::OVERLAY_LINK) {
                     let of_family = rows.addresses.iter_mut().filter(|(address, _)| address.is_ipv4() == reach.range.addr().is_ipv4());

@@ -401,7 +401,11 @@ mod tests {
             // It is read back then, and what is nobody's goes.
             kernel.serve().unwrap();
             let settled = kernel.datapath().unwrap().epoch().unwrap();
-            assert_eq!(settled, epoch::next(epoch::next(epoch::next(before))), "once for what goes, and once for the second one that has its room");
+            assert_eq!(
+                settled,
+                epoch::next(epoch::next(epoch::next(before))),
+                "once for what goes, and once for the second one that has its room"
+            );
             kernel.serve().unwrap();
             assert_eq!(kernel.datapath().unwrap().epoch().unwrap(), settled);
         });

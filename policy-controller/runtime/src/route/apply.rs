@@ -259,12 +259,16 @@ fn routes(asked: &Asked, device: Option<u32>) -> Vec<Route> {
     // Addresses of this node's ranges are unreachable but for those of its pods.
     let own = asked.own.ranges.iter().filter(|range| !asked.looked.omitted.contains(*range));
     let mut routes: Vec<Route> = own.map(|range| Route::unreachable(*range)).collect();
-    for Reach { range, way, .. } in &asked.looked.reaches {
+    let widest = asked.looked.device.map_or(0, |device| device.mtu);
+    for reach in &asked.looked.reaches {
+        let Reach { range, way, .. } = reach;
         match way {
             Way::Native { gateway, link } => routes.push(Route::via(*range, *gateway, *link)),
             Way::Vxlan(_) => routes.extend(device.map(|device| Route {
                 // By it the other node knows that it is this one who sends.
                 source: asked.looked.sources.iter().find(|source| source.is_ipv6() == range.addr().is_ipv6()).copied(),
+                // A packet that came past the route to the outer address does not learn from it; the sender is told by this one.
+                mtu: reach.told().filter(|told| *told < widest),
                 ..Route::direct(*range, device)
             })),
             Way::Network | Way::Nowhere(_) => {}
@@ -281,7 +285,7 @@ fn is_node_route(route: &Route, device: Option<u32>) -> bool {
 
 /// Whether two routes do the same. The kernel adds a metric of its own.
 fn same(a: &Route, b: &Route) -> bool {
-    let of = |route: &Route| (route.destination, route.kind, route.gateway, route.source);
+    let of = |route: &Route| (route.destination, route.kind, route.gateway, route.source, route.mtu);
     of(a) == of(b) && (a.kind != RouteKind::Unicast || a.link == b.link)
 }
 
@@ -295,6 +299,20 @@ mod tests {
         let troubles = |mtu, range| Looked { mtu, ..Looked::default() }.troubles(&own(range)).collect::<Vec<_>>();
         assert!(troubles(1279, "fd00:1::/64").iter().any(|text| text.contains("1279")));
         assert!(troubles(1280, "fd00:1::/64").is_empty() && troubles(1279, "10.1.0.0/24").is_empty());
+    }
+
+    #[test]
+    fn a_route_into_the_overlay_is_as_narrow_as_an_error_has_told_of_the_way() {
+        let outer = "192.0.2.2".parse().unwrap();
+        let hop = |path_mtu| Some(crate::route::Hop { link: 2, on_link: false, mtu: 1500, path_mtu, source: None });
+        let of = |path_mtu| {
+            let range = "10.2.0.0/24".parse().unwrap();
+            let reach =
+                Reach { node: "b".to_owned(), range, way: Way::Vxlan(outer), outer: Some(outer), hop: hop(path_mtu), mtu: Some(1450) };
+            let looked = Looked { reaches: vec![reach], device: Some(Device { mtu: 1450, ipv6: false }), ..Looked::default() };
+            routes(&Asked { port: 4789, overlay: true, own: Peer::default(), looked }, Some(7))[0].mtu
+        };
+        assert_eq!((of(None), of(Some(1400)), of(Some(1500)), of(Some(9000))), (None, Some(1350), None, None));
     }
 
     #[test]

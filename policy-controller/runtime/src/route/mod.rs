@@ -12,7 +12,6 @@ mod way;
 pub use apply::uplink_mtu;
 pub use device::DEVICE;
 pub use forwarding::{enable_forwarding, keep_forwarding};
-pub use mtu::cost as overlay_cost;
 pub use network::{Network, status};
 pub use survey::Peer;
 #[cfg(test)]

@@ -82,6 +82,17 @@ pub struct Reach {
     pub mtu: Option<u32>,
 }
 
+impl Reach {
+    /// Longest packet of a pod in bytes that got there lately, as an error has told that came from the way.
+    pub fn told(&self) -> Option<u32> {
+        let path = self.hop?.path_mtu?;
+        Some(match self.way {
+            Way::Vxlan(outer) => path.saturating_sub(mtu::cost(outer)),
+            _ => path,
+        })
+    }
+}
+
 /// The ways to the pod ranges of a node, as the mode says. `hops` are those of its addresses that have a route.
 pub fn reaches(peer: &Peer, mode: RoutingMode, hops: &BTreeMap<IpAddr, Hop>) -> Vec<Reach> {
     peer.ranges.iter().map(|range| reach(peer, *range, mode, hops)).collect()
