@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 /// Where the node's files are in the pod.
 pub const NODE: &str = "/node";
-/// Before a command that is to run as one of the node's, with the node's programs.
-pub const ON_NODE: &str = "chroot /node env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Before a command that is to run as one of the node's, with the node's programs. By its path, for the shell of some images takes `env` and what that starts
+/// for its own.
+pub const ON_NODE: &str = "chroot /node /usr/bin/env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A pod on the network of its node that may do to it what its administrator may.
 pub fn administrator(name: &str, node: &str) -> Value {
