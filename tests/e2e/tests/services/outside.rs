@@ -13,7 +13,7 @@ use palisade_e2e::scene::{blocks, policy};
 use palisade_e2e::service::{associations, backend, by, expect_outside, from, node_addresses, soon, targets};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 fn to_backends(ingress: &Value) -> Value {
     json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"], "ingress": ingress })
@@ -192,9 +192,9 @@ fn a_host_port_leads_to_its_pod_from_outside_and_from_pods_where_policy_lets_the
 
 /// What the chart's `masquerade.exclude` names sees pods themselves; clusters of these tests name nothing.
 #[test]
-fn the_outside_sees_a_pods_node_and_who_is_inside_sees_the_pod() -> Result<()> {
+fn the_outside_sees_the_node_of_a_pod() -> Result<()> {
     let served = start("masquerade")?;
-    for (index, client) in served.clients.iter().enumerate() {
+    for client in &served.clients {
         let of_node = node_addresses(served.cluster(), &client.node, client)?;
         for address in &of_node {
             let outside = Listener::start(own_address(*address)?)?;
@@ -203,13 +203,6 @@ fn the_outside_sees_a_pods_node_and_who_is_inside_sees_the_pod() -> Result<()> {
             let ways: BTreeSet<&str> = seen.iter().map(|(way, _)| *way).collect();
             assert_eq!(ways, BTreeSet::from(["tcp", "udp"]));
             assert!(seen.iter().all(|(_, from)| of_node.contains(from)), "{} of {of_node:?} was seen as {seen:?}", client.name);
-        }
-
-        let other = &served.backends[1 - index];
-        for address in &other.addresses {
-            let url = format!("http://{}/clientip", SocketAddr::new(*address, other.ports[0].0));
-            let seen: SocketAddr = client.shell(served.cluster(), &format!("wget -T 5 -q -O - '{url}'"))?.trim().parse()?;
-            assert_eq!(seen.ip(), client.address(address.is_ipv6())?, "whom {} sees when {} asks", other.name, client.name);
         }
     }
     Ok(())
