@@ -156,6 +156,25 @@ fn a_client_outside_has_no_way_to_the_port_of_the_overlay_by_a_service() {
 }
 
 #[test]
+fn who_complains_of_an_outer_packet_is_counted_and_nobody_else() {
+    each_family(|world, family| {
+        overlay(world, family);
+        let count = |world: &World| world.datapath.outer_errors().unwrap();
+        let before = count(world);
+        let complaint = |world: &World, port: u16| {
+            let quoted = summed(world.leaving(node(family), other_node(family)).udp(50_000, port))[14..].to_vec();
+            summed(world.arriving(outside(family), node(family)).unreachable(&quoted))
+        };
+        let packet = complaint(world, PORT + 1);
+        world.arrives(packet).untouched();
+        assert_eq!(count(world), before, "of another port");
+        let packet = complaint(world, PORT);
+        world.arrives(packet).untouched();
+        assert_eq!(count(world), before + 1);
+    });
+}
+
+#[test]
 fn fragments_are_no_way_to_the_port_of_the_overlay() {
     each_family(|world, family| {
         overlay(world, family);
