@@ -23,7 +23,7 @@ use palisade_datapath_core::abi::{
 };
 use palisade_loader::{AttachKind, Datapath, Overlay, PinDir, Role, attach_with, detach, is_attached};
 use palisade_test_support::packet::{Way, arp, ethernet, protocol, summed, udp};
-use stage::{Space, allow, alone, answers, kind, kinds, mac, open, run, soon};
+use stage::{Space, allow, alone, answers, carries, kind, kinds, mac, open, run, soon};
 use talk::{receive, socket, stream, stream_through, talk, talk_through};
 
 const PORT: u16 = 4789;
@@ -141,6 +141,7 @@ impl Node {
             run("ip route add default via fe80::1 dev eth0");
             mac("eth0")
         });
+        space.inside(|| carries("pod"));
         let mut node = Self { number, space, pod, base, datapath, device };
         node.write(outer, host, pod_mac, host_mac);
         node
@@ -261,6 +262,7 @@ fn two_nodes(base: &Path, kind: AttachKind, outer: Family) -> [Node; 2] {
             run("ip link set wire up");
         });
     }
+    nodes.iter().for_each(|node| node.space.inside(|| carries("wire")));
     nodes
 }
 

@@ -158,6 +158,12 @@ pub fn soon(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until an end of a pair carries packets. The kernel tells the end that was up first of its carrier a moment after the other end is
+/// up, later on a busy machine (net/core/link_watch.c), and until then drops what it is to send.
+pub fn carries(link: &str) {
+    soon("the link carries packets", || run(&format!("ip -oneline link show dev {link}")).contains(" state UP "));
+}
+
 /// How long something may take that is expected: long, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long to wait for what is not expected.
@@ -227,6 +233,7 @@ impl Pod {
             run(&format!("ip address add 10.9.{number}.2/24 dev eth0"));
             run("ip link set eth0 up");
         });
+        carries(&pod.host);
         pod
     }
 
