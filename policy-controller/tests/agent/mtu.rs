@@ -226,6 +226,25 @@ impl Stage<'_> {
         }
     }
 
+    /// Tells the node, as a router on the way would, that a packet of the overlay was longer than what it has to go through.
+    fn complain(&self, ipv6: bool, mtu: u16) {
+        let [node, peer] = [NODE, PEER].map(|addresses| ip(addresses[usize::from(ipv6)]));
+        let there = Way::new([2, 0, 0, 0, 0, 1], node, [2, 0, 0, 0, 0, 2], peer);
+        let back = Way::new(there.destination_mac, peer, there.source_mac, node);
+        let outer = packet::summed(there.packet(packet::protocol::UDP, &packet::udp(0xc000, PORT, &[8, 0, 0, 0, 0, 0, 1, 0])));
+        let [high, low] = mtu.to_be_bytes();
+        let (kind, code) = if ipv6 { (2, 0) } else { (3, 4) };
+        let error = packet::summed(back.icmp(kind, code, [0, 0, high, low], &outer[ETHERNET..]));
+        Raw::open(&self.peer, ipv6, SockProtocol::Raw).send(&error, node).unwrap();
+    }
+
+    /// The MTU of the route to the other node's pods, where it has one of its own.
+    fn route_mtu(&self, ipv6: bool) -> Option<u32> {
+        let range: ipnet::IpNet = ["10.78.0.0/24", "fd78::/64"][usize::from(ipv6)].parse().unwrap();
+        let routes = Netlink::open().unwrap().routes().unwrap();
+        routes.into_iter().find(|route| route.destination == range).expect("there is a route to the other node's pods").mtu
+    }
+
     fn both_ways(&self) {
         for ipv6 in [false, true] {
             assert_eq!(self.out(ipv6, POD_MTU), (true, None), "IPv6: {ipv6}");
@@ -272,6 +291,27 @@ fn the_overlay_takes_the_longest_packet_and_answers_one_byte_more_also_after_the
             assert_eq!(stage.out(ipv6, 1330), (true, None), "IPv6: {ipv6}");
             assert_eq!(stage.out(ipv6, 1331), (false, Some(1330)), "IPv6: {ipv6}");
             assert_eq!(stage.back(ipv6, 1330), (true, None), "IPv6: {ipv6}");
+        }
+    });
+}
+
+#[test]
+fn a_way_that_is_narrower_than_the_link_is_found_at_the_first_complaint() {
+    stage("vxlan", |stage| {
+        wait(stage.host, "the link between the nodes is looked at", |status| status.uplinks == [UPLINK]);
+        // What goes by IPv6 has 20 bytes more around it.
+        for (ipv6, left) in [(false, 1310), (true, 1290)] {
+            assert_eq!((stage.out(ipv6, POD_MTU), stage.route_mtu(ipv6)), ((true, None), None), "IPv6: {ipv6}");
+            stage.complain(ipv6, 1360);
+            let began = Instant::now();
+            while stage.route_mtu(ipv6) != Some(left as u32) {
+                assert!(began.elapsed() < PATIENCE, "IPv6: {ipv6}: the route has {:?}", stage.route_mtu(ipv6));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            assert_eq!(stage.out(ipv6, left), (true, None), "IPv6: {ipv6}");
+            assert_eq!(stage.out(ipv6, left + 1), (false, Some(left)), "IPv6: {ipv6}");
+            // Any complaint is followed by no other look for a while.
+            std::thread::sleep(Duration::from_secs(5));
         }
     });
 }

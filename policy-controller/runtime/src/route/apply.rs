@@ -227,14 +227,15 @@ fn set_routes(netlink: &Netlink, asked: &Asked, device: Option<u32>) -> Result<(
     if by_overlay.iter().any(|route| route.destination.addr().is_ipv6()) && device::without_ipv6()?.is_some() {
         by_overlay.retain(|route| route.destination.addr().is_ipv4());
     }
-    let present: Vec<Route> = netlink.routes()?.into_iter().filter(|route| is_node_route(route, device)).collect();
+    let ours = || Ok::<Vec<Route>, LinkError>(netlink.routes()?.into_iter().filter(|route| is_node_route(route, device)).collect());
+    let present = ours()?;
     let mut outcome = Ok(());
     let mut refused: BTreeSet<IpNet> = BTreeSet::new();
     let missing = |route: &&Route| !present.iter().any(|present| same(route, present));
     for route in others.iter().chain(by_overlay.iter().filter(|_| asked.overlay)).filter(missing) {
         // In the place of one of ours alone: what somebody else sets meanwhile, or what is not shown, stays.
-        let ours = present.iter().any(|present| present.destination == route.destination);
-        if let Err(error) = if ours { netlink.replace_route(route) } else { netlink.add_route(route) } {
+        let takes_place = present.iter().any(|present| present.destination == route.destination);
+        if let Err(error) = if takes_place { netlink.replace_route(route) } else { netlink.add_route(route) } {
             refused.insert(route.destination);
             outcome = outcome.and(Err(error.into()));
             continue;
@@ -242,10 +243,11 @@ fn set_routes(netlink: &Netlink, asked: &Asked, device: Option<u32>) -> Result<(
         tracing::info!(destination = %route.destination, gateway = ?route.gateway, link = ?route.link, "set a route");
     }
     let stale = |route: &&Route| !others.iter().chain(&by_overlay).any(|wanted| same(wanted, route));
+    // Of those that are left: told to remove a route without an MTU or a source, the kernel takes one that has them by now.
     // The old one stays where the new one is refused: without any, packets to pods would leave by the default route.
-    for route in present.iter().filter(stale).filter(|route| !refused.contains(&route.destination)) {
+    for route in ours()?.iter().filter(stale).filter(|route| !refused.contains(&route.destination)) {
         match netlink.delete_route(route) {
-            // One that the new one has taken the place of is gone already.
+            // It has gone with its link meanwhile.
             Ok(false) => {}
             Ok(true) => tracing::info!(destination = %route.destination, "removed a route"),
             Err(error) => outcome = outcome.and(Err(error.into())),
@@ -292,6 +294,7 @@ fn same(a: &Route, b: &Route) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use palisade_cni::link::{MacAddress, Namespace, Veth};
 
     #[test]
     fn an_mtu_that_is_too_small_for_ipv6_is_named_where_there_are_such_pods() {
@@ -313,6 +316,48 @@ mod tests {
             routes(&Asked { port: 4789, overlay: true, own: Peer::default(), looked }, Some(7))[0].mtu
         };
         assert_eq!((of(None), of(Some(1400)), of(Some(1500)), of(Some(9000))), (None, Some(1350), None, None));
+    }
+
+    /// Needs root, as all tests with network namespaces do.
+    #[test]
+    fn a_route_that_becomes_narrower_or_gets_a_source_takes_the_place_of_the_old_one_and_stays() {
+        let (node, other) = (Namespace::create().unwrap(), Namespace::create().unwrap());
+        node.enter(|| {
+            let netlink = Netlink::open().unwrap();
+            let [mac, peer_mac] = [MacAddress::local(1), MacAddress::local(2)];
+            let name = crate::route::DEVICE;
+            netlink.create_veth(&Veth { name, mac, peer_name: name, peer_mac, peer_namespace: Some(&other), mtu: 1450 }).unwrap();
+            let device = netlink.link(name).unwrap().unwrap().index;
+            let ends = ["10.1.0.1", "fd00:1::1"].map(|end| end.parse::<IpAddr>().unwrap());
+            ends.iter().for_each(|end| netlink.add_address(device, (*end).into()).unwrap());
+            netlink.set_up(device).unwrap();
+            let asked = |path_mtu: Option<u32>, sources: &[IpAddr]| {
+                let reach = |(range, outer): (&str, &str)| {
+                    let (range, outer) = (range.parse().unwrap(), outer.parse().unwrap());
+                    let hop = Some(Hop { link: 1, on_link: false, mtu: 1500, path_mtu, source: None });
+                    Reach { node: "b".to_owned(), range, way: Way::Vxlan(outer), outer: Some(outer), hop, mtu: Some(1450) }
+                };
+                let reaches = [("10.2.0.0/24", "192.0.2.2"), ("fd00:2::/64", "192.0.2.2")].map(reach).into();
+                let device = Some(Device { mtu: 1450, ipv6: false });
+                Asked {
+                    port: 4789,
+                    overlay: true,
+                    own: Peer::default(),
+                    looked: Looked { reaches, device, sources: sources.to_vec(), ..Looked::default() },
+                }
+            };
+            let (narrow, none, both) = (Some(1400), &ends[..0], &ends[..]);
+            for (path_mtu, sources) in [(None, none), (narrow, none), (narrow, both), (None, both), (None, none), (None, both)] {
+                set_routes(&netlink, &asked(path_mtu, sources), Some(device)).unwrap();
+                let mut found: Vec<_> = netlink.routes().unwrap().into_iter().filter(|route| route.protocol == ROUTE_PROTOCOL).collect();
+                found.sort_by_key(|route| route.destination);
+                let found: Vec<_> = found.iter().map(|route| (route.mtu, route.source)).collect();
+                let mtu = path_mtu.map(|mtu| mtu - 50);
+                let expected = [0, 1].map(|family| (mtu, sources.get(family).copied()));
+                assert_eq!(found, expected, "{path_mtu:?} {sources:?}");
+            }
+        })
+        .unwrap();
     }
 
     #[test]
