@@ -8,4 +8,5 @@ mod ranges;
 mod restart;
 mod server;
 mod service;
+mod service_flip;
 mod trouble;

@@ -55,7 +55,7 @@ spec: {containers: [{name: web, image: web, ports: [{name: http, containerPort: 
 ";
 pub const FRONTENDS: [&str; 2] = ["10.96.0.10", "fd96::10"];
 pub const EMPTY: [&str; 2] = ["10.96.0.11", "fd96::11"];
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A backend: answers over both families with its name and with whom it talks to, until the host is gone.
 pub struct Backend {
@@ -99,7 +99,7 @@ impl Backend {
 }
 
 /// An open connection of the client through a frontend.
-fn connect(host: &Host, pod: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
+pub fn connect(host: &Host, pod: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = inside(host, "shop", pod).enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(2))).unwrap()?;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     Ok(stream)
@@ -120,9 +120,10 @@ pub fn ask(stream: &mut TcpStream, bytes: usize) -> String {
     answer
 }
 
-fn socket(host: &Host, pod: &str, to: SocketAddr) -> UdpSocket {
+/// A socket of a pod at a port, or at any where that is 0, for datagrams to an address.
+pub fn socket(host: &Host, pod: &str, port: u16, to: SocketAddr) -> UdpSocket {
     let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
-    let socket = inside(host, "shop", pod).enter(|| UdpSocket::bind((any, 0))).unwrap().unwrap();
+    let socket = inside(host, "shop", pod).enter(|| UdpSocket::bind((any, port))).unwrap().unwrap();
     socket.connect(to).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     socket
@@ -136,7 +137,7 @@ pub fn ask_datagram(socket: &UdpSocket, bytes: usize) -> std::io::Result<String>
 }
 
 /// Which backend answers a new connection.
-fn answers(host: &Host, to: SocketAddr) -> String {
+pub fn answers(host: &Host, to: SocketAddr) -> String {
     ask(&mut connect(host, "client", to).unwrap(), 1).split(' ').next().unwrap().to_owned()
 }
 
@@ -145,7 +146,7 @@ pub fn write(directory: &Path, parts: &[&str]) {
 }
 
 /// Waits until what `seen` says is so.
-pub fn until(what: &str, seen: impl Fn() -> bool) {
+pub fn until(what: &str, mut seen: impl FnMut() -> bool) {
     let since = Instant::now();
     while !seen() {
         assert!(since.elapsed() < PATIENCE, "not in time: {what}");
@@ -173,14 +174,14 @@ fn pods_reach_services_and_connections_outlive_their_changes_and_the_agent() {
             assert_eq!(stream.peer_addr().unwrap(), http);
             // Large segments, whose checksums the kernel leaves to the device.
             ask(&mut stream, 400_000);
-            let datagrams = socket(host, "client", dns);
+            let datagrams = socket(host, "client", 0, dns);
             assert!(ask_datagram(&datagrams, 5).unwrap().starts_with(one.name));
             // In fragments, both ways of one flow.
             assert!(ask_datagram(&datagrams, 4_000).unwrap().ends_with(" 4000;"));
             // The pod behind the service reaches itself by it.
             let said = ask(&mut connect(host, "one", http).unwrap(), 1);
             assert!(said.starts_with(&format!("one {}", SocketAddr::new(http.ip(), 0)).replace(":0", ":")), "{said}");
-            assert!(ask_datagram(&socket(host, "one", dns), 5).unwrap().starts_with("one "));
+            assert!(ask_datagram(&socket(host, "one", 0, dns), 5).unwrap().starts_with("one "));
             kept.push((stream, datagrams));
         }
         for frontend in EMPTY {
@@ -188,7 +189,7 @@ fn pods_reach_services_and_connections_outlive_their_changes_and_the_agent() {
             let began = Instant::now();
             let refused = connect(host, "client", (address, 80).into()).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{frontend}");
-            let refused = ask_datagram(&socket(host, "client", (address, 53).into()), 5).unwrap_err();
+            let refused = ask_datagram(&socket(host, "client", 0, (address, 53).into()), 5).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{frontend}");
             assert!(began.elapsed() < Duration::from_millis(900), "at once, and not by the second SYN");
         }
@@ -250,7 +251,7 @@ fn filters_of_later_plugins_see_what_a_pod_sends_to_the_stack() {
         run("ip address add 192.0.2.77/24 dev uplink");
         let at_node = UdpSocket::bind(node).unwrap();
         at_node.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        let sender = socket(host, "client", node);
+        let sender = socket(host, "client", 0, node);
         sender.send(b"before").unwrap();
         at_node.recv(&mut [0; 16]).expect("the node gets it");
         if status.attach == "tcx" {
