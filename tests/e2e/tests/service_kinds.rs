@@ -405,13 +405,15 @@ fn an_endpoint_that_ends_keeps_its_connections_and_is_asked_anew_as_long_as_no_o
     let kept = Kept::begin(&served, &of_pods.into_iter().chain(of_processes).collect::<Vec<_>>(), &by(&by_nodes, Way::Tcp))?;
     kept.expect("before it ends", "leaving", "leaving")?;
     served.namespace.run(&["delete", "pod", "leaving", "--wait=false"])?;
+    let endpoints = || -> Result<Vec<Value>> {
+        let selector = "kubernetes.io/service-name=ending";
+        let slices = served.cluster().json(&["get", "endpointslices", "--namespace", &served.namespace.name, "--selector", selector])?;
+        let endpoints = items(&slices).flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
+        Ok(endpoints.filter(|endpoint| endpoint["targetRef"]["name"] == "leaving").cloned().collect())
+    };
     let ends = |when: &str, is_serving: bool| {
         soon(when, || {
-            let selector = "kubernetes.io/service-name=ending";
-            let slices =
-                served.cluster().json(&["get", "endpointslices", "--namespace", &served.namespace.name, "--selector", selector])?;
-            let endpoints = items(&slices).flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
-            let of_leaving: Vec<&Value> = endpoints.filter(|endpoint| endpoint["targetRef"]["name"] == "leaving").collect();
+            let of_leaving = endpoints()?;
             let ends = json!({ "ready": false, "serving": is_serving, "terminating": true });
             let wrong = of_leaving.is_empty() || of_leaving.iter().any(|endpoint| endpoint["conditions"] != ends);
             Ok(if wrong { vec![format!("{of_leaving:?}")] } else { vec![] })
@@ -435,6 +437,11 @@ fn an_endpoint_that_ends_keeps_its_connections_and_is_asked_anew_as_long_as_no_o
     expect("while it ends, alone again", 3, &from(&["leaving"]))?;
     ends("the endpoint ends still", true)?;
     leaving.shell(served.cluster(), "touch /tmp/go")?;
+    // Before, first the pod refuses, then its node.
+    soon("the endpoint is gone", || {
+        let left = endpoints()?;
+        Ok(if left.is_empty() { vec![] } else { vec![format!("{left:?}")] })
+    })?;
     for client in &served.clients {
         served.expect("after it", client, &service, 3, &[Refused])?;
     }
