@@ -98,8 +98,8 @@ fn configuration(install: &Install) -> String {
         "name": "palisade",
         "plugins": [{
             "type": PLUGIN,
-            // Host ports are the agent's: no other plugin of the list is to make them, too.
-            "capabilities": { "portMappings": true },
+            // Host ports are the agent's: no other plugin of the list is to make them, too. Limits are refused: not asked, nobody would keep them, nor tell.
+            "capabilities": { "portMappings": true, "bandwidth": true },
             "runDir": install.run_dir,
             "stateDir": install.state_dir,
             "agentTimeoutSeconds": install.agent_timeout,

@@ -64,7 +64,9 @@ impl LabNode {
         let mut config = configuration(name, &paths::record());
         config.sizes.connections = CONNECTIONS;
         config.routing.mode = mode.into();
-        // As in a cluster: nobody outside routes the pods of a lab.
+        // As in a cluster: nodes reach each other's pods past the stack, and ports of the nodes are served.
+        config.services_outside = Switch::On;
+        // As there: nobody outside routes the pods of a lab.
         config.masquerade.ipv4 = Switch::On;
         config.masquerade.ipv6 = Switch::On;
         let made = [&config.run_dir, &Places::of(name).state].into_iter().try_for_each(std::fs::create_dir_all);

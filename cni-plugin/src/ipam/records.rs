@@ -150,9 +150,10 @@ impl Records {
         true
     }
 
-    /// Takes back addresses that nobody has met: they had rested when they were given, and need not rest again. False: the owner had none.
-    pub(super) fn release_unused(&mut self, owner: &Owner) -> bool {
-        self.take(owner).is_some()
+    /// Takes back addresses that nobody has met: they had rested when they were given, and need not rest again. Those that have rested longer come
+    /// first all the same: one that the agent refuses for good is not given again and again. False: the owner had none.
+    pub(super) fn release_unused(&mut self, owner: &Owner, now: u64, cool_down: u64) -> bool {
+        self.release(owner, now.saturating_sub(cool_down))
     }
 
     fn take(&mut self, owner: &Owner) -> Option<Lease> {

@@ -169,7 +169,7 @@ impl Store {
         if !self.exists() {
             return Ok(false);
         }
-        self.change(now, |records, _, _| Ok(records.release_unused(owner)))
+        self.change(now, |records, now, cool_down| Ok(records.release_unused(owner, now, cool_down)))
     }
 
     /// The addresses that an owner has; empty when it has none.

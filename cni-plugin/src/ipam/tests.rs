@@ -104,6 +104,25 @@ fn an_address_that_was_given_back_unused_needs_no_rest_and_others_do() {
 }
 
 #[test]
+fn an_address_that_goes_back_unused_each_time_keeps_no_other_from_being_given() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(directory.path());
+    let range = ranges(&["10.0.0.0/29"]);
+    // Each was given once, and has rested.
+    for number in 1..=5 {
+        store.lease(&owner(number), &range, &[], at(0)).unwrap();
+    }
+    for number in 1..=5 {
+        store.release(&owner(number), at(0)).unwrap();
+    }
+    let refused = store.lease(&owner(6), &range, &[], at(100)).unwrap();
+    store.release_unused(&owner(6), at(100)).unwrap();
+    let held: Vec<IpAddr> = (7..=10).map(|number| store.lease(&owner(number), &range, &[], at(100)).unwrap()[0]).collect();
+    assert!(!held.contains(&refused[0]), "{held:?}");
+    assert_eq!(store.lease(&owner(11), &range, &[], at(100)).unwrap(), refused, "it needs no rest");
+}
+
+#[test]
 fn where_all_free_addresses_rest_the_error_says_how_many_do_and_how_many_are_in_use() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(directory.path());

@@ -110,7 +110,8 @@ fn refuse_bandwidth(runtime: &Section<'_>) -> Result<(), Error> {
         Err(Error::new(
             Code::UnsupportedField,
             format!(
-                "\"runtimeConfig.bandwidth\": {limits} is not supported by palisade-cni: take \"bandwidth\" from its capabilities, and put \
+                "\"runtimeConfig.bandwidth\": {limits} is not supported by palisade-cni: take the limits from the pod (its annotations \
+                 kubernetes.io/ingress-bandwidth and egress-bandwidth), or \"bandwidth\" from the capabilities of palisade-cni, and put \
                  the plugin bandwidth after it in the list; between pods of two nodes that one limits only where the agents run with \
                  --forwarding stack (routing.forwarding of the chart), and between pods of one node not at all"
             ),

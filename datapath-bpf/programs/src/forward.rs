@@ -91,6 +91,21 @@ fn send_to_node_itself<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
     to_device(device)
 }
 
+/// No way between nodes takes less of IPv4 (RFC 791, section 3.2: 576 bytes), what the overlay adds taken off.
+const SHORTEST: u16 = 500;
+
+/// Whether a pod's packet is for another node itself that is reached by the overlay, and longer than the way takes. The stack would send it by the
+/// network between the nodes, as the pod's, and that tells its sender nothing.
+#[inline(never)]
+pub fn is_too_long<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
+    if fits(frame, packet, SHORTEST) || !may_go_on(packet) {
+        return 0;
+    }
+    let mtu = packet.destination.node().mtu;
+    let is_by_overlay = mtu != 0 && maps::config(cell::OVERLAY_DEVICE) != 0;
+    (is_by_overlay && !fits(frame, packet, mtu) && packet.destination.tunnel().is_none()) as i32
+}
+
 /// Sends a packet, or what was put around it, to a node on a link of this one.
 #[inline(always)]
 pub fn to_neighbour(device: u32, tunnel: &Tunnel) -> i32 {

@@ -58,7 +58,7 @@ fn v4(frame: &Frame) -> i32 {
         Err(outcome) => {
             let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
             if matches!(outcome, Outcome::ServiceRefused) && packet.source.is_one_host() {
-                refuse::v4(frame, packet, None)
+                refuse::v4(frame, packet, None, refuse::NOBODY)
             } else {
                 dropped
             }
@@ -78,7 +78,7 @@ fn v6(frame: &Frame) -> i32 {
         Err(outcome) => {
             let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
             if matches!(outcome, Outcome::ServiceRefused) && packet.source.is_one_host() {
-                refuse::v6(frame, packet, None)
+                refuse::v6(frame, packet, None, refuse::NOBODY)
             } else {
                 dropped
             }

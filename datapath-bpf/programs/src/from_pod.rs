@@ -66,7 +66,10 @@ fn v4(frame: &Frame, endpoint: &Endpoint) -> i32 {
         Ok(action) => action,
         Err(outcome) => {
             let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
-            if matches!(outcome, Outcome::ServiceRefused) { refuse::v4(frame, packet, Some(endpoint)) } else { dropped }
+            match told(packet, outcome) {
+                Some(mtu) => refuse::v4(frame, packet, Some(endpoint), mtu),
+                None => dropped,
+            }
         }
     }
 }
@@ -91,8 +94,21 @@ fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
         Ok(action) => action,
         Err(outcome) => {
             let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
-            if matches!(outcome, Outcome::ServiceRefused) { refuse::v6(frame, packet, Some(endpoint)) } else { dropped }
+            match told(packet, outcome) {
+                Some(mtu) => refuse::v6(frame, packet, Some(endpoint), mtu),
+                None => dropped,
+            }
         }
+    }
+}
+
+/// What a pod is told whose packet is dropped: that nobody listens, or how long packets may be.
+#[inline(always)]
+fn told<A: Family>(packet: &Packet<A>, outcome: Outcome) -> Option<u32> {
+    match outcome {
+        Outcome::ServiceRefused => Some(refuse::NOBODY),
+        Outcome::PacketTooLong => Some(packet.destination.node().mtu as u32),
+        _ => None,
     }
 }
 
@@ -146,6 +162,10 @@ fn judge<A: Family + Quoting>(
         // Here, where the destination is that of the packet that leaves. An established flow was asked about it when it was judged.
         if how < 0 && overlay::is_for(packet) {
             return Err(Outcome::OverlayPort);
+        }
+        // While it is as the pod has sent it, which knows nothing of a backend.
+        if to.is_none() && via.stack == 0 && forward::is_too_long(frame, packet) != 0 {
+            return Err(Outcome::PacketTooLong);
         }
         flow::admit(frame, pod, packet, how, via, judgement)?;
         flow::remember_first(packet, via);

@@ -86,7 +86,7 @@ fn receive_v4(frame: &Frame) -> i32 {
         Err(outcome) => {
             let Scratch { packet, judgement, .. } = scratch;
             let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
-            if matches!(outcome, Outcome::ServiceRefused) { refuse::v4(frame, packet, None) } else { dropped }
+            if matches!(outcome, Outcome::ServiceRefused) { refuse::v4(frame, packet, None, refuse::NOBODY) } else { dropped }
         }
     }
 }
@@ -101,7 +101,7 @@ fn receive_v6(frame: &Frame) -> i32 {
         Err(outcome) => {
             let Scratch { packet, judgement, .. } = scratch;
             let dropped = drop_packet(frame, HOOK, outcome, packet, judgement);
-            if matches!(outcome, Outcome::ServiceRefused) { refuse::v6(frame, packet, None) } else { dropped }
+            if matches!(outcome, Outcome::ServiceRefused) { refuse::v6(frame, packet, None, refuse::NOBODY) } else { dropped }
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Answers to packets for services that no backend stands behind: the sender is told at once that nobody listens.
+//! Answers to packets that go nowhere: to those for services that no backend stands behind, that nobody listens; to those of a pod that are longer
+//! than the way to another node takes, how long they may be.
 
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_peer};
 use palisade_datapath_core::abi::{Address, Endpoint, V4, V6};
@@ -16,12 +17,19 @@ const HOPS: u8 = 64;
 /// Type and code, of IPv4's and of IPv6's ICMP, for a port at which nobody listens (RFC 792, RFC 4443 section 3.1).
 const V4_HEAD: [u8; 2] = [3, 3];
 const V6_HEAD: [u8; 2] = [1, 4];
+/// The same for a packet that is too long (RFC 1191 section 4, RFC 4443 section 3.2).
+const V4_TOO_LONG: [u8; 2] = [3, 4];
+const V6_TOO_LONG: [u8; 2] = [2, 0];
 
-/// Turns an IPv4 packet into an answer to its sender, and sends it: to a pod, or out of the interface that it came in by.
+/// What is answered that nobody listens, in place of an MTU.
+pub const NOBODY: u32 = 0;
+
+/// Turns an IPv4 packet into an answer to its sender, and sends it: to a pod, or out of the interface that it came in by. It says [`NOBODY`] listens, or
+/// how many bytes packets may have.
 #[inline(never)]
-pub fn v4(frame: &Frame, packet: &Packet<V4>, endpoint: Option<&Endpoint>) -> i32 {
+pub fn v4(frame: &Frame, packet: &Packet<V4>, endpoint: Option<&Endpoint>, mtu: u32) -> i32 {
     const ADDED: u32 = (ipv4::LENGTH + icmp::LENGTH) as u32;
-    if packet.protocol == protocol::TCP {
+    if packet.protocol == protocol::TCP && mtu == NOBODY {
         return reset(frame, packet, endpoint);
     }
     let Some((quoted, completed)) = quoted(frame, packet) else { return action::DROP };
@@ -34,7 +42,7 @@ pub fn v4(frame: &Frame, packet: &Packet<V4>, endpoint: Option<&Endpoint>) -> i3
     let checksum = fold(sum(&header)).to_be_bytes();
     (header[10], header[11]) = (checksum[0], checksum[1]);
     let Some(below) = sum_of_quote(frame, packet, ADDED, quoted, completed) else { return action::DROP };
-    let message = message(V4_HEAD, below);
+    let message = message(if mtu == NOBODY { V4_HEAD } else { V4_TOO_LONG }, mtu, below);
     if !frame.store(ethernet::LENGTH as u32, &header) || !frame.store((ethernet::LENGTH + ipv4::LENGTH) as u32, &message) {
         return action::DROP;
     }
@@ -43,9 +51,9 @@ pub fn v4(frame: &Frame, packet: &Packet<V4>, endpoint: Option<&Endpoint>) -> i3
 
 /// As [`v4`], of an IPv6 packet.
 #[inline(never)]
-pub fn v6(frame: &Frame, packet: &Packet<V6>, endpoint: Option<&Endpoint>) -> i32 {
+pub fn v6(frame: &Frame, packet: &Packet<V6>, endpoint: Option<&Endpoint>, mtu: u32) -> i32 {
     const ADDED: u32 = (ipv6::LENGTH + icmp::LENGTH) as u32;
-    if packet.protocol == protocol::TCP {
+    if packet.protocol == protocol::TCP && mtu == NOBODY {
         return reset(frame, packet, endpoint);
     }
     let Some((quoted, completed)) = quoted(frame, packet) else { return action::DROP };
@@ -62,7 +70,7 @@ pub fn v6(frame: &Frame, packet: &Packet<V6>, endpoint: Option<&Endpoint>) -> i3
     let Some(below) = sum_of_quote(frame, packet, ADDED, quoted, completed) else { return action::DROP };
     let mut addresses = [0; 32];
     addresses.copy_from_slice(&header[8..]);
-    let message = message(V6_HEAD, below + sum(&addresses) + payload + V6::ICMP as u32);
+    let message = message(if mtu == NOBODY { V6_HEAD } else { V6_TOO_LONG }, mtu, below + sum(&addresses) + payload + V6::ICMP as u32);
     if !frame.store(ethernet::LENGTH as u32, &header) || !frame.store((ethernet::LENGTH + ipv6::LENGTH) as u32, &message) {
         return action::DROP;
     }
@@ -132,16 +140,43 @@ fn quoted<A: Family>(frame: &Frame, packet: &Packet<A>) -> Option<(u32, bool)> {
     let wanted = packet.transport + TRANSPORT - ethernet::LENGTH as u32;
     let there = packet.end - ethernet::LENGTH as u32;
     let mut quoted = (if wanted < there { wanted } else { there }) & !3;
-    let headers = packet.transport + UDP - ethernet::LENGTH as u32;
-    if packet.protocol != protocol::UDP || headers > QUOTED {
-        quoted = if quoted < QUOTED { quoted } else { QUOTED };
+    let length = if packet.protocol == protocol::TCP { TCP } else { UDP };
+    let headers = packet.transport + length - ethernet::LENGTH as u32;
+    quoted = if quoted < QUOTED { quoted } else { QUOTED };
+    let has_checksum = packet.protocol == protocol::UDP || packet.protocol == protocol::TCP;
+    // Behind the first fragment there is none.
+    if !has_checksum || headers > QUOTED || matches!(packet.fragment(), Fragment::Later) {
         return Some((quoted, false));
     }
-    let header = frame.at::<{ UDP as usize }>(packet.transport)?;
-    if is_incomplete(frame, packet.transport, UDP_CHECKSUM) {
-        return Some((if quoted < QUOTED { quoted } else { QUOTED }, true));
+    let stays = if packet.protocol == protocol::TCP {
+        keep::<{ TCP as usize }, A>(frame, packet)
+    } else {
+        keep::<{ UDP as usize }, A>(frame, packet)
+    };
+    match stays? {
+        INCOMPLETE => Some((quoted, true)),
+        _ => Some((headers & !3, false)),
     }
-    (frame.cut(packet.transport + UDP) && frame.store(packet.transport, &header)).then_some((headers & !3, false))
+}
+
+/// A transport header stays, and nothing behind it; or all does, since the checksum will be completed.
+const COMPLETE: u32 = 0;
+const INCOMPLETE: u32 = 1;
+
+/// Cuts a packet off behind its transport header, whose length is `N`, unless its checksum is still to be completed.
+#[inline(always)]
+fn keep<const N: usize, A: Family>(frame: &Frame, packet: &Packet<A>) -> Option<u32> {
+    let header = frame.at::<N>(packet.transport)?;
+    if is_incomplete(frame, packet.transport, checksum_of(packet.protocol)) {
+        return Some(INCOMPLETE);
+    }
+    (frame.cut(packet.transport + N as u32) && frame.store(packet.transport, &header)).then_some(COMPLETE)
+}
+
+/// Where a transport header has its checksum.
+#[inline(always)]
+const fn checksum_of(protocol: u8) -> u32 {
+    if protocol == protocol::TCP { TCP_CHECKSUM } else { UDP_CHECKSUM }
 }
 
 /// The sum of the quoted bytes, as words of 16 bits, as they will be sent; `moved` is how far they stand behind where they were.
@@ -149,7 +184,7 @@ fn quoted<A: Family>(frame: &Frame, packet: &Packet<A>) -> Option<(u32, bool)> {
 fn sum_of_quote<A: Family>(frame: &Frame, packet: &Packet<A>, moved: u32, length: u32, completed: bool) -> Option<u32> {
     // What is completed adds up with its checksum to the complement of what stands there before.
     let (length, mut total) = if completed {
-        let [high, low] = frame.at::<2>(packet.transport + moved + UDP_CHECKSUM)?;
+        let [high, low] = frame.at::<2>(packet.transport + moved + checksum_of(packet.protocol))?;
         (packet.transport - ethernet::LENGTH as u32, !u16::from_be_bytes([high, low]) as u32)
     } else {
         (length, 0)
@@ -186,9 +221,11 @@ const fn fold(sum: u32) -> u16 {
 
 /// The head of an ICMP message, its checksum over what has the sum `below` too.
 #[inline(always)]
-fn message([kind, code]: [u8; 2], below: u32) -> [u8; icmp::LENGTH] {
-    let checksum = fold(below + u16::from_be_bytes([kind, code]) as u32).to_be_bytes();
-    [kind, code, checksum[0], checksum[1], 0, 0, 0, 0]
+fn message([kind, code]: [u8; 2], mtu: u32, below: u32) -> [u8; icmp::LENGTH] {
+    let mtu = mtu as u16;
+    let checksum = fold(below + u16::from_be_bytes([kind, code]) as u32 + mtu as u32).to_be_bytes();
+    let [high, low] = mtu.to_be_bytes();
+    [kind, code, checksum[0], checksum[1], 0, 0, high, low]
 }
 
 /// Sends the frame to where it came from: to the pod, or back out of the interface.

@@ -137,7 +137,8 @@ fn known<A: Family>(packet: &Packet<A>, now: &Now) -> Option<Backend> {
         if A::service(&frontend(packet))?.service != backend.service {
             return None;
         }
-        look_again(&key, number, source_is_high, marks, now);
+        // With what this packet ends: what is written below may be a row that is no one's any more.
+        look_again(&key, number, source_is_high, connection::advance_to_frontend(marks, packet.ending), now);
     }
     // SAFETY: as above.
     unsafe {

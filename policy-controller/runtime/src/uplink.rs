@@ -117,11 +117,15 @@ fn wanted(state: &State) -> Wanted {
 fn keep(pin: &PinDir, role: Role, wanted: Option<&Wanted>) -> Result<Kept, UplinkError> {
     // Asked first: an index that is pinned then, and stands for no interface afterwards, was not given anew in between.
     let pinned = pinned_links(pin, role)?;
+    let mut kept = Kept::default();
     let uplinks = match wanted {
-        Some(wanted) => choose(wanted, &look(wanted)?),
+        Some(wanted) => {
+            let seen = look(wanted)?;
+            kept.failed.extend(unfit(wanted, &seen));
+            choose(wanted, &seen)
+        }
         None => BTreeMap::new(),
     };
-    let mut kept = Kept::default();
     for index in pinned.into_iter().filter(|index| !uplinks.contains_key(index)) {
         match detach(pin, role, index) {
             Ok(()) => tracing::info!(index, "an interface is no uplink any more"),
@@ -170,12 +174,23 @@ fn choose(wanted: &Wanted, seen: &Seen) -> BTreeMap<u32, String> {
         let is_bridge = link.kind.as_deref() == Some("bridge");
         has_address(link.index) || (!is_bridge && has_default_route(link.index))
     };
-    // The loopback device has an address of Ethernet's length, of zeroes.
-    let is_ethernet = |link: &Link| link.mac.is_some_and(|mac| mac.0 != [0; 6]);
     // What comes by the overlay is no client outside the cluster, nor is a pod, also one that is just being wired and is no endpoint yet.
     let is_other = |link: &Link| !wanted.endpoints.contains(&link.index) && !is_host_interface(&link.name) && link.name != DEVICE;
     let uplinks = seen.links.iter().filter(|link| is_ethernet(link) && is_other(link) && is_chosen(link));
     uplinks.map(|link| (link.index, link.name.clone())).collect()
+}
+
+/// The loopback device has an address of Ethernet's length, of zeroes.
+fn is_ethernet(link: &Link) -> bool {
+    link.mac.is_some_and(|mac| mac.0 != [0; 6])
+}
+
+/// What keeps interfaces that are named, each by all of its name, from being uplinks.
+fn unfit(wanted: &Wanted, seen: &Seen) -> impl Iterator<Item = String> {
+    let named = seen.links.iter().filter(|link| !is_ethernet(link) && wanted.names.contains(&link.name));
+    named.map(|link| {
+        format!("{}: it has no Ethernet headers: take it from --uplinks, and let services be reached by another interface", link.name)
+    })
 }
 
 /// Whether a name fits a pattern in which `*` stands for any characters.
@@ -254,6 +269,10 @@ mod tests {
         assert_eq!(names(&named(&["*"]), &node()), ["eth0", "eth1", "docker0", "br0"]);
         assert!(names(&named(&["pal*", "palisade_vxlan", "pal06d4a1cd542"]), &node()).is_empty());
         assert!(names(&named(&["wlan0"]), &node()).is_empty());
+        let told = |names: &[&str]| unfit(&named(names), &node()).collect::<Vec<_>>();
+        let of_tunnel = told(&["eth0", "tun0"]);
+        assert!(of_tunnel.len() == 1 && of_tunnel[0].starts_with("tun0: it has no Ethernet headers"), "{of_tunnel:?}");
+        assert!(told(&["*", "eth1"]).is_empty());
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 use crate::node::{Agent, add, clear, command_with_kubeconfig, inside, remove, wait};
 use crate::server::{Answer, Server};
+use crate::service::run;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, recv, sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use palisade_cni::link::{MacAddress, Namespace, Netlink, Route, Veth};
+use palisade_protocol::WayName;
 use palisade_test_support::packet::{self, ETHERNET, IPV4, IPV6, Way};
 use palisade_test_support::{Host, private_host};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -19,6 +21,8 @@ const CLIENT: (&str, &str) = ("shop", "client");
 const OTHERS: [&str; 2] = ["10.78.0.5", "fd78::5"];
 const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 const PEER: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+/// Another address of the other node, where it is a router.
+const ROUTER: [&str; 2] = ["192.0.2.254", "2001:db8::fe"];
 const UPLINK: &str = "uplink";
 const PORT: u16 = 4789;
 /// Bytes of a UDP header.
@@ -35,15 +39,28 @@ struct Stage<'a> {
     by_overlay: bool,
 }
 
+/// A stage where pods are told [`POD_MTU`].
 fn stage(mode: &str, test: impl FnOnce(&Stage<'_>) + Send) {
+    stage_with(Between::Link, mode, &["--mtu", &POD_MTU.to_string()], test);
+}
+
+/// What is between the nodes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Between {
+    Link,
+    /// The other node is its own router, which knows where pods are.
+    Network,
+}
+
+fn stage_with(between: Between, mode: &str, arguments: &[&str], test: impl FnOnce(&Stage<'_>) + Send) {
     private_host(|host| {
         let (netlink, peer) = (Netlink::open().unwrap(), Namespace::create().unwrap());
-        join(&netlink, &peer);
+        join(&netlink, &peer, between);
         let directory = tempfile::tempdir().unwrap();
         let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
         let _server = Server::start(address, Answer::Two);
         let mut command = command_with_kubeconfig(host, directory.path(), address);
-        command.args(["--routing-mode", mode, "--mtu", &POD_MTU.to_string()]);
+        command.args(["--routing-mode", mode]).args(arguments);
         let agent = Agent::spawn(command);
         wait(host, "the agent is ready, and knows the way", |status| {
             status.ready && status.routing.as_ref().is_some_and(|routing| routing.ranges.len() == 2)
@@ -62,18 +79,29 @@ fn stage(mode: &str, test: impl FnOnce(&Stage<'_>) + Send) {
 }
 
 /// Joins both nodes by a link with an MTU of 1500, and gives the other node its pod.
-fn join(netlink: &Netlink, peer: &Namespace) {
+fn join(netlink: &Netlink, peer: &Namespace, between: Between) {
     let [mac, peer_mac] = [MacAddress::local(1), MacAddress::local(2)];
     let veth = Veth { name: UPLINK, mac, peer_name: UPLINK, peer_mac, peer_namespace: Some(peer), mtu: 1500 };
     netlink.create_veth(&veth).unwrap();
     let inside = Netlink::open_in(peer).unwrap();
     inside.set_up(1).unwrap();
+    let lengths = if between == Between::Link { [24, 64] } else { [32, 128] };
     for (netlink, addresses) in [(netlink, NODE), (&inside, PEER)] {
         let link = netlink.link(UPLINK).unwrap().unwrap().index;
-        for (address, length) in addresses.into_iter().zip([24, 64]) {
+        for (address, length) in addresses.into_iter().zip(lengths) {
             netlink.add_address(link, format!("{address}/{length}").parse().unwrap()).unwrap();
         }
         netlink.set_up(link).unwrap();
+    }
+    if between == Between::Network {
+        for (router, node) in ROUTER.into_iter().zip(NODE) {
+            for to in [router.to_owned(), format!("default via {router}")] {
+                run(&format!("ip route add {to} dev {UPLINK}"));
+            }
+            let link = inside.link(UPLINK).unwrap().unwrap().index;
+            inside.add_address(link, ip(router).into()).unwrap();
+            inside.add_route(&Route::direct(ip(node).into(), link)).unwrap();
+        }
     }
     let link = inside.link(UPLINK).unwrap().unwrap().index;
     for (other, (range, node)) in OTHERS.into_iter().zip(["10.77.0.0/24", "fd77::/64"].into_iter().zip(NODE)) {
@@ -273,6 +301,21 @@ fn native_takes_the_longest_packet_and_answers_one_byte_more_also_after_the_link
 }
 
 #[test]
+fn by_a_network_that_routes_pods_native_sets_no_route_and_packets_pass() {
+    stage_with(Between::Network, "native", &["--mtu", &POD_MTU.to_string()], |stage| {
+        wait(stage.host, "the network is the way", |status| {
+            status.routing.as_ref().is_some_and(|routing| routing.ranges.iter().all(|range| range.way == WayName::Network))
+        });
+        let ranges: [ipnet::IpNet; 2] = ["10.78.0.0/24", "fd78::/64"].map(|range| range.parse().unwrap());
+        assert!(!Netlink::open().unwrap().routes().unwrap().iter().any(|route| ranges.contains(&route.destination)));
+        for ipv6 in [false, true] {
+            assert_eq!(stage.out(ipv6, POD_MTU), (true, None), "IPv6: {ipv6}");
+            assert_eq!(stage.back(ipv6, POD_MTU), (true, None), "IPv6: {ipv6}");
+        }
+    });
+}
+
+#[test]
 fn the_overlay_takes_the_longest_packet_and_answers_one_byte_more_also_after_the_link_has_shrunk() {
     stage("vxlan", |stage| {
         // The outer packets are of both families: that of IPv6 costs the most.
@@ -314,4 +357,22 @@ fn a_way_that_is_narrower_than_the_link_is_found_at_the_first_complaint() {
             std::thread::sleep(Duration::from_secs(5));
         }
     });
+}
+
+#[test]
+fn a_new_pod_has_the_mtu_of_the_ways_as_they_are_by_then() {
+    const LATE: (&str, &str) = ("shop", "web");
+    for (mode, at_first, then) in [("native", 1500, 1400), ("vxlan", 1430, 1330)] {
+        stage_with(Between::Link, mode, &[], |stage| {
+            let mtu = |(namespace, pod): (&str, &str)| {
+                Netlink::open_in(&inside(stage.host, namespace, pod)).unwrap().link("eth0").unwrap().unwrap().mtu
+            };
+            assert_eq!(mtu(CLIENT), at_first, "{mode}");
+            stage.set_mtu(1400);
+            wait(stage.host, "the MTU of pods follows", |status| status.routing.as_ref().is_some_and(|routing| routing.mtu == then));
+            add(stage.host, LATE.0, LATE.1);
+            assert_eq!((mtu(LATE), mtu(CLIENT)), (then, at_first), "{mode}");
+            remove(stage.host, LATE.0, LATE.1);
+        });
+    }
 }

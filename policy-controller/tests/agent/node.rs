@@ -4,6 +4,7 @@ use palisade_cni::link::{Namespace, Netlink, ROUTE_PROTOCOL};
 use palisade_protocol::{Call, Client, Reply, SOCKET_NAME, Status};
 use palisade_test_support::{Host, container_id};
 use serde_json::Value;
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -112,6 +113,19 @@ pub fn command_with_kubeconfig(host: &Host, directory: &Path, server: SocketAddr
     let mut command = Agent::command(host);
     command.env("KUBECONFIG", kubeconfig);
     command
+}
+
+/// Where an agent shows its metrics that is told to.
+pub const METRICS: &str = "127.0.0.1:9964";
+
+/// The value of a series of the agent at [`METRICS`].
+pub fn counted(series: &str) -> u64 {
+    let mut stream = TcpStream::connect(METRICS).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let value = answer.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.map_or(0, |count| count.trim().parse().unwrap())
 }
 
 /// Waits until the agent's status is as wanted.

@@ -1,16 +1,16 @@
 //! The node's pod range: none yet, another one, and one that another node has by now.
 
-use crate::node::{Agent, add, add_in_vain, clear, command_with_kubeconfig, inside, reaches, remove, wait, with_kubeconfig};
+use crate::node::{
+    Agent, METRICS, add, add_in_vain, clear, command_with_kubeconfig, counted, inside, reaches, remove, wait, with_kubeconfig,
+};
 use crate::server::{Answer, Server};
 use ipnet::IpNet;
 use palisade_test_support::{Host, private_host};
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 const API_SERVER: &str = "127.0.0.1:6443";
-const METRICS: &str = "127.0.0.1:9964";
 const WEB: (&str, &str) = ("shop", "web");
 const FRIEND: (&str, &str) = ("shop", "client");
 const STRANGER: (&str, &str) = ("other", "client");
@@ -28,12 +28,7 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// How many nodes have a fault, as the agent counts them.
 fn faults(kind: &str) -> u64 {
-    let mut stream = TcpStream::connect(METRICS).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let series = format!("palisade_node_faults{{fault=\"{kind}\"}} ");
-    answer.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.trim().parse().unwrap())
+    counted(&format!("palisade_node_faults{{fault=\"{kind}\"}}"))
 }
 
 /// Whether each address is in the range of its family.

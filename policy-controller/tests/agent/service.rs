@@ -1,6 +1,6 @@
 //! Services, with the kernel's own TCP and UDP at both ends.
 
-use crate::node::{Agent, add, clear, inside, remove, wait};
+use crate::node::{Agent, METRICS, add, clear, counted, inside, remove, wait};
 use palisade_test_support::{Host, private_host};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -230,6 +230,37 @@ fn pods_reach_services_and_connections_outlive_their_changes_and_the_agent() {
         for pod in ["one", "two", "client"] {
             remove(host, "shop", pod);
         }
+        clear(host);
+    });
+}
+
+#[test]
+fn what_two_services_ask_for_and_what_passes_from_one_to_another_is_counted() {
+    private_host(|host| {
+        let directory = tempfile::tempdir().unwrap();
+        let two = |first: &str, second: &str| {
+            let service = |name: &str, address: &str, created: u8| {
+                format!(
+                    "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop, creationTimestamp: '2026-01-0{created}T00:00:00Z'}}\n\
+                     spec: {{clusterIPs: [{address}], externalIPs: [203.0.113.9], selector: {{app: web}}, ports: [{{port: 80}}]}}\n"
+                )
+            };
+            write(
+                directory.path(),
+                &["---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n", &service("a", first, 1), &service("b", second, 2)],
+            );
+        };
+        two("10.96.0.20", "10.96.0.21");
+        let mut command = Agent::command(host);
+        command.args(["--metrics", METRICS]);
+        let agent = Agent::from_directory(command, directory.path());
+        wait(host, "the agent is ready", |status| status.ready);
+        // Both ask for the external address; the elder has it.
+        until("the younger one's problem is counted", || counted("palisade_service_problems") == 1);
+        assert_eq!(counted("palisade_frontends_passed_on_total"), 0);
+        two("10.96.0.21", "10.96.0.20");
+        until("the addresses are the other's", || counted("palisade_frontends_passed_on_total") == 2);
+        agent.kill();
         clear(host);
     });
 }

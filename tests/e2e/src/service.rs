@@ -194,7 +194,11 @@ impl Served {
 
     /// Lets a pod ask each target `count` times.
     pub fn ask(&self, from: &Pod, targets: &[Target], count: u32) -> Result<Vec<Said>> {
-        let [count, pace, patience] = [count.to_string(), "0".to_owned(), PATIENCE.as_millis().to_string()];
+        self.ask_for(PATIENCE, from, targets, count)
+    }
+
+    fn ask_for(&self, patience: Duration, from: &Pod, targets: &[Target], count: u32) -> Result<Vec<Said>> {
+        let [count, pace, patience] = [count.to_string(), "0".to_owned(), patience.as_millis().to_string()];
         let targets: Vec<String> = targets.iter().map(Target::to_string).collect();
         let mut arguments = vec!["exec", "--namespace", &from.namespace, &from.name, "--", PROBER, "requests", &count, &pace, &patience];
         arguments.extend(targets.iter().map(String::as_str));
@@ -206,7 +210,8 @@ impl Served {
     /// # Panics
     /// With what came instead.
     pub fn expect(&self, when: &str, from: &Pod, targets: &[Target], count: u32, answers: &[Answer]) -> Result<()> {
-        soon(when, || Ok(others(&from.name, targets, &self.ask(from, targets, count)?, answers)))
+        let look = |patience| Ok(others(&from.name, targets, &self.ask_for(patience, from, targets, count)?, answers));
+        answered_soon(when, answers.contains(&Answer::Silent), look)
     }
 
     /// As [`Served::expect`], of several pods at the same time: which pod asks what, and what comes of it.
@@ -214,10 +219,11 @@ impl Served {
     /// # Panics
     /// With what came instead.
     pub fn expect_each(&self, when: &str, count: u32, asked: &[(&Pod, Vec<Target>, Vec<Answer>)]) -> Result<()> {
-        soon(when, || {
+        let is_silent = asked.iter().any(|(_, _, answers)| answers.contains(&Answer::Silent));
+        answered_soon(when, is_silent, |patience| {
             std::thread::scope(|scope| {
                 let ask = |(from, targets, answers): &(&Pod, Vec<Target>, Vec<Answer>)| -> Result<Vec<String>> {
-                    Ok(others(&from.name, targets, &self.ask(from, targets, count)?, answers))
+                    Ok(others(&from.name, targets, &self.ask_for(patience, from, targets, count)?, answers))
                 };
                 let pods: Vec<_> = asked.iter().map(|one| scope.spawn(move || ask(one))).collect();
                 let wrong = pods.into_iter().map(|pod| pod.join().unwrap_or_else(|_| bail!("it panicked")));
@@ -277,7 +283,8 @@ impl Served {
 /// # Panics
 /// With what came instead.
 pub fn expect_outside(when: &str, targets: &[Target], count: u32, answers: &[Answer]) -> Result<()> {
-    soon(when, || Ok(others("outside", targets, &ask_from_here(targets, count, PATIENCE), answers)))
+    let look = |patience| Ok(others("outside", targets, &ask_from_here(targets, count, patience), answers));
+    answered_soon(when, answers.contains(&Answer::Silent), look)
 }
 
 /// The targets of which other answers came than these.
@@ -347,6 +354,18 @@ pub fn cluster_ips(cluster: &Cluster, namespace: &str, name: &str) -> Result<Vec
     let addresses: Vec<IpAddr> = addresses.filter_map(|address| address.as_str()?.parse().ok()).collect();
     ensure!(!addresses.is_empty(), "the service {namespace}/{name} has no cluster IP");
     Ok(addresses)
+}
+
+/// As [`soon`], of what is asked for so long. Where nobody is to be silent, answers may take longer once they were right: a busy machine keeps its clients waiting.
+fn answered_soon(when: &str, is_silent: bool, mut wrong: impl FnMut(Duration) -> Result<Vec<String>>) -> Result<()> {
+    let mut patience = PATIENCE;
+    soon(when, || {
+        let found = wrong(patience)?;
+        if found.is_empty() && !is_silent {
+            patience = LONG_PATIENCE;
+        }
+        Ok(found)
+    })
 }
 
 /// Asserts that nothing is wrong, soon, and then again; `wrong` says what is.

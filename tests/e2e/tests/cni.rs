@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use palisade_e2e::administrator::{NODE, ON_NODE, administrator};
 use palisade_e2e::agent::Agent;
-use palisade_e2e::cluster::Cluster;
+use palisade_e2e::cluster::{Cluster, Namespace, items};
 use palisade_e2e::pod::{self, Pod, TCP_PORT};
 use palisade_e2e::requirement::skipped;
 use palisade_e2e::scene::{Scene, policy};
@@ -174,7 +174,7 @@ fn the_library_of_runtimes_does_every_verb_on_a_node_of_the_cluster() -> Result<
         "{versions}"
     );
     runtime.done("STATUS", &json!({}))?;
-    assert_eq!(runtime.done("VALIDATE", &json!({}))?, json!(["portMappings"]));
+    assert_eq!(runtime.done("VALIDATE", &json!({}))?, json!(["bandwidth", "portMappings"]));
     let before = runtime.endpoints()?;
 
     // Both get addresses of the node's ranges, of each family one, and reach others.
@@ -238,4 +238,26 @@ fn the_library_of_runtimes_does_every_verb_on_a_node_of_the_cluster() -> Result<
     });
     assert_eq!(stray.collect::<Vec<_>>(), [] as [IpAddr; 0]);
     Ok(())
+}
+
+#[test]
+fn a_pod_with_a_limit_that_nobody_would_keep_does_not_start_and_its_event_says_why() -> Result<()> {
+    let cluster = Cluster::connect();
+    let namespace = Namespace::create(&cluster, "limited", &[])?;
+    let node = cluster.nodes()?.into_iter().next().context("a node")?;
+    let mut pod = pod::shell("limited", &node, &[], "");
+    pod["metadata"]["namespace"] = json!(namespace.name);
+    pod["metadata"]["annotations"] = json!({ "kubernetes.io/ingress-bandwidth": "1M" });
+    cluster.apply(&[pod])?;
+    let begun = Instant::now();
+    loop {
+        let events =
+            cluster.json(&["get", "events", "--namespace", &namespace.name, "--field-selector", "reason=FailedCreatePodSandBox"])?;
+        let messages: Vec<&str> = items(&events).filter_map(|event| event["message"].as_str()).collect();
+        if messages.iter().any(|message| message.contains("kubernetes.io/ingress-bandwidth")) {
+            return Ok(());
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(60), "no event says so: {messages:?}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }

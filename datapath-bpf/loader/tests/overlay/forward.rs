@@ -4,12 +4,17 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 
 use nix::net::if_::if_nametoindex;
-use palisade_datapath_core::abi::{self, NODE_SELF, Outcome, ServiceEntry, TABLE_NONE, Tunnel, service_flag, tunnel_way};
+use palisade_datapath_core::abi::{
+    self, Backend, CHUNK, ChunkKey, NODE_SELF, Outcome, ServiceEntry, TABLE_NONE, Tunnel, backend_flag, service_flag, tunnel_way,
+};
 use palisade_test_support::packet::protocol;
 
-use crate::stage::{alone, kind, makes_outer_packets, run};
+use crate::stage::{alone, kind, makes_outer_packets, run, soon};
 use crate::talk::{receive, socket, stream, stream_through, talk, talk_through};
-use crate::{DEVICE, DOUBT, FAMILIES, Family, NODE_PORT, Node, PATIENCE, TARGET, is_told_that_nobody_listens, node, pod, two_nodes, wide};
+use crate::{
+    DEVICE, DOUBT, FAMILIES, Family, NODE_PORT, Node, PATIENCE, TARGET, is_told_that_nobody_listens, node, nowhere, number, pod, two_nodes,
+    wide,
+};
 
 impl Node {
     /// The stack forwards again.
@@ -39,6 +44,22 @@ impl Node {
                 self.datapath.nodes.insert(&address, &abi::Node { mtu: 1400, ..node }).unwrap();
             }
         }
+    }
+
+    /// A service of pods with one backend.
+    fn offer(&mut self, frontend: SocketAddr, backend: SocketAddr) {
+        let flags = backend_flag::CHOSEN | backend_flag::SERVING;
+        let version = if backend.is_ipv4() { 4 } else { 6 };
+        let row = Backend { address: wide(backend.ip()), service: 9, port: backend.port().to_be_bytes(), version, flags };
+        self.datapath.backends.insert(&9, &row).unwrap();
+        self.datapath.chunks.insert(&ChunkKey { table: 9, chunk: 0 }, &[9; CHUNK]).unwrap();
+        let entry = ServiceEntry { service: 9, table: 9, bits: 6, ..ServiceEntry::default() };
+        self.datapath.services.insert((frontend.ip(), frontend.port(), protocol::TCP), &entry).unwrap();
+    }
+
+    /// The pod forgets what it was told of ways.
+    fn forget_ways(&self) {
+        self.pod.inside(|| ["-4", "-6"].iter().for_each(|version| drop(run(&format!("ip {version} route flush cache")))));
     }
 
     /// How many packets the overlay's device has sent.
@@ -124,6 +145,47 @@ fn what_a_node_itself_sends_to_a_pod_of_another_comes_by_the_stack_through_which
         a.open_the_stack();
         talk(&process, &server, 100);
     });
+}
+
+/// The stack would send it natively, as the pod's, which a network that knows no pods drops and tells nobody.
+#[test]
+fn a_pod_is_told_how_long_a_packet_to_another_node_may_be() {
+    for family in FAMILIES {
+        alone(|base| {
+            let mut nodes = two_nodes(base, kind(), family);
+            for node in &mut nodes {
+                // What the stack does not forward it does not send to the link either.
+                node.pass_the_stack(Way::OnLink, family);
+                node.reach_nodes_by_the_overlay();
+            }
+            let [mut a, mut b] = nodes;
+            b.open_the_stack();
+            b.serve(family, pod(2, family));
+            // The way there has become narrower than the pods' interfaces, which have 1400. What comes back is as long as before, and by the stack.
+            let version = if family == Family::V4 { "-4" } else { "-6" };
+            a.space.inside(move || drop(run(&format!("ip {version} rule del iif {DEVICE} prohibit pref 1"))));
+            a.datapath.nodes.insert(&node(2, family), &abi::Node { mtu: 1300, ..abi::Node::routed(number(2, 1)) }).unwrap();
+            let (in_pod, process) = (socket(&a.pod, (pod(1, family), 0).into()), socket(&b.space, (node(2, family), 0).into()));
+            talk(&in_pod, &process, if family == Family::V4 { 1272 } else { 1252 });
+            assert_eq!(a.count(Outcome::PacketTooLong), 0);
+            // Datagrams go in fragments once the pod knows, bytes in shorter segments: to the node, by a port of it, and by a service here.
+            process.set_read_timeout(Some(DOUBT)).unwrap();
+            soon("a datagram comes in fragments", || {
+                in_pod.send_to(&[7; 1340], process.local_addr().unwrap()).unwrap();
+                receive(&process, &mut [0; 2000]).is_ok_and(|(length, _)| length == 1340)
+            });
+            let of_pod = b.pod.inside(move || TcpListener::bind((pod(2, family), TARGET)).unwrap());
+            let of_node = b.space.inside(move || TcpListener::bind((node(2, family), 0)).unwrap());
+            let [itself, of_service] = [of_node.local_addr().unwrap(), (nowhere(family), 443).into()];
+            a.offer(of_service, itself);
+            for (frontend, listener) in [(itself, &of_node), (b.node_port(family), &of_pod), (of_service, &of_node)] {
+                let before = a.count(Outcome::PacketTooLong);
+                a.forget_ways();
+                stream_through(frontend, &a.pod, listener);
+                assert!(a.count(Outcome::PacketTooLong) > before, "{family:?} {frontend}: nothing was too long");
+            }
+        });
+    }
 }
 
 /// A network between nodes that knows no pods takes what comes from one for forged.

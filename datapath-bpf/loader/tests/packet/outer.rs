@@ -6,14 +6,14 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use palisade_datapath_core::abi::{NODE_SELF, Node, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, Tunnel, tunnel_way};
 use palisade_loader::Overlay;
 use palisade_test_support::packet::{
-    checksum, protocol, set, summed,
+    ETHERNET, checksum, protocol, sctp, sctp_chunk, set, summed, tcp,
     tcp_flag::{ACK, SYN},
     udp,
 };
 
 use crate::forward::there;
 use crate::outside::{PORT as NODE_PORT, serve as serve_node_port};
-use crate::service::{CLIENT, TARGET, backend, ends};
+use crate::service::{CLIENT, TARGET, backend, ends, quote};
 use crate::world::{Family, PASS, REDIRECT, World, each_family, node};
 
 const PORT: u16 = 4789;
@@ -208,5 +208,43 @@ fn what_comes_to_the_port_of_the_overlay_at_this_node_is_its_devices() {
         assert_ne!(first.packet, first.sent);
         let later = world.arrives(to(world, node(family)).fragment(5, 24, false, protocol::UDP, &payload[24..]));
         assert_ne!(later.packet, later.sent);
+    });
+}
+
+#[test]
+fn a_pod_is_told_how_long_a_packet_to_another_node_may_be_of_every_protocol() {
+    each_family(|world, family| {
+        reached(world, family, tunnel_way::OVERLAY_LINK);
+        let (node, a) = (other_node(family), world.a.address(family));
+        world.datapath.nodes.insert(&node, &Node { mtu: 1300, ..Node::routed(2) }).unwrap();
+        let way = world.a.to(node);
+        let ip = way.transport() - ETHERNET;
+        let of = |protocol: u8, length: usize| {
+            let data = |header: usize| vec![7; length - ip - header];
+            match protocol {
+                protocol::UDP => way.packet(protocol, &udp(CLIENT, TARGET, &data(8))),
+                protocol::TCP => way.packet(protocol, &[tcp(CLIENT, TARGET, SYN), data(20)].concat()),
+                _ => way.packet(
+                    protocol,
+                    &[sctp(CLIENT, TARGET, sctp_chunk::INIT), data(sctp(CLIENT, TARGET, sctp_chunk::INIT).len())].concat(),
+                ),
+            }
+        };
+        for protocol in [protocol::UDP, protocol::TCP, protocol::SCTP] {
+            let fits = world.a_sends(summed(of(protocol, 1300)));
+            assert_eq!((fits.outcome, fits.action), (Outcome::AllowedNew, REDIRECT), "{protocol}");
+            assert!(!fits.packet[ETHERNET + ip..].starts_with(&[3, 4]), "it goes on");
+            let seen = world.a_sends(summed(of(protocol, 1301)));
+            assert_eq!((seen.outcome, seen.action), (Outcome::PacketTooLong, REDIRECT), "{protocol}");
+            assert_eq!(ends(&seen.packet), [(node, 0), (a, 0)]);
+            let head = if family == Family::V4 { [3, 4] } else { [2, 0] };
+            let icmp = &seen.packet[ETHERNET + ip..];
+            assert_eq!((&icmp[..2], &icmp[4..8]), (&head[..], &[0, 0, 5, 0x14][..]), "1300 bytes");
+            assert_eq!(quote(&seen.packet, family), [(a, CLIENT), (node, TARGET)], "{protocol}");
+            // Natively, the stack knows.
+            world.datapath.nodes.insert(&node, &Node::routed(2)).unwrap();
+            assert_eq!(world.a_sends(summed(of(protocol, 1301))).action, PASS, "{protocol}");
+            world.datapath.nodes.insert(&node, &Node { mtu: 1300, ..Node::routed(2) }).unwrap();
+        }
     });
 }

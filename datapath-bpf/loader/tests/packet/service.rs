@@ -8,7 +8,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use palisade_datapath_core::abi::{
     Backend, CHUNK, ChunkKey, Direction, Outcome, RowVerdict, ServiceEntry, TABLE_NONE, backend_flag, service_flag,
 };
-use palisade_test_support::packet::{self, Way, checksum, crc32c, protocol, sctp_chunk, set, summed, tcp_flag::*};
+use palisade_test_support::packet::{self, Way, checksum, protocol, sctp_chunk, set, summed, tcp_flag::*};
 
 use crate::seen::Seen;
 use crate::world::{DROP, Family, IDENTITY_B, PASS, REDIRECT, World, each_family, node, outside, wide};
@@ -99,7 +99,7 @@ pub fn ends(frame: &[u8]) -> [(IpAddr, u16); 2] {
             (udp.source_port(), udp.destination_port())
         }
         Some(TransportSlice::Icmpv4(icmp)) => {
-            assert_eq!(checksum(icmp.slice()), 0, "the checksum of ICMP");
+            assert_eq!(icmp.checksum(), icmp.icmp_type().calc_checksum(icmp.payload()), "the checksum of ICMP");
             (0, 0)
         }
         Some(TransportSlice::Icmpv6(icmp)) => {
@@ -110,7 +110,9 @@ pub fn ends(frame: &[u8]) -> [(IpAddr, u16); 2] {
         None => {
             let payload = packet.ip_payload().expect("a payload").payload;
             let stated = u32::from_le_bytes(payload[8..12].try_into().unwrap());
-            assert_eq!(stated, crc32c(&set(payload.to_vec(), 8, &[0; 4])), "the checksum of SCTP");
+            // CRC-32C (RFC 9260, appendix A), by a library: what makes the packets is ours.
+            let wanted = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI).checksum(&set(payload.to_vec(), 8, &[0; 4]));
+            assert_eq!(stated, wanted, "the checksum of SCTP");
             (u16::from_be_bytes([payload[0], payload[1]]), u16::from_be_bytes([payload[2], payload[3]]))
         }
     };
@@ -556,14 +558,19 @@ fn a_closed_flow_to_a_frontend_is_forgotten_soon() {
     each_family(|world, family| {
         serve_b(world, family, protocol::TCP);
         let way = to_vip(world, family);
-        let _ = world.a_sends(summed(way.tcp(CLIENT, FRONTEND, SYN)));
-        let _ = world.b_sends(summed(world.b_to_a(family).tcp(TARGET, CLIENT, SYN | ACK)));
-        assert_eq!(world.connections(family).len(), 2, "one to the frontend, one to the backend");
-        world.let_pass(family, 3_600);
-        assert_eq!(world.sweep(), 0);
-        let _ = world.a_sends(summed(way.tcp(CLIENT, FRONTEND, FIN | ACK)));
-        let _ = world.b_sends(summed(world.b_to_a(family).tcp(TARGET, CLIENT, FIN | ACK)));
-        world.let_pass(family, 120);
-        assert_eq!(world.sweep(), 2);
+        for is_judged_again in [false, true] {
+            let _ = world.a_sends(summed(way.tcp(CLIENT, FRONTEND, SYN)));
+            let _ = world.b_sends(summed(world.b_to_a(family).tcp(TARGET, CLIENT, SYN | ACK)));
+            assert_eq!(world.connections(family).len(), 2, "one to the frontend, one to the backend");
+            world.let_pass(family, 3_600);
+            assert_eq!(world.sweep(), 0);
+            if is_judged_again {
+                world.datapath.bump_epoch().unwrap();
+            }
+            let _ = world.a_sends(summed(way.tcp(CLIENT, FRONTEND, FIN | ACK)));
+            let _ = world.b_sends(summed(world.b_to_a(family).tcp(TARGET, CLIENT, FIN | ACK)));
+            world.let_pass(family, 120);
+            assert_eq!(world.sweep(), 2, "judged again: {is_judged_again}");
+        }
     });
 }

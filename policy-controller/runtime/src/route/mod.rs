@@ -23,7 +23,6 @@ use crate::kernel::{KernelHandle, NodeRows, PastTheStack};
 use crate::problem::Part;
 use crate::state::State;
 use apply::{Asked, apply, look};
-use complaint::Complaints;
 use network::{Seen, strays};
 use palisade_cni::link::LinkError;
 use palisade_k8s::survey::{self, Survey};
@@ -31,6 +30,7 @@ use palisade_loader::{LoaderError, PinDir, Role, pinned_links};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use watch::{touched, watch};
 
 /// How often the kernel's routes are compared with what they should be, changes or not.
@@ -70,10 +70,17 @@ pub enum RouteError {
 
 /// Keeps the ways to the pods of all other nodes as the Node objects and the routing mode say, for ever.
 pub async fn follow(state: Arc<State>, kernel: KernelHandle) -> Infallible {
+    let complaints = Notify::new();
+    tokio::select! {
+        never = complaint::follow(&kernel, &complaints) => never,
+        never = keep(&state, &kernel, &complaints) => never,
+    }
+}
+
+async fn keep(state: &State, kernel: &KernelHandle, complaints: &Notify) -> Infallible {
     let (mut changes, mut publications, mut uplinks) = (state.changes(), state.publications(), state.uplink_changes());
     let watch = watch();
     let mut seen = Seen::default();
-    let mut complaints = Complaints::default();
     // What was put into the kernel last; `None` where it must be looked at again in any case.
     let mut done: Option<(Arc<Survey>, Instant)> = None;
     loop {
@@ -88,7 +95,7 @@ pub async fn follow(state: Arc<State>, kernel: KernelHandle) -> Infallible {
         let fresh = |(before, at): &(Arc<Survey>, Instant)| at.elapsed() < INTERVAL && survey.as_ref() == Some(before);
         // Most changes are of pods and policies.
         if let Some(survey) = survey.as_ref().filter(|_| !done.as_ref().is_some_and(fresh)) {
-            done = match put(&state, &kernel, survey, &mut seen).await {
+            done = match put(state, kernel, survey, &mut seen).await {
                 Ok(()) => {
                     state.problems.clear(Part::Routes);
                     Some((Arc::clone(survey), Instant::now()))
@@ -103,7 +110,7 @@ pub async fn follow(state: Arc<State>, kernel: KernelHandle) -> Infallible {
             _ = changes.changed() => {}
             () = touched(watch.as_ref()) => done = None,
             _ = uplinks.changed() => done = None,
-            () = complaints.next(&kernel) => done = None,
+            () = complaints.notified() => done = None,
             // The datapath may be open only now.
             _ = publications.changed(), if done.is_none() => {}
             () = tokio::time::sleep(if done.is_some() { INTERVAL } else { RETRY }) => {}

@@ -120,5 +120,10 @@ fn names_are_resolved_by_the_clusters_dns_where_policy_lets_them_and_headless_se
     policy(&served.namespace, "clients", &egress(json!([to_backends, dns])))?;
     expect_reached("with DNS allowed, by its pods", true)?;
     policy(&served.namespace, "clients", &egress(json!([dns])))?;
-    expect_reached("with DNS allowed, and the backends not", false)
+    expect_reached("with DNS allowed, and the backends not", false)?;
+    for (client, backend) in served.clients.iter().flat_map(|client| served.backends.iter().map(move |backend| (client, backend))) {
+        let own = targets(&backend.addresses, backend.ports[0].0, UDP_PORT);
+        served.expect("by the addresses of a headless service, the backends not allowed", client, &own, 1, &[Silent])?;
+    }
+    Ok(())
 }
