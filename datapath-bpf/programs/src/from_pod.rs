@@ -163,12 +163,12 @@ fn judge<A: Family + Quoting>(
         if how < 0 && overlay::is_for(packet) {
             return Err(Outcome::OverlayPort);
         }
+        flow::admit(frame, pod, packet, how, via, judgement)?;
+        flow::remember_first(packet, via);
         // While it is as the pod has sent it, which knows nothing of a backend.
         if to.is_none() && via.stack == 0 && forward::is_too_long(frame, packet) != 0 {
             return Err(Outcome::PacketTooLong);
         }
-        flow::admit(frame, pod, packet, how, via, judgement)?;
-        flow::remember_first(packet, via);
         if via.way == way::FROM && via.hairpin != 0 {
             to = packet.source.local();
         }

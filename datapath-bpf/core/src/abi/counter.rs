@@ -114,7 +114,8 @@ outcomes! {
     OverlayPort = 32 "overlay-port" false,
     /// To the overlay: the destination belongs to no other node.
     TunnelMissing = 33 "tunnel-missing" false,
-    /// From a pod: longer than the way to another node takes, which is reached by the overlay; the sender is told how long it may be.
+    /// From a pod: longer than the way to another node takes, which is reached by the overlay; the sender is told how long it may
+    /// be. Counted beside what policy has said of it.
     PacketTooLong = 34 "packet-too-long" false,
 }
 

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use palisade_datapath_core::abi::{NODE_SELF, Node, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, Tunnel, tunnel_way};
-use palisade_loader::Overlay;
+use palisade_datapath_core::abi::{Hook, NODE_SELF, Node, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, Tunnel, tunnel_way};
+use palisade_loader::{Overlay, PacketContext};
 use palisade_test_support::packet::{
     ETHERNET, checksum, protocol, sctp, sctp_chunk, set, summed, tcp,
     tcp_flag::{ACK, SYN},
@@ -230,14 +230,19 @@ fn a_pod_is_told_how_long_a_packet_to_another_node_may_be_of_every_protocol() {
                 ),
             }
         };
+        let (head, too_long) = (if family == Family::V4 { [3, 4] } else { [2, 0] }, Outcome::PacketTooLong as usize);
         for protocol in [protocol::UDP, protocol::TCP, protocol::SCTP] {
             let fits = world.a_sends(summed(of(protocol, 1300)));
-            assert_eq!((fits.outcome, fits.action), (Outcome::AllowedNew, REDIRECT), "{protocol}");
-            assert!(!fits.packet[ETHERNET + ip..].starts_with(&[3, 4]), "it goes on");
-            let seen = world.a_sends(summed(of(protocol, 1301)));
-            assert_eq!((seen.outcome, seen.action), (Outcome::PacketTooLong, REDIRECT), "{protocol}");
+            assert_eq!((fits.outcome, fits.action, fits.packet.len()), (Outcome::AllowedNew, REDIRECT, 1314), "{protocol}");
+            let before = world.datapath.counters().unwrap()[too_long].1;
+            // Beside what policy has said of it, which allows it.
+            let context = PacketContext { ifindex: world.a.ifindex, ingress_ifindex: world.a.ifindex, mark: 0, repeat: 1 };
+            let seen = world.datapath.test_run(Hook::FromPod, &summed(of(protocol, 1301)), &context).unwrap();
+            assert_eq!(world.datapath.counters().unwrap()[too_long].1.packets, before.packets + 1, "{protocol}");
+            assert_eq!(seen.action, REDIRECT, "{protocol}");
+            let event = world.events.next().unwrap().expect("an event tells of it");
+            assert_eq!(event.outcome, Outcome::PacketTooLong as u8);
             assert_eq!(ends(&seen.packet), [(node, 0), (a, 0)]);
-            let head = if family == Family::V4 { [3, 4] } else { [2, 0] };
             let icmp = &seen.packet[ETHERNET + ip..];
             assert_eq!((&icmp[..2], &icmp[4..8]), (&head[..], &[0, 0, 5, 0x14][..]), "1300 bytes");
             assert_eq!(quote(&seen.packet, family), [(a, CLIENT), (node, TARGET)], "{protocol}");
