@@ -142,7 +142,10 @@ pub fn translate<A: Family + Quoting>(
 
 #[inline(always)]
 fn to_backend<A: Family>(frame: &Frame, packet: &mut Packet<A>, via: &mut Via<A>) -> Result<(), Outcome> {
-    let Some(service) = A::service(&service::frontend(packet)) else { return Ok(()) };
+    let Some(service) = A::service(&service::frontend(packet)) else {
+        outside::open_to_backend(packet);
+        return Ok(());
+    };
     if service.flags & service_flag::OUTSIDE == 0 {
         return Ok(());
     }

@@ -262,6 +262,8 @@ pub trait Family: Address + Default + 'static {
     fn outside(key: &OutsideKey<Self>) -> Option<*mut Outside>;
     /// Writes the row of a leg of a flow from outside.
     fn remember_outside(key: &OutsideKey<Self>, row: &Outside);
+    /// Removes the row of a leg of a flow from outside.
+    fn forget_outside(key: &OutsideKey<Self>);
     /// The address as an event shows it.
     fn wide(&self) -> [u8; 16];
     /// The address of an endpoint in this family, or all zero.
@@ -329,6 +331,12 @@ macro_rules! family {
             fn remember_outside(key: &OutsideKey<Self>, row: &Outside) {
                 // An error leaves the leg unknown until the client's next packet.
                 let _ = $outside.insert(key, row, 0);
+            }
+
+            #[inline(always)]
+            fn forget_outside(key: &OutsideKey<Self>) {
+                // An error: somebody else has.
+                let _ = $outside.remove(key);
             }
 
             #[inline(always)]

@@ -1,7 +1,7 @@
 //! The overlay: what other nodes send through it, and what goes to them, by its device or past it.
 
 use palisade_datapath_core::abi::{
-    Hook, LocalPod, MARK_MASQUERADE, NODE_SELF, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, Tunnel, V4, V6, cell, outside_leg, tunnel_way,
+    Hook, MARK_MASQUERADE, NODE_SELF, OVERLAY_MAC, OVERLAY_SOURCE_MAC, Outcome, Tunnel, V4, V6, cell, outside_leg, tunnel_way,
 };
 use palisade_datapath_core::outside::of_answer;
 use palisade_datapath_core::overlay;
@@ -112,7 +112,10 @@ fn arrive<A: Family + Quoting>(frame: &Frame, read: Result<(), Outcome>, scratch
     match arrives(frame, &scratch.packet) {
         BY_STACK => flow::refusal(to_frontend(frame, scratch)).map(|()| action::PASS),
         mtu if mtu > BY_STACK => match scratch.packet.destination.local() {
-            Some(local) => Ok(to_pod::deliver(frame, &local, mtu as u16, scratch)),
+            Some(local) => {
+                outside::open_to_backend(&scratch.packet);
+                Ok(to_pod::deliver(frame, &local, mtu as u16, scratch))
+            }
             // It had one a moment ago.
             None => Ok(action::PASS),
         },

@@ -119,7 +119,7 @@ pub fn source_is_high<A: Address>(packet: &Packet<A>) -> bool {
 
 /// Whether both ends of a connection have finished, or one has reset it.
 #[inline(always)]
-pub(crate) const fn closed(marks: u8) -> bool {
+pub const fn closed(marks: u8) -> bool {
     const FINISHED: u8 = mark::FIN_OPENER | mark::FIN_OTHER;
     marks & mark::RESET != 0 || marks & FINISHED == FINISHED
 }

@@ -88,6 +88,30 @@ fn a_client_outside_reaches_a_pod_under_its_own_address_and_is_answered_by_the_f
 }
 
 #[test]
+fn a_connection_to_a_backend_itself_is_answered_by_it_though_one_from_that_port_went_by_a_frontend() {
+    each_family(|world, family| {
+        let (client, b) = (outside(family), world.b.address(family));
+        serve_b(world, family, protocol::TCP);
+        let answer = |world: &mut World, flags: u8| world.leaves(summed(answering(world, b, family).tcp(TARGET, CLIENT, flags)));
+        // As one that a policy has refused: nobody has answered.
+        for is_over in [false, true] {
+            let _ = world.arrives(summed(asking(world, family).tcp(CLIENT, PORT, SYN)));
+            if is_over {
+                let _ = answer(world, SYN | ACK);
+                let _ = answer(world, RST | ACK);
+            }
+            world.arrives(summed(world.arriving(client, b).tcp(CLIENT, TARGET, SYN))).untouched();
+            answer(world, SYN | ACK).untouched();
+        }
+        // One that goes on stays what it is.
+        let _ = world.arrives(summed(asking(world, family).tcp(CLIENT, PORT, SYN)));
+        became(&answer(world, SYN | ACK), 0, (node(family), PORT), (client, CLIENT));
+        world.arrives(summed(world.arriving(client, b).tcp(CLIENT, TARGET, SYN))).untouched();
+        became(&answer(world, ACK), 0, (node(family), PORT), (client, CLIENT));
+    });
+}
+
+#[test]
 fn what_goes_to_a_backend_elsewhere_is_marked_for_masquerading_each_time() {
     each_family(|world, family| {
         let (client, remote, node) = (outside(family), remote(family), node(family));
