@@ -79,8 +79,7 @@ pub async fn follow(state: Arc<State>, kernel: KernelHandle) -> Infallible {
 
 async fn keep(state: &State, kernel: &KernelHandle, complaints: &Notify) -> Infallible {
     let (mut changes, mut publications, mut uplinks) = (state.changes(), state.publications(), state.uplink_changes());
-    let watch = watch();
-    let mut seen = Seen::default();
+    let (watch, mut seen) = (watch(), Seen::default());
     // What was put into the kernel last; `None` where it must be looked at again in any case.
     let mut done: Option<(Arc<Survey>, Instant)> = None;
     loop {
