@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 
 use nix::net::if_::if_nametoindex;
 use palisade_datapath_core::abi::{
@@ -147,18 +148,23 @@ fn what_a_node_itself_sends_to_a_pod_of_another_comes_by_the_stack_through_which
     });
 }
 
+/// Two nodes that reach each other, and each other's pods, by the overlay alone.
+fn two_nodes_by_the_overlay(base: &Path, family: Family) -> [Node; 2] {
+    let mut nodes = two_nodes(base, kind(), family);
+    for node in &mut nodes {
+        // What the stack does not forward it does not send to the link either.
+        node.pass_the_stack(Way::OnLink, family);
+        node.reach_nodes_by_the_overlay();
+    }
+    nodes
+}
+
 /// The stack would send it natively, as the pod's, which a network that knows no pods drops and tells nobody.
 #[test]
 fn a_pod_is_told_how_long_a_packet_to_another_node_may_be() {
     for family in FAMILIES {
         alone(|base| {
-            let mut nodes = two_nodes(base, kind(), family);
-            for node in &mut nodes {
-                // What the stack does not forward it does not send to the link either.
-                node.pass_the_stack(Way::OnLink, family);
-                node.reach_nodes_by_the_overlay();
-            }
-            let [mut a, mut b] = nodes;
+            let [mut a, mut b] = two_nodes_by_the_overlay(base, family);
             b.open_the_stack();
             b.serve(family, pod(2, family));
             // The way there has become narrower than the pods' interfaces, which have 1400. What comes back is as long as before, and by the stack.
@@ -193,13 +199,7 @@ fn a_pod_is_told_how_long_a_packet_to_another_node_may_be() {
 fn between_pods_and_other_nodes_nothing_goes_as_a_pod_s_by_the_network_of_the_nodes() {
     for family in FAMILIES {
         alone(|base| {
-            let mut nodes = two_nodes(base, kind(), family);
-            for node in &mut nodes {
-                // What the stack does not forward it does not send to the link either.
-                node.pass_the_stack(Way::OnLink, family);
-                node.reach_nodes_by_the_overlay();
-            }
-            let [a, mut b] = nodes;
+            let [a, mut b] = two_nodes_by_the_overlay(base, family);
             let (in_pod, process) = (socket(&a.pod, (pod(1, family), 0).into()), socket(&b.space, (node(2, family), 0).into()));
             for length in [1, 1300] {
                 talk(&in_pod, &process, length);
