@@ -70,7 +70,7 @@ fn dispatch(command: Command, environment: &Environment, input: &[u8]) -> Result
         Command::Add => {
             let call = call::Call::read(environment, input, &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"])?;
             let pod = call::Pod::read(environment)?;
-            let demand = Demand::read(&call.config, environment)?;
+            let demand = Demand::of_new(&call.config, environment)?;
             add::add(&call, &pod, &demand).map(|result| Some(result.to_json(call.config.version)))
         }
         Command::Del => {

@@ -34,13 +34,19 @@ struct Mapping {
 }
 
 impl Demand {
+    /// As [`read`](Self::read), of a container that is to be connected: a limit of its bandwidth is refused. One that was connected before, by a version
+    /// that was not told of limits, is none the worse for being checked.
+    pub fn of_new(config: &NetworkConfig, environment: &Environment) -> Result<Self, Error> {
+        refuse_bandwidth(&Section::of("runtimeConfig", config.runtime_config.as_ref()))?;
+        Self::read(config, environment)
+    }
+
     /// Reads and checks what is asked for. What the runtime offers and nobody here has a use for is passed over, as the
     /// conventions have it; what would change how the container is connected is honoured or refused.
     pub fn read(config: &NetworkConfig, environment: &Environment) -> Result<Self, Error> {
         let runtime = Section::of("runtimeConfig", config.runtime_config.as_ref());
         let written = Section::of("args.cni", config.args.as_ref().and_then(|args| args.get("cni")));
         let arguments = environment.arguments()?;
-        refuse_bandwidth(&runtime)?;
         if let (None, Some(ranges)) = (&config.ipam, runtime.get("ipRanges").filter(|ranges| **ranges != serde_json::json!([]))) {
             let message = format!(
                 "\"runtimeConfig.ipRanges\": {ranges} is not supported: the addresses come from the node's pod ranges; take \"ipRanges\" from the capabilities"
@@ -185,7 +191,7 @@ mod tests {
         let mut config = json!({"cniVersion": "1.1.0", "name": "net", "type": "palisade-cni"});
         config.as_object_mut().unwrap().append(&mut keys.as_object().unwrap().clone());
         let config = NetworkConfig::parse(config.to_string().as_bytes(), "/run/palisade").unwrap();
-        Demand::read(&config, &Environment::new([("CNI_ARGS".to_owned(), arguments.to_owned())]))
+        Demand::of_new(&config, &Environment::new([("CNI_ARGS".to_owned(), arguments.to_owned())]))
     }
 
     fn runtime(key: &str, value: Value) -> Result<Demand, Error> {
@@ -291,6 +297,10 @@ mod tests {
         assert_eq!(error.code, Code::UnsupportedField);
         assert!(error.message.contains("bandwidth") && error.message.contains("1000"), "{}", error.message);
         assert!(error.message.contains("--forwarding stack"), "where what is recommended works: {}", error.message);
+        let limited =
+            json!({"cniVersion": "1.1.0", "name": "net", "type": "palisade-cni", "runtimeConfig": {"bandwidth": {"ingressRate": 1000}}});
+        let limited = NetworkConfig::parse(limited.to_string().as_bytes(), "/run/palisade").unwrap();
+        assert_eq!(Demand::read(&limited, &Environment::new([])).unwrap(), Demand::default(), "of a container that is connected");
         let ranges = json!([[{"subnet": "10.9.0.0/24"}]]);
         assert_eq!(runtime("ipRanges", ranges.clone()).unwrap_err().code, Code::UnsupportedField);
         let delegated = json!({"ipam": {"type": "host-local"}, "runtimeConfig": {"ipRanges": ranges}});
