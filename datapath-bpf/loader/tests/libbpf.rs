@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, ObjectBuilder, ProgramType};
 use palisade_datapath_core::abi::{
     Affinity, AffinityKey, Backend, CHUNK, ChunkKey, Connection, ConnectionKey, Counter, Direction, Endpoint, FragmentKey, FragmentPorts,
-    LocalPod, Node, Outside, OutsideKey, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict, ServiceEntry, ServiceKey, SocketEntry,
-    SocketKey, Tunnel, V4, V6, cell, map,
+    LocalPod, Node, Outcome, Outside, OutsideKey, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict, ServiceEntry, ServiceKey,
+    SocketEntry, SocketKey, Tunnel, V4, V6, cell, map,
 };
 use palisade_loader::{PinDir, object};
 use stage::{alone, open, programs, sizes};
@@ -94,7 +94,8 @@ fn what_aya_pins_has_the_shared_types_layout_for_libbpf_too() {
         }
         assert_eq!(pinned(&pin, map::POLICY).max_entries(), sizes().policy);
         assert_eq!(pinned(&pin, map::EVENTS).max_entries(), sizes().events_bytes);
-        assert_eq!(pinned(&pin, map::CONFIG).max_entries(), cell::COUNT);
+        assert_eq!(pinned(&pin, map::CONFIG).max_entries(), cell::ROWS);
+        assert_eq!(pinned(&pin, map::COUNTERS).max_entries(), Outcome::ROWS);
     });
 }
 

@@ -98,7 +98,9 @@ const SHORTEST: u16 = 500;
 /// network between the nodes, as the pod's, and that tells its sender nothing.
 #[inline(never)]
 pub fn is_too_long<A: Family>(frame: &Frame, packet: &Packet<A>) -> i32 {
-    if fits(frame, packet, SHORTEST) || !may_go_on(packet) {
+    // Nobody here can tell how long the packets are into which the kernel cuts a large one of another protocol (SCTP).
+    let is_measured = frame.segment_size() == 0 || matches!(packet.protocol, protocol::TCP | protocol::UDP);
+    if !is_measured || fits(frame, packet, SHORTEST) || !may_go_on(packet) {
         return 0;
     }
     let mtu = packet.destination.node().mtu;

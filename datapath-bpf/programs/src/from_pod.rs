@@ -107,7 +107,8 @@ fn v6(frame: &Frame, endpoint: &Endpoint) -> i32 {
 fn told<A: Family>(packet: &Packet<A>, outcome: Outcome) -> Option<u32> {
     match outcome {
         Outcome::ServiceRefused => Some(refuse::NOBODY),
-        Outcome::PacketTooLong => Some(packet.destination.node().mtu as u32),
+        // The row may be another by now.
+        Outcome::PacketTooLong => Some(packet.destination.node().mtu as u32).filter(|mtu| *mtu != refuse::NOBODY),
         _ => None,
     }
 }

@@ -83,9 +83,9 @@ static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
 #[btf_map]
 static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
 #[btf_map]
-static CONFIG: Array<u32, { cell::COUNT as usize }> = Array::new();
+static CONFIG: Array<u32, { cell::ROWS as usize }> = Array::new();
 #[btf_map]
-pub static COUNTERS: PerCpuArray<Counter, { Outcome::COUNT as usize }> = PerCpuArray::new();
+pub static COUNTERS: PerCpuArray<Counter, { Outcome::ROWS as usize }> = PerCpuArray::new();
 // Its value type is left open: libbpf refuses a ring buffer that states one.
 #[btf_map]
 pub static EVENTS: RingBuf<(), 1_048_576> = RingBuf::new();

@@ -148,29 +148,21 @@ fn quoted<A: Family>(frame: &Frame, packet: &Packet<A>) -> Option<(u32, bool)> {
     if !has_checksum || headers > QUOTED || matches!(packet.fragment(), Fragment::Later) {
         return Some((quoted, false));
     }
-    let stays = if packet.protocol == protocol::TCP {
+    let incomplete = if packet.protocol == protocol::TCP {
         keep::<{ TCP as usize }, A>(frame, packet)
     } else {
         keep::<{ UDP as usize }, A>(frame, packet)
     };
-    match stays? {
-        INCOMPLETE => Some((quoted, true)),
-        _ => Some((headers & !3, false)),
-    }
+    let incomplete = incomplete?;
+    Some((if incomplete { quoted } else { headers & !3 }, incomplete))
 }
 
-/// A transport header stays, and nothing behind it; or all does, since the checksum will be completed.
-const COMPLETE: u32 = 0;
-const INCOMPLETE: u32 = 1;
-
-/// Cuts a packet off behind its transport header, whose length is `N`, unless its checksum is still to be completed.
+/// Cuts a packet off behind its transport header, whose length is `N`, unless its checksum is still to be completed, which is what it answers.
 #[inline(always)]
-fn keep<const N: usize, A: Family>(frame: &Frame, packet: &Packet<A>) -> Option<u32> {
+fn keep<const N: usize, A: Family>(frame: &Frame, packet: &Packet<A>) -> Option<bool> {
     let header = frame.at::<N>(packet.transport)?;
-    if is_incomplete(frame, packet.transport, checksum_of(packet.protocol)) {
-        return Some(INCOMPLETE);
-    }
-    (frame.cut(packet.transport + N as u32) && frame.store(packet.transport, &header)).then_some(COMPLETE)
+    let incomplete = is_incomplete(frame, packet.transport, checksum_of(packet.protocol));
+    (incomplete || (frame.cut(packet.transport + N as u32) && frame.store(packet.transport, &header))).then_some(incomplete)
 }
 
 /// Where a transport header has its checksum.

@@ -223,6 +223,6 @@ pub mod cell {
     /// Moves with every ICMP error about an outer packet of this node's, which the kernel may have learned a smaller path MTU from. Written by
     /// `from_net`.
     pub const OUTER_ERRORS: u32 = 10;
-    /// Number of cells.
-    pub const COUNT: u32 = 11;
+    /// Cells of the map: more than have a meaning, so that a later version finds a map of the same size.
+    pub const ROWS: u32 = 32;
 }

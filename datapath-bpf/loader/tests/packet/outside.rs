@@ -91,23 +91,33 @@ fn a_client_outside_reaches_a_pod_under_its_own_address_and_is_answered_by_the_f
 fn a_connection_to_a_backend_itself_is_answered_by_it_though_one_from_that_port_went_by_a_frontend() {
     each_family(|world, family| {
         let (client, b) = (outside(family), world.b.address(family));
-        serve_b(world, family, protocol::TCP);
-        let answer = |world: &mut World, flags: u8| world.leaves(summed(answering(world, b, family).tcp(TARGET, CLIENT, flags)));
-        // As one that a policy has refused: nobody has answered.
-        for is_over in [false, true] {
-            let _ = world.arrives(summed(asking(world, family).tcp(CLIENT, PORT, SYN)));
-            if is_over {
-                let _ = answer(world, SYN | ACK);
-                let _ = answer(world, RST | ACK);
+        for (protocol, [open, accept, end, goes_on]) in [
+            (protocol::TCP, [SYN, SYN | ACK, RST | ACK, ACK]),
+            (protocol::SCTP, [sctp_chunk::INIT, sctp_chunk::INIT_ACK, sctp_chunk::ABORT, sctp_chunk::DATA]),
+        ] {
+            serve_b(world, family, protocol);
+            let of = |way: Way, source: u16, destination: u16, kind: u8| {
+                summed(if protocol == protocol::TCP { way.tcp(source, destination, kind) } else { way.sctp(source, destination, kind) })
+            };
+            let by_frontend = |world: &mut World| drop(world.arrives(of(asking(world, family), CLIENT, PORT, open)));
+            let to_itself = |world: &mut World| world.arrives(of(world.arriving(client, b), CLIENT, TARGET, open)).untouched();
+            let answer = |world: &mut World, kind: u8| world.leaves(of(answering(world, b, family), TARGET, CLIENT, kind));
+            // As one that a policy has refused: nobody has answered.
+            for is_over in [false, true] {
+                by_frontend(world);
+                if is_over {
+                    let _ = answer(world, accept);
+                    let _ = answer(world, end);
+                }
+                to_itself(world);
+                answer(world, accept).untouched();
             }
-            world.arrives(summed(world.arriving(client, b).tcp(CLIENT, TARGET, SYN))).untouched();
-            answer(world, SYN | ACK).untouched();
+            // One that goes on stays what it is.
+            by_frontend(world);
+            became(&answer(world, accept), 0, (node(family), PORT), (client, CLIENT));
+            to_itself(world);
+            became(&answer(world, goes_on), 0, (node(family), PORT), (client, CLIENT));
         }
-        // One that goes on stays what it is.
-        let _ = world.arrives(summed(asking(world, family).tcp(CLIENT, PORT, SYN)));
-        became(&answer(world, SYN | ACK), 0, (node(family), PORT), (client, CLIENT));
-        world.arrives(summed(world.arriving(client, b).tcp(CLIENT, TARGET, SYN))).untouched();
-        became(&answer(world, ACK), 0, (node(family), PORT), (client, CLIENT));
     });
 }
 
