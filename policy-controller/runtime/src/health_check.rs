@@ -375,7 +375,8 @@ mod tests {
 
         bound(ok);
 
-        // A connection does not outlive its service.
+        // A connection does not outlive its service. One of another, opened before, does.
+        let mut other = TcpStream::connect("127.0.0.1:30101").unwrap();
         let mut kept = connect();
         publish(services([("other", 30_101)], &here));
         soon("the port closes", || ask("127.0.0.1", 30_100).is_none() && ask("::1", 30_100).is_none());
@@ -383,6 +384,8 @@ mod tests {
         // Reset where the server had not come to accept it yet.
         let is_closed = matches!(&end, Ok(0)) || end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset);
         assert!(is_closed, "it is closed: {end:?}");
+        other.set_nonblocking(true).unwrap();
+        assert_eq!(other.read(&mut [0; 16]).unwrap_err().kind(), io::ErrorKind::WouldBlock, "not for its age");
         publish(services([("other", 30_100)], &here));
         soon("the port changes", || ask("127.0.0.1", 30_100).is_some() && ask("127.0.0.1", 30_101).is_none());
     }

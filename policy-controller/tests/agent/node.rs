@@ -171,10 +171,18 @@ pub fn inside(host: &Host, namespace: &str, pod: &str) -> Namespace {
     Namespace::open(&host.pod_path(&container_id(namespace, pod))).unwrap()
 }
 
-/// Whether a pod can open a TCP connection.
-pub fn reaches(host: &Host, (namespace, pod): (&str, &str), at: SocketAddr) -> bool {
-    let attempt = || TcpStream::connect_timeout(&at, Duration::from_millis(300)).is_ok();
-    inside(host, namespace, pod).enter(attempt).unwrap()
+/// Whether a pod can open a TCP connection, at once: what says that it cannot.
+pub fn reaches(host: &Host, from: (&str, &str), at: SocketAddr) -> bool {
+    reaches_within(host, from, at, Duration::from_millis(300))
+}
+
+/// The same, with time for more than one SYN: what says that it can.
+pub fn reaches_in_time(host: &Host, from: (&str, &str), at: SocketAddr) -> bool {
+    reaches_within(host, from, at, Duration::from_secs(5))
+}
+
+fn reaches_within(host: &Host, (namespace, pod): (&str, &str), at: SocketAddr, patience: Duration) -> bool {
+    inside(host, namespace, pod).enter(|| TcpStream::connect_timeout(&at, patience).is_ok()).unwrap()
 }
 
 /// Removes what agents leave for their successors.

@@ -1,11 +1,13 @@
 //! The node's pod range: none yet, another one, and one that another node has by now.
 
 use crate::node::{
-    Agent, METRICS, add, add_in_vain, clear, command_with_kubeconfig, counted, inside, reaches, remove, wait, with_kubeconfig,
+    Agent, METRICS, add, add_in_vain, clear, command_with_kubeconfig, counted, inside, reaches, reaches_in_time, remove, wait,
+    with_kubeconfig,
 };
 use crate::server::{Answer, Server};
 use ipnet::IpNet;
 use palisade_test_support::{Host, private_host};
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -64,7 +66,7 @@ fn when_the_pod_range_changes_under_running_pods_their_policy_holds_and_new_pods
         let policy_holds = || {
             for family in [0, 1] {
                 let at = SocketAddr::new(web[family], 80);
-                assert!(reaches(host, FRIEND, at), "{at}: what policy allows passes");
+                assert!(reaches_in_time(host, FRIEND, at), "{at}: what policy allows passes");
                 assert!(!reaches(host, STRANGER, at), "{at}: what policy refuses does not");
             }
         };
@@ -83,7 +85,7 @@ fn when_the_pod_range_changes_under_running_pods_their_policy_holds_and_new_pods
             }
             are_of(&late, SECOND)
         });
-        assert!(reaches(host, ("shop", "a"), SocketAddr::new(web[0], 80)), "pods of both ranges reach each other");
+        assert!(reaches_in_time(host, ("shop", "a"), SocketAddr::new(web[0], 80)), "pods of both ranges reach each other");
         policy_holds();
 
         for (namespace, pod) in [WEB, FRIEND, STRANGER, ("shop", "a")] {
@@ -105,29 +107,79 @@ fn a_pod_is_closed_as_long_as_a_pod_of_the_node_that_has_its_range_by_now_has_it
         add(host, STRANGER.0, STRANGER.1);
         let [to_web, to_friend] = [SocketAddr::new(web[0], 80), SocketAddr::new(friend[1], 8080)];
         let _listeners = [(WEB, to_web), (FRIEND, to_friend)].map(|(pod, at)| listen(host, pod, at));
-        let is_open = || (reaches(host, FRIEND, to_web), reaches(host, WEB, to_friend));
-        assert_eq!(is_open(), (true, true));
+        let open = |reaches: fn(&Host, (&str, &str), SocketAddr) -> bool| (reaches(host, FRIEND, to_web), reaches(host, WEB, to_friend));
+        assert_eq!(open(reaches_in_time), (true, true));
 
         // The range passes to the other node, under the pods that run.
         server.give_ranges("node", &SECOND, 8);
         server.give_ranges("peer", &FIRST, 9);
         until("the pods that run are outside of the range", || faults("pods-outside-range") == 1);
-        assert_eq!(is_open(), (true, true), "as long as nobody has the addresses there");
+        assert_eq!(open(reaches_in_time), (true, true), "as long as nobody has the addresses there");
         // One family will do: other nodes take one pod for the other.
         server.change_far(&web[1..], true, 10);
-        until("the pod is closed both ways", || is_open() == (false, false));
+        until("the pod is closed both ways", || open(reaches) == (false, false));
         assert!(!reaches(host, STRANGER, to_web));
-        assert!(reaches(host, STRANGER, to_friend), "others are open");
+        assert!(reaches_in_time(host, STRANGER, to_friend), "others are open");
         // The next agent finds it as it is.
         agent.kill();
         let agent = self::agent(host, directory.path());
-        assert_eq!(is_open(), (false, false));
+        assert_eq!(open(reaches), (false, false));
         until("it is told", || faults("pods-in-other-range") == 1);
 
         server.change_far(&web[1..], false, 11);
-        until("it is opened again", || is_open() == (true, true));
+        until("it is opened again", || open(reaches_in_time) == (true, true));
         assert!(!reaches(host, STRANGER, to_web), "under its policy");
 
+        for (namespace, pod) in [WEB, FRIEND, STRANGER] {
+            remove(host, namespace, pod);
+        }
+        agent.kill();
+        clear(host);
+    });
+}
+
+#[test]
+fn a_node_that_claims_what_others_have_takes_nothing_from_them_and_is_told_of() {
+    private_host(|host| {
+        let directory = tempfile::tempdir().unwrap();
+        let server = Server::start(API_SERVER.parse().unwrap(), Answer::Two);
+        let log = directory.path().join("log");
+        let mut command = command_with_kubeconfig(host, directory.path(), API_SERVER.parse().unwrap());
+        command.args(["--metrics", METRICS, "--routing-mode", "native", "--mtu", "1400"]).stderr(File::create(&log).unwrap());
+        let agent = Agent::spawn(command);
+        wait(host, "the agent is ready", |status| status.ready);
+        let web = add(host, WEB.0, WEB.1);
+        add(host, FRIEND.0, FRIEND.1);
+        add(host, STRANGER.0, STRANGER.1);
+        let _listeners = [web[0], web[1]].map(|address| listen(host, WEB, SocketAddr::new(address, 80)));
+        let mut version = 7;
+        let mut expect = |what: &str, ranges: &[&str], addresses: &[IpAddr], fault: &str, said: &str| {
+            version += 2;
+            server.give_ranges("peer", ranges, version);
+            server.give_addresses("peer", addresses, version + 1);
+            version += 1;
+            until(what, || faults(fault) > 0);
+            let status = wait(host, what, |status| status.routing.as_ref().is_some_and(|routing| !routing.faults.is_empty()));
+            let of_peer = status.routing.unwrap().faults.into_iter().find(|fault| fault.node == "peer").expect("a fault of the other node");
+            assert!(of_peer.fault.contains(said), "{what}: {of_peer:?}");
+            until("it is logged", || std::fs::read_to_string(&log).unwrap().contains(said));
+            for address in &web {
+                let at = SocketAddr::new(*address, 80);
+                assert!(reaches_in_time(host, FRIEND, at), "{what}, {at}: what policy allows passes");
+                assert!(!reaches(host, STRANGER, at), "{what}, {at}: what policy refuses does not");
+            }
+        };
+        let own = ["192.0.2.2", "2001:db8::2"].map(|address| address.parse().unwrap());
+        let third = ["10.78.0.0/24", "fd78::/64"];
+        expect("another node has this one's range", &FIRST, &own, "overlapping-pod-range", "of the older node node, which keeps it");
+        expect("another node has a pod's address", &third, &web, "address-among-pods", "it is taken for a pod's");
+        let of_this_node = ["192.0.2.1", "2001:db8::1"].map(|address| address.parse().unwrap());
+        expect("another node has this one's address", &third, &of_this_node, "shared-address", "is that of the older node node");
+        expect("another node's range has this one's address in it", &["192.0.2.0/25"], &own, "covering-pod-range", "which keeps it");
+        server.give_ranges("peer", &third, version + 1);
+        until("nothing is wrong any more", || {
+            ["overlapping-pod-range", "address-among-pods", "shared-address", "covering-pod-range"].iter().all(|fault| faults(fault) == 0)
+        });
         for (namespace, pod) in [WEB, FRIEND, STRANGER] {
             remove(host, namespace, pod);
         }

@@ -45,6 +45,8 @@ struct Shared {
     told: Mutex<BTreeMap<&'static str, Vec<(u64, String)>>>,
     /// The pod ranges of nodes that do not have those of the beginning any more.
     ranges: Mutex<BTreeMap<String, Vec<String>>>,
+    /// The addresses of nodes that do not have those of the beginning any more.
+    addresses: Mutex<BTreeMap<String, Vec<IpAddr>>>,
     /// The pod `other/far`, where there is one.
     far: Mutex<Option<Value>>,
     requests: AtomicUsize,
@@ -58,6 +60,7 @@ impl Server {
             answer: Mutex::new(answer),
             told: Mutex::default(),
             ranges: Mutex::default(),
+            addresses: Mutex::default(),
             far: Mutex::default(),
             requests: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
@@ -96,6 +99,16 @@ impl Server {
     pub fn give_ranges(&self, node: &str, ranges: &[&str], version: u64) {
         let ranges: Vec<String> = ranges.iter().map(|range| (*range).to_owned()).collect();
         self.shared.ranges.lock().unwrap().insert(node.to_owned(), ranges);
+        self.tell_of_node(node, version);
+    }
+
+    /// The same of other addresses.
+    pub fn give_addresses(&self, node: &str, addresses: &[IpAddr], version: u64) {
+        self.shared.addresses.lock().unwrap().insert(node.to_owned(), addresses.to_vec());
+        self.tell_of_node(node, version);
+    }
+
+    fn tell_of_node(&self, node: &str, version: u64) {
         let told = nodes(&self.shared, Answer::Two).into_iter().find(|known| known["metadata"]["name"] == node);
         let mut told = told.expect("a node of that name");
         told["metadata"]["resourceVersion"] = version.to_string().into();
@@ -223,9 +236,11 @@ fn cluster_policies() -> Value {
 
 /// The nodes, with the pod ranges that they have now.
 fn nodes(shared: &Shared, answer: Answer) -> Vec<Value> {
-    let given = shared.ranges.lock().unwrap();
+    let (given, given_addresses) = (shared.ranges.lock().unwrap(), shared.addresses.lock().unwrap());
     let node = |name: &str, addresses: [&str; 2], ranges: [&str; 2]| {
-        let addresses = addresses.map(|address| json!({ "type": "InternalIP", "address": address }));
+        let addresses = given_addresses.get(name).map_or_else(|| json!(addresses), |given| json!(given));
+        let addresses = addresses.as_array().into_iter().flatten();
+        let addresses: Vec<Value> = addresses.map(|address| json!({ "type": "InternalIP", "address": address })).collect();
         let ranges = given.get(name).map_or_else(|| json!(ranges), |given| json!(given));
         json!({
             "kind": "Node", "apiVersion": "v1", "metadata": { "name": name, "resourceVersion": "7" },

@@ -107,17 +107,33 @@ pub fn connect(host: &Host, pod: &str, to: SocketAddr) -> std::io::Result<TcpStr
 
 /// Sends so many bytes and reads one answer.
 pub fn ask(stream: &mut TcpStream, bytes: usize) -> String {
-    stream.write_all(&vec![7; bytes]).unwrap();
+    try_ask(stream, bytes).unwrap()
+}
+
+/// As [`ask`], where the connection may end.
+pub fn try_ask(stream: &mut TcpStream, bytes: usize) -> std::io::Result<String> {
+    stream.write_all(&vec![7; bytes])?;
     let mut answer = String::new();
     let mut buffer = [0; 4096];
     let mut heard = 0;
     while heard < bytes {
-        let length = stream.read(&mut buffer).unwrap();
+        let length = stream.read(&mut buffer)?;
         assert!(length > 0, "closed after {answer}");
         answer.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
         heard = answer.split(';').filter_map(|part| part.split(' ').nth(2)?.parse::<usize>().ok()).sum();
     }
-    answer
+    Ok(answer)
+}
+
+/// Asserts that what is refused is refused at once, in one of three attempts at least, as this machine may be busy: with a second SYN each takes a second.
+pub fn at_once(mut attempt: impl FnMut()) {
+    let mut took = || {
+        let began = Instant::now();
+        attempt();
+        began.elapsed()
+    };
+    let quickest = (0..3).map(|_| took()).min().unwrap();
+    assert!(quickest < Duration::from_millis(900), "the quickest of three attempts took {quickest:?}");
 }
 
 /// A socket of a pod at a port, or at any where that is 0, for datagrams to an address.
@@ -141,8 +157,11 @@ pub fn answers(host: &Host, to: SocketAddr) -> String {
     ask(&mut connect(host, "client", to).unwrap(), 1).split(' ').next().unwrap().to_owned()
 }
 
+/// The agent never sees half a file.
 pub fn write(directory: &Path, parts: &[&str]) {
-    std::fs::write(directory.join("shop.yaml"), parts.concat()).unwrap();
+    let part = directory.join("shop.part");
+    std::fs::write(&part, parts.concat()).unwrap();
+    std::fs::rename(part, directory.join("shop.yaml")).unwrap();
 }
 
 /// Waits until what `seen` says is so.
@@ -186,12 +205,12 @@ fn pods_reach_services_and_connections_outlive_their_changes_and_the_agent() {
         }
         for frontend in EMPTY {
             let address: IpAddr = frontend.parse().unwrap();
-            let began = Instant::now();
-            let refused = connect(host, "client", (address, 80).into()).unwrap_err();
-            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{frontend}");
-            let refused = ask_datagram(&socket(host, "client", 0, (address, 53).into()), 5).unwrap_err();
-            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{frontend}");
-            assert!(began.elapsed() < Duration::from_millis(900), "at once, and not by the second SYN");
+            at_once(|| {
+                let refused = connect(host, "client", (address, 80).into()).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{frontend}");
+                let refused = ask_datagram(&socket(host, "client", 0, (address, 53).into()), 5).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{frontend}");
+            });
         }
 
         // A second backend takes new connections, too; the old ones stay.

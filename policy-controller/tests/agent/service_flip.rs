@@ -1,13 +1,16 @@
 //! A service whose backends change while pods ask it: each flow finds the old backends or the new ones, whole.
 
 use crate::node::{Agent, add, clear, remove};
-use crate::service::{Backend, FRONTENDS, OBJECTS, PATIENCE, TWO, answers, ask_datagram, socket, until};
+use crate::service::{Backend, FRONTENDS, OBJECTS, PATIENCE, TWO, ask_datagram, connect, socket, try_ask, until, write};
 use palisade_test_support::{Host, private_host};
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const CHANGES: usize = 60;
+/// Where datagrams come from at first.
+const FIRST_PORT: u16 = 1_024;
 
 /// What a client may ask: a frontend, by TCP or by UDP.
 #[derive(Clone, Copy)]
@@ -16,25 +19,28 @@ enum Way {
     Datagram(SocketAddr),
 }
 
-/// The service has this backend alone from now on. The agent never sees half a file.
+/// The service has this backend alone from now on.
 fn choose(directory: &Path, backend: &str) {
     let other = |name: &str| if name == backend { "web" } else { "old" };
     let one = OBJECTS.replacen("{app: web}", &format!("{{app: {}}}", other("one")), 1);
     let two = TWO.replacen("{app: web}", &format!("{{app: {}}}", other("two")), 1);
-    let part = directory.join("shop.part");
-    std::fs::write(&part, [one, two].concat()).unwrap();
-    std::fs::rename(part, directory.join("shop.yaml")).unwrap();
+    write(directory, &[&one, &two]);
 }
 
-/// Who answers a new flow. Datagrams from a port that has been used may be of a flow that is known still.
-fn answerer(host: &Host, way: Way, port: &mut u16) -> String {
-    match way {
-        Way::Connection(to) => answers(host, to),
+/// Who answers a new flow; `None`: its backend took the connection, and was taken away before it answered. Datagrams from a port that has been used may
+/// be of a flow that is known still.
+fn answerer(host: &Host, way: Way, port: &mut u16) -> Option<String> {
+    let (to, said) = match way {
+        Way::Connection(to) => (to, try_ask(&mut connect(host, "client", to).unwrap(), 1)),
         Way::Datagram(to) => {
-            *port += 1;
-            let said = ask_datagram(&socket(host, "client", *port, to), 1).unwrap_or_else(|error| panic!("{to} does not answer: {error}"));
-            said.split(' ').next().unwrap().to_owned()
+            *port = port.checked_add(1).unwrap_or(FIRST_PORT);
+            (to, ask_datagram(&socket(host, "client", *port, to), 1))
         }
+    };
+    match said {
+        Ok(said) => Some(said.split(' ').next().unwrap().to_owned()),
+        Err(error) if matches!(way, Way::Connection(_)) && error.kind() == ErrorKind::ConnectionReset => None,
+        Err(error) => panic!("{to} does not answer: {error}"),
     }
 }
 
@@ -60,20 +66,25 @@ fn every_new_flow_finds_the_old_backends_or_the_new_and_none_the_old_once_one_ha
                 Way::Datagram(_) => ask_datagram(&socket(host, "client", 0, to), 1).is_ok(),
             });
         }
-        let mut ports = vec![1_024; ways.len()];
+        let mut ports = vec![FIRST_PORT; ways.len()];
         for change in 1..=CHANGES {
             let [old, new] = [&backends[(change + 1) % 2], &backends[change % 2]].map(|backend| backend.name);
             choose(directory.path(), new);
             let mut has_changed = vec![false; ways.len()];
-            // One flow after the other, without a pause, so that some begin in the middle of the change.
+            // One flow after the other, so that some begin in the middle of the change; so many that the client would run out of ports, without a pause.
             let since = Instant::now();
             while has_changed.contains(&false) {
                 assert!(since.elapsed() < PATIENCE, "change {change} to {new} is not seen: {has_changed:?}");
                 for ((way, has_changed), port) in ways.iter().zip(&mut has_changed).zip(&mut ports) {
-                    let name = answerer(host, *way, port);
-                    assert!(name == new || (name == old && !*has_changed), "change {change} to {new}: {name} answers");
-                    *has_changed = name == new;
+                    match answerer(host, *way, port) {
+                        Some(name) => {
+                            assert!(name == new || (name == old && !*has_changed), "change {change} to {new}: {name} answers");
+                            *has_changed = name == new;
+                        }
+                        None => assert!(!*has_changed, "change {change} to {new}: the new backend ends a connection"),
+                    }
                 }
+                std::thread::sleep(Duration::from_millis(1));
             }
         }
         agent.kill();

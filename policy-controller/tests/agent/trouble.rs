@@ -1,6 +1,6 @@
 //! What the agent lacks: it says so, keeps what is pinned in force, tries again, and is not ready.
 
-use crate::node::{Agent, MANIFESTS, PROGRAM, add, add_in_vain, clear, inside, reaches, remove, wait, with_kubeconfig};
+use crate::node::{Agent, MANIFESTS, PROGRAM, add, add_in_vain, clear, inside, reaches, reaches_in_time, remove, wait, with_kubeconfig};
 use crate::server::{Answer, Server};
 use palisade_test_support::{Host, for_every_user, private_host};
 use std::fs::{self, Permissions};
@@ -48,7 +48,7 @@ impl Enforced<'_> {
     }
 
     fn policy(&self) {
-        assert!(reaches(self.host, FRIEND, self.at), "what policy allows passes");
+        assert!(reaches_in_time(self.host, FRIEND, self.at), "what policy allows passes");
         assert!(!reaches(self.host, STRANGER, self.at), "what policy refuses does not");
     }
 }

@@ -1,7 +1,7 @@
 //! The rows by which the overlay knows the nodes: whose address is whose, and where each range of pods is.
 
 use super::{Kernel, KernelError};
-use crate::route::{Hop, Peer, Reach, Way};
+use crate::route::{Hop, IPV6_LEAST, Peer, Reach, Way, cost};
 use ipnet::IpNet;
 use palisade_datapath_core::abi::{self, NODE_SELF, Tunnel, map, tunnel_way};
 use palisade_loader::Overlay;
@@ -37,6 +37,18 @@ pub struct PastTheStack {
     pub uplinks: BTreeSet<u32>,
     /// MTU of pods, in bytes: what is longer is left to the stack, which tells the sender.
     pub mtu: u32,
+    /// How this machine reaches the addresses of the other nodes.
+    pub hops: BTreeMap<IpAddr, Hop>,
+}
+
+impl PastTheStack {
+    /// Longest packet of a pod in bytes that gets to an address of another node itself, in an outer packet to that address; 0 where none is to go
+    /// so: nobody knows a way, or it is too narrow for IPv6 (RFC 8200, section 5), of which no sender would believe an error.
+    fn longest_to_node(&self, address: IpAddr) -> u16 {
+        let Some(hop) = self.hops.get(&address) else { return 0 };
+        let way = hop.path_mtu.map_or(hop.mtu, |told| told.min(hop.mtu)).saturating_sub(cost(address)).min(self.mtu);
+        if address.is_ipv6() && way < IPV6_LEAST { 0 } else { u16::try_from(way).unwrap_or(u16::MAX) }
+    }
 }
 
 impl NodeRows {
@@ -60,7 +72,7 @@ impl NodeRows {
                 let mtu = reach.mtu.map_or(0, |mtu| u16::try_from(mtu.min(past_the_stack.mtu).min(told)).unwrap_or(u16::MAX));
                 if matches!(way, tunnel_way::OVERLAY | tunnel_way::OVERLAY_LINK) {
                     let of_family = rows.addresses.iter_mut().filter(|(address, _)| address.is_ipv4() == reach.range.addr().is_ipv4());
-                    of_family.for_each(|(_, longest)| *longest = if *longest == 0 { mtu } else { mtu.min(*longest) });
+                    of_family.for_each(|(address, longest)| *longest = past_the_stack.longest_to_node(*address));
                 }
                 let (version, address) = wide(outer);
                 let source = source.map(wide).unwrap_or_default().1;
@@ -288,11 +300,15 @@ mod tests {
     use super::*;
 
     fn direct<const N: usize>(uplinks: [u32; N]) -> PastTheStack {
-        PastTheStack { allowed: true, uplinks: uplinks.into(), mtu: 1450 }
+        PastTheStack { allowed: true, uplinks: uplinks.into(), mtu: 1450, hops: BTreeMap::new() }
     }
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    fn hop(mtu: u32, path_mtu: Option<u32>) -> Hop {
+        Hop { link: 2, on_link: true, mtu, path_mtu, source: Some(ip("192.0.2.1")) }
     }
 
     /// Name, addresses, and ranges with the address to which packets there go.
@@ -318,7 +334,8 @@ mod tests {
                 mtu: Some(1450),
             })
             .collect();
-        NodeRows::of(&peer("a", &["192.0.2.1"]), &others, &reaches, Overlay::new(4789, 1), &direct([]))
+        let hops = others.iter().flat_map(|peer| &peer.addresses).map(|address| (*address, hop(1500, None))).collect();
+        NodeRows::of(&peer("a", &["192.0.2.1"]), &others, &reaches, Overlay::new(4789, 1), &PastTheStack { hops, ..direct([]) })
     }
 
     #[test]
@@ -332,7 +349,7 @@ mod tests {
         let present = numbers.rows(&rows);
         let nodes: Vec<_> = present.nodes.iter().map(|(address, node)| (address.to_string(), node.number, node.mtu)).collect();
         let node = |address: &str, number, mtu| (address.to_owned(), number, mtu);
-        let expected = [node("192.0.2.1", NODE_SELF, 0), node("192.0.2.2", 2, 1450), node("192.0.2.3", 3, 0), node("2001:db8::2", 2, 1450)];
+        let expected = [node("192.0.2.1", NODE_SELF, 0), node("192.0.2.2", 2, 1450), node("192.0.2.3", 3, 0), node("2001:db8::2", 2, 1430)];
         assert_eq!(nodes, expected, "the pods of one are reached by the overlay, and so is it itself");
         let address = [192, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let v4 = Tunnel { node: 2, version: 4, address, mtu: 1450, way: tunnel_way::OVERLAY, ..Tunnel::default() };
@@ -452,10 +469,9 @@ mod tests {
     #[test]
     fn what_an_error_told_of_the_way_shortens_what_passes_the_stack() {
         let gateway = ip("192.0.2.2");
-        let hop = |path_mtu| Some(Hop { link: 2, on_link: true, mtu: 1500, path_mtu, source: Some(ip("192.0.2.1")) });
         let mtu = |way, mtu, path_mtu| {
-            let reach =
-                Reach { node: "b".to_owned(), range: "10.2.0.0/24".parse().unwrap(), way, outer: Some(gateway), hop: hop(path_mtu), mtu };
+            let hop = Some(hop(1500, path_mtu));
+            let reach = Reach { node: "b".to_owned(), range: "10.2.0.0/24".parse().unwrap(), way, outer: Some(gateway), hop, mtu };
             let peer = |name: &str, address: &str| Peer { name: name.to_owned(), addresses: vec![ip(address)], ..Peer::default() };
             let rows = NodeRows::of(&peer("a", "192.0.2.1"), &[peer("b", "192.0.2.2")], &[reach], None, &direct([2]));
             rows.peers["b"].tunnels.values().next().unwrap().mtu
@@ -465,6 +481,21 @@ mod tests {
         assert_eq!((mtu(native(), Some(1500), Some(1400)), mtu(vxlan(), Some(1450), Some(1400))), (1400, 1350));
         assert_eq!(mtu(native(), Some(1500), Some(9000)), 1450);
         assert_eq!(mtu(vxlan(), None, Some(1400)), 0, "nobody knows a way: nothing passes the stack");
+    }
+
+    /// What a pod sends to a node itself goes to the very address that it asks for.
+    #[test]
+    fn each_address_of_a_node_has_the_length_of_its_own_way() {
+        let hops = [
+            ("192.0.2.2", hop(9000, None)),
+            ("198.51.100.2", hop(1500, Some(1400))),
+            ("2001:db8::2", hop(1350, None)),
+            ("2001:db8::3", hop(1349, None)),
+        ];
+        let past = PastTheStack { mtu: 8000, hops: hops.map(|(address, hop)| (ip(address), hop)).into(), ..direct([]) };
+        let lengths = hops.map(|(address, _)| past.longest_to_node(ip(address)));
+        assert_eq!(lengths, [8000, 1350, 1280, 0], "IPv6 needs 1280 bytes");
+        assert_eq!(past.longest_to_node(ip("203.0.113.2")), 0, "nobody knows the way");
     }
 
     #[test]

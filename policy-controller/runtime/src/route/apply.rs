@@ -1,9 +1,10 @@
 //! What the kernel says of the ways to other nodes, and what is put into it.
 
+use super::RouteError;
 use super::device::{self, Programs};
+use super::mtu::{self, IPV6_LEAST};
 use super::survey::{Fault, Local, Peer, Survey, Wrong};
 use super::way::{Blocked, Hop, Reach, Way, reaches};
-use super::{RouteError, mtu};
 use crate::config::{DEFAULT_MTU, RoutingMode};
 use ipnet::IpNet;
 use palisade_cni::command::is_host_interface;
@@ -16,6 +17,8 @@ use std::net::IpAddr;
 pub struct Looked {
     /// The ways to the pod ranges of the other nodes.
     pub reaches: Vec<Reach>,
+    /// How this machine reaches the addresses of the other nodes.
+    pub hops: BTreeMap<IpAddr, Hop>,
     /// The MTU of pods.
     pub mtu: u32,
     /// The overlay's device, where something goes by it: its port is not decided here.
@@ -39,8 +42,8 @@ impl Looked {
             "this node has no IPv6 (net.ipv6.conf.all.disable_ipv6, or ipv6.disable of the kernel): pods of IPv6 are not reached from here".to_owned()
         });
         let ipv6 = own.ranges.iter().any(|range| range.addr().is_ipv6() && !self.omitted.contains(range));
-        let too_small = (ipv6 && self.mtu < 1280).then(|| {
-            format!("the ways to other nodes take {} bytes at most, and IPv6 needs 1280: pods have no IPv6 until the links between the nodes have a larger MTU", self.mtu)
+        let too_small = (ipv6 && self.mtu < IPV6_LEAST).then(|| {
+            format!("the ways to other nodes take {} bytes at most, and IPv6 needs {IPV6_LEAST}: pods have no IPv6 until the links between the nodes have a larger MTU", self.mtu)
         });
         without.into_iter().chain(too_small)
     }
@@ -119,6 +122,7 @@ pub fn look(survey: &Survey, mode: RoutingMode) -> Result<Looked, RouteError> {
         mtu: mtu::of_pods(uplink, &reaches),
         device: mtu::of_overlay(uplink, &reaches).map(|mtu| Device { mtu, ipv6 }),
         reaches,
+        hops,
         without_ipv6,
         omitted,
         faults,

@@ -3,6 +3,7 @@
 mod apply;
 mod complaint;
 mod device;
+mod error;
 mod forwarding;
 mod mtu;
 mod network;
@@ -11,7 +12,9 @@ mod way;
 
 pub use apply::uplink_mtu;
 pub use device::DEVICE;
+pub use error::RouteError;
 pub use forwarding::{enable_forwarding, keep_forwarding};
+pub use mtu::{IPV6_LEAST, cost};
 pub use network::{Network, status};
 pub use survey::Peer;
 #[cfg(test)]
@@ -24,9 +27,8 @@ use crate::problem::Part;
 use crate::state::State;
 use apply::{Asked, apply, look};
 use network::{Seen, strays};
-use palisade_cni::link::LinkError;
 use palisade_k8s::survey::{self, Survey};
-use palisade_loader::{LoaderError, PinDir, Role, pinned_links};
+use palisade_loader::{PinDir, Role, pinned_links};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,34 +41,6 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// After a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Why the ways to other nodes are not as they should be.
-#[derive(Debug, thiserror::Error)]
-pub enum RouteError {
-    /// The kernel refused a link, a route or a setting.
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    /// The overlay's programs are not attached.
-    #[error("the overlay's programs cannot be attached: {0}")]
-    Loader(#[from] LoaderError),
-    /// Something else has the name of the overlay's device.
-    #[error(
-        "there is an interface {} ({kind}) that is not ours: remove it, or give it another name; pods that are reached by the overlay are not reached until then",
-        device::DEVICE
-    )]
-    Foreign {
-        /// What it is.
-        kind: String,
-    },
-    /// Something else listens on the overlay's port.
-    #[error(
-        "UDP port {port} is taken, by another VXLAN device or by a program: --overlay-port takes another one, which must be the same on all nodes"
-    )]
-    PortTaken {
-        /// The port.
-        port: u16,
-    },
-}
 
 /// Keeps the ways to the pods of all other nodes as the Node objects and the routing mode say, for ever.
 pub async fn follow(state: Arc<State>, kernel: KernelHandle) -> Infallible {
@@ -129,6 +103,7 @@ async fn put(state: &State, kernel: &KernelHandle, survey: &Survey, seen: &mut S
         // What the node encrypts would leave in clear.
         allowed: state.config.routing.forwarding == Forwarding::Direct && !looked.ipsec,
         uplinks,
+        hops: looked.hops.clone(),
         // What is longer than the narrowest of the ways is left to the stack, too, where somebody has set a larger MTU: it knows each way.
         mtu: state.config.mtu.map_or(looked.mtu, |set| set.min(looked.mtu)),
     };
@@ -179,6 +154,7 @@ pub(crate) mod tests {
     use device::{DEVICE, Programs};
     use palisade_cni::link::{Change, InterfaceAddress, MacAddress, Namespace, Netlink, ROUTE_PROTOCOL, Route, Veth, Watch, sysctl};
     use palisade_datapath_core::abi::OVERLAY_MAC;
+    use palisade_loader::LoaderError;
     use palisade_policy::model::Node;
     use palisade_policy::shared::SharedMap;
     use std::cell::RefCell;

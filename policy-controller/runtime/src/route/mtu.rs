@@ -4,6 +4,9 @@ use super::way::{Reach, Way};
 use palisade_datapath_core::packet::vxlan;
 use std::net::IpAddr;
 
+/// Bytes that each way of IPv6 takes at least (RFC 8200, section 5).
+pub const IPV6_LEAST: u32 = 1280;
+
 /// What the overlay adds to a packet, in bytes, when the outer packet goes to `outer`.
 pub const fn cost(outer: IpAddr) -> u32 {
     match outer {
