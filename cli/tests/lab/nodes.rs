@@ -252,6 +252,60 @@ fn in_auto_a_node_on_the_link_is_reached_natively_and_one_behind_a_router_by_the
     assert_eq!(ranges.len(), 4, "of both families: {status}");
 }
 
+/// Two nodes on a link and a third one behind a router, all of one family.
+#[test]
+fn a_network_of_one_family_is_as_one_of_both() {
+    if !labs_run_here() {
+        return;
+    }
+    for (family, name) in ["IPv4", "IPv6"].into_iter().enumerate() {
+        let of_family = |both: &str| both.split(',').nth(family).unwrap().to_owned();
+        let node = |name: &str, subnets: &str, ranges: &str| node(name, &of_family(subnets), "", &format!("'{}'", of_family(ranges)));
+        let manifests = Manifests::new(
+            &(namespace("a")
+                + &node("left", NEAR, "10.1.0.0/24,fd00:1::/64")
+                + &node("right", NEAR, "10.2.0.0/24,fd00:2::/64")
+                + &node("far", FAR, "10.3.0.0/24,fd00:3::/64")
+                + &on("left", "x")
+                + &on("right", "w")
+                + &on("far", "v")
+                + &on("far", "z")
+                + &policy(
+                    "a",
+                    "z-is-for-w",
+                    "{podSelector: {matchLabels: {app: z}}, ingress: [{from: [{podSelector: {matchLabels: {app: w}}}]}]}",
+                )
+                + &service("w", "w", "")
+                + &service("v", "v", "")
+                + &service("z", "z", ""))
+                .replace("ipFamilyPolicy: PreferDualStack", &format!("ipFamilies: [{name}]")),
+        );
+        let report = lab(manifests.path(), &["--mode", "auto", "--output", "json"]).expect_code(0).json();
+        for (from, to, word) in [
+            ("a/x", "a/w", "true"),
+            ("a/x", "a/v", "true"),
+            ("a/v", "a/x", "true"),
+            ("a/x", "a/z", "false"),
+            ("a/w", "a/z", "true"),
+            ("node:far", "a/z", "true"),
+            ("node:left", "a/z", "false"),
+            ("node:left", "a/v", "true"),
+            ("outside", "a/z", "false"),
+            ("outside", "a/v", "true"),
+            ("a/v", "node:left", "true"),
+            ("a/v", "outside", "true"),
+            ("a/x", "svc/a/w", "reached"),
+            ("a/x", "svc/a/v", "reached"),
+            ("a/x", "svc/a/z", "denied"),
+            ("a/w", "svc/a/z", "reached"),
+        ] {
+            assert_eq!(words(&report, from, to), only(word), "{from} -> {to} in {report}");
+        }
+        let families: BTreeSet<&str> = probes(&report).filter_map(|probe| probe["family"].as_str()).collect();
+        assert_eq!(families, [name.to_lowercase().as_str()].into(), "{report}");
+    }
+}
+
 #[test]
 fn a_node_that_goes_takes_its_pods_out_of_services_and_brings_them_back() {
     lose_a_node("native");
