@@ -38,9 +38,14 @@ begin() {
 	mkdir -p "$WORK/log"
 	log=$WORK/log/$(printf '%s' "${what%% (*}" | tr -cs 'A-Za-z0-9.' '-').log
 	say "$what"
+	rm -f "$log.ended"
 	set -m
-	# Not in a condition: `set -e` must hold inside.
-	("$@") >"$log" 2>&1 </dev/null &
+	# Not in a condition: `set -e` must hold inside. How it ended is written down: it may have ended long before somebody waits for it, and its number may
+	# be another process's by then.
+	(
+		trap 'echo $? >"$log.ended"' EXIT
+		"$@"
+	) >"$log" 2>&1 </dev/null &
 	JOB=$!
 	set +m
 	JOBS[$JOB]="${what%% (*}|$SECONDS|$log|$hint"
@@ -50,14 +55,14 @@ begin() {
 await() {
 	local pid=$1 what begun log hint turns=0 seconds
 	IFS='|' read -r what begun log hint <<<"${JOBS[$pid]}"
-	while kill -0 "$pid" 2>/dev/null; do
+	while [ ! -s "$log.ended" ] && kill -0 "$pid" 2>/dev/null; do
 		sleep 0.2
 		turns=$((turns + 1))
 		[ $((turns % 300)) -ne 0 ] || say "$what: at it since $((SECONDS - begun)) s"
 	done
 	unset "JOBS[$pid]"
 	seconds=$((SECONDS - begun))
-	if ! wait "$pid"; then
+	if [ "$(cat "$log.ended" 2>/dev/null)" != 0 ]; then
 		tail -n 15 "$log" | sed 's/^/    /' >&2
 		die "$what: failed after $seconds s. $hint (whole log: $log)"
 	fi
@@ -73,9 +78,10 @@ step() {
 declare -A JOBS=()
 
 stop_jobs() {
-	local pid
+	local pid log
 	for pid in "${!JOBS[@]}"; do
-		kill -TERM -- "-$pid" 2>/dev/null || true
+		IFS='|' read -r _ _ log _ <<<"${JOBS[$pid]}"
+		[ -s "$log.ended" ] || kill -TERM -- "-$pid" 2>/dev/null || true
 	done
 }
 

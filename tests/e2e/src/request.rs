@@ -9,7 +9,9 @@ use std::fmt;
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// While this file is not in the pod, requests without a count go on.
@@ -180,6 +182,46 @@ pub fn ask_from_here(targets: &[Target], count: u32, patience: Duration) -> Vec<
         // Of a target whose thread panicked there is no answer, which is none that is expected.
         asked.into_iter().flat_map(|target| target.join().unwrap_or_default()).collect()
     })
+}
+
+/// Requests of this machine, which go on until they are ended, or this is dropped.
+#[derive(Debug)]
+pub struct Load {
+    ends: Arc<AtomicBool>,
+    asks: Vec<JoinHandle<Vec<Said>>>,
+}
+
+impl Load {
+    /// Begins to ask each of the targets for itself, `pace` after it has answered.
+    pub fn begin(targets: &[Target], pace: Duration, patience: Duration) -> Self {
+        let ends = Arc::new(AtomicBool::new(false));
+        let ask = |target: &Target| {
+            let (ended, target) = (ends.clone(), [*target]);
+            std::thread::spawn(move || {
+                let mut said = Vec::new();
+                while !ended.load(Ordering::Relaxed) {
+                    said.append(&mut ask_from_here(&target, 1, patience));
+                    std::thread::sleep(pace);
+                }
+                said
+            })
+        };
+        let asks = targets.iter().map(ask).collect();
+        Self { ends, asks }
+    }
+
+    /// Ends them; all that was asked.
+    pub fn end(mut self) -> Vec<Said> {
+        self.ends.store(true, Ordering::Relaxed);
+        // Of a target whose thread panicked there is no answer, which the caller misses.
+        self.asks.drain(..).flat_map(|asks| asks.join().unwrap_or_default()).collect()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+    }
 }
 
 /// An answer of HTTP.

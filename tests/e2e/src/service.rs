@@ -4,7 +4,7 @@ use crate::agent::Agent;
 use crate::cluster::{Cluster, Namespace};
 use crate::names;
 use crate::pod::{self, Pod, UDP_PORT, named};
-use crate::request::{Answer, DONE, STOP, Said, Target, Way, ask_from_here};
+use crate::request::{Answer, DONE, Load, STOP, Said, Target, Way, ask_from_here};
 use crate::requirement::skipped;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -18,7 +18,9 @@ const SOON: Duration = Duration::from_secs(10);
 /// How long a pod waits for an answer: long enough for one repeated SYN.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// The same where no request may fail, on a machine that is busy.
-const LONG_PATIENCE: Duration = Duration::from_secs(5);
+pub const LONG_PATIENCE: Duration = Duration::from_secs(5);
+/// Longer than an answer takes on a machine that is busy, and shorter than any time after which somebody tries again: a second.
+const AT_ONCE: Duration = Duration::from_millis(900);
 /// From one request of a steady load to the next, of each target.
 const PACE: Duration = Duration::from_millis(50);
 /// Where backends serve HTTP, under the name `web`: on each node elsewhere.
@@ -197,6 +199,11 @@ impl Served {
         self.ask_for(PATIENCE, from, targets, count)
     }
 
+    /// As [`Served::ask`], where nobody is to be silent.
+    pub fn ask_patiently(&self, from: &Pod, targets: &[Target], count: u32) -> Result<Vec<Said>> {
+        self.ask_for(LONG_PATIENCE, from, targets, count)
+    }
+
     fn ask_for(&self, patience: Duration, from: &Pod, targets: &[Target], count: u32) -> Result<Vec<Said>> {
         let [count, pace, patience] = [count.to_string(), "0".to_owned(), patience.as_millis().to_string()];
         let targets: Vec<String> = targets.iter().map(Target::to_string).collect();
@@ -212,6 +219,21 @@ impl Served {
     pub fn expect(&self, when: &str, from: &Pod, targets: &[Target], count: u32, answers: &[Answer]) -> Result<()> {
         let look = |patience| Ok(others(&from.name, targets, &self.ask_for(patience, from, targets, count)?, answers));
         answered_soon(when, answers.contains(&Answer::Silent), look)
+    }
+
+    /// As [`Served::expect`], of one answer that comes at once, to one of three requests at least: this machine may be busy.
+    ///
+    /// # Panics
+    /// With what came instead, or how late.
+    pub fn expect_at_once(&self, when: &str, from: &Pod, targets: &[Target], answer: &Answer) -> Result<()> {
+        self.expect(when, from, targets, 3, std::slice::from_ref(answer))?;
+        let said = self.ask(from, targets, 3)?;
+        for target in targets {
+            let quickest = said.iter().filter(|said| said.target == *target).map(|said| said.after).min();
+            let quickest = quickest.with_context(|| format!("{target} was not asked"))?;
+            assert!(quickest < AT_ONCE, "{when}, {}: {target} answers after {quickest:?}", from.name);
+        }
+        Ok(())
     }
 
     /// As [`Served::expect`], of several pods at the same time: which pod asks what, and what comes of it.
@@ -234,7 +256,7 @@ impl Served {
 
     /// Lets a pod ask a name server for the addresses of a name: these, or why it got none.
     pub fn look_up(&self, from: &Pod, server: Target, name: &str) -> Result<Result<BTreeSet<IpAddr>, Answer>> {
-        let [patience, server] = [PATIENCE.as_millis().to_string(), server.to_string()];
+        let [patience, server] = [LONG_PATIENCE.as_millis().to_string(), server.to_string()];
         let exec = ["exec", "--namespace", &from.namespace, &from.name, "--", PROBER, "names", &patience, &server, name];
         names::read(&self.cluster().run(&exec)?)
     }
@@ -276,6 +298,11 @@ impl Served {
             std::thread::sleep(Duration::from_millis(300));
         }
     }
+}
+
+/// As [`Served::begin_load`], where this machine asks, which is outside the cluster.
+pub fn begin_load_outside(targets: &[Target]) -> Load {
+    Load::begin(targets, PACE, LONG_PATIENCE)
 }
 
 /// As [`Served::expect`], where this machine asks, which is outside the cluster.

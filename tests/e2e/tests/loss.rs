@@ -25,14 +25,14 @@ fn away() -> String {
     format!(
         r#"
         link=$(ip -o route get 192.0.2.1 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p'); link=${{link:-eth0}}
-        ip -4 route show default >/run/e2e-default-4; ip -6 route show default >/run/e2e-default-6
+        ip -4 route show proto boot >/run/e2e-routes-4; ip -6 route show proto boot >/run/e2e-routes-6
         echo 1 >/proc/sys/net/ipv6/conf/$link/keep_addr_on_down
         # The order itself came by this link, and is to be answered.
         sleep 3
         ip link set $link down; sleep {seconds}; ip link set $link up; sleep 1
-        while read -r route; do ip -4 route replace $route; done </run/e2e-default-4
-        while read -r route; do ip -6 route replace $route; done </run/e2e-default-6
-        rm /run/e2e-default-4 /run/e2e-default-6
+        while read -r route; do ip -4 route replace $route; done </run/e2e-routes-4
+        while read -r route; do ip -6 route replace $route; done </run/e2e-routes-6
+        rm /run/e2e-routes-4 /run/e2e-routes-6
         "#
     )
 }

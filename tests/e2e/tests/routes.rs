@@ -1,9 +1,11 @@
-//! Node objects that come, change and go: the routes of every node follow, and no other route is touched.
+//! By which ways the nodes reach each other's pods; Node objects that come, change and go: the routes of every node follow, and no other route is
+//! touched.
 
 use anyhow::{Context, Result, ensure};
 use palisade_e2e::administrator::{ON_NODE, administrator};
+use palisade_e2e::agent::Agent;
 use palisade_e2e::cluster::{Cluster, Namespace, items};
-use palisade_e2e::pod::{self, Pod};
+use palisade_e2e::pod::{self, Pod, named};
 use serde_json::{Value, json};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -210,6 +212,37 @@ fn routes_follow_node_objects_and_no_other_route_is_touched() -> Result<()> {
             watched.pods.len()
         );
     }
+    Ok(())
+}
+
+#[test]
+fn each_node_is_reached_as_the_mode_and_the_routes_of_the_others_say() -> Result<()> {
+    let cluster = Cluster::connect();
+    let namespace = Namespace::create(&cluster, "ways", &[])?;
+    let mut seen = 0;
+    for agent in Agent::all(&cluster)? {
+        let name = format!("at-{}", agent.node);
+        let pods = pod::start(&namespace, &[administrator(&name, &agent.node)])?;
+        let administrator = named(&pods, &name)?;
+        let routing = &agent.ask(&["status"])?["routing"];
+        assert_eq!(routing["faults"], json!([]), "{}", agent.node);
+        for range in routing["ranges"].as_array().context("a node that reaches no ranges")? {
+            // What the network between the nodes carries is sent to no node's address.
+            let route = match range["address"].as_str() {
+                Some(address) => administrator.shell(&cluster, &format!("{ON_NODE} ip -o route get {address}"))?,
+                None => " via the network".to_owned(),
+            };
+            let way = match (routing["mode"].as_str(), route.contains(" via ")) {
+                (Some("vxlan"), _) | (Some("auto"), true) => "vxlan",
+                (Some("native"), true) => "network",
+                _ => "native",
+            };
+            assert_eq!(range["way"], way, "{}: {range}, and its way is {route}", agent.node);
+            println!("{} reaches {} of {} by the way `{way}`", agent.node, range["range"], range["node"]);
+            seen += 1;
+        }
+    }
+    assert!(seen > 1, "each node reaches another");
     Ok(())
 }
 

@@ -11,16 +11,14 @@ use palisade_e2e::requirement::{requires_root, skipped};
 use palisade_e2e::route::Route;
 use palisade_e2e::scene::{blocks, policy};
 use palisade_e2e::service::{
-    SERVICE_TCP, SERVICE_UDP, Served, associations, backend, by, expect_outside, from, node_addresses, soon, targets,
+    LONG_PATIENCE, SERVICE_TCP, SERVICE_UDP, Served, associations, backend, by, expect_outside, from, node_addresses, soon, targets,
 };
 use serde_json::{Value, json};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many requests show who is behind a service: with two backends, one is missed by chance once in half a thousand million times.
 const MANY: u32 = 30;
-/// Longer than an answer takes on a machine that is busy, and shorter than any time after which somebody tries again: a second.
-const AT_ONCE: Duration = Duration::from_millis(900);
 /// Where services take associations, and where backends do.
 const SERVICE_SCTP: u16 = 8132;
 const BACKEND_SCTP: u16 = 9000;
@@ -47,15 +45,6 @@ fn refusals(cluster: &Cluster, node: &str) -> Result<[Answer; 2]> {
     let forbidden = Other("Operation-not-permitted-(os-error-1)".into());
     let tells = (numbers.next(), numbers.next()) >= (Some(6), Some(1));
     Ok(if tells { [Refused, Unreachable] } else { [forbidden.clone(), forbidden] })
-}
-
-/// Asserts that this answer comes of each target, and comes at once.
-fn expect_at_once(served: &Served, when: &str, from: &Pod, targets: &[Target], answer: &Answer) -> Result<()> {
-    served.expect(when, from, targets, 3, std::slice::from_ref(answer))?;
-    for said in served.ask(from, targets, 3)? {
-        assert!(said.after < AT_ONCE, "{when}, {}: {said}", from.name);
-    }
-    Ok(())
 }
 
 /// Makes a service of `type: LoadBalancer` with an external address and one that a load balancer gave, of each family: `number` and the one
@@ -117,7 +106,7 @@ fn a_process_of_a_node_reaches_services_by_every_address_and_other_nodes_policie
         served.expect("with a backend on each", process, &to_both, MANY, &from(&["near", "far"]))?;
         served.expect("by the host ports of a pod on the far node", process, &host_ports, 3, &from(&["hosted"]))?;
         let [nobody, _] = refusals(cluster, &process.node)?;
-        expect_at_once(&served, "without endpoints", process, &to_nobody[index], &nobody)?;
+        served.expect_at_once("without endpoints", process, &to_nobody[index], &nobody)?;
     }
 
     policy(&served.namespace, "isolated", &json!({ "podSelector": {}, "policyTypes": ["Ingress"] }))?;
@@ -152,6 +141,14 @@ fn where_the_internal_policy_is_local_clients_reach_endpoints_of_their_own_node_
         let own = if is_near(client) { "near" } else { "far" };
         served.expect("with a backend on each node", client, &service, MANY, &from(&[own]))?;
     }
+    policy(&served.namespace, "isolated", &to_backends(&json!([])))?;
+    for (client, is_process) in &clients {
+        let own = if is_near(client) { "near" } else { "far" };
+        // What runs on a node reaches its pods whatever their policies say.
+        let (count, answers) = if *is_process { (3, from(&[own])) } else { (1, vec![Silent]) };
+        served.expect("with backends that nobody may reach", client, &service, count, &answers)?;
+    }
+    served.namespace.run(&["delete", "networkpolicy", "isolated"])?;
     local(json!({ "app": "backend", "at": "far" }))?;
     for (client, is_process) in &clients {
         let when = "with a backend on the far node alone";
@@ -160,7 +157,7 @@ fn where_the_internal_policy_is_local_clients_reach_endpoints_of_their_own_node_
             (true, false) => served.expect(when, client, &service, 1, &[Silent])?,
             (true, true) => {
                 let [_, none_here] = refusals(served.cluster(), &client.node)?;
-                expect_at_once(&served, when, client, &service, &none_here)?;
+                served.expect_at_once(when, client, &service, &none_here)?;
             }
         }
         let node_ports = served.at_node("local", &client.node)?;
@@ -169,7 +166,7 @@ fn where_the_internal_policy_is_local_clients_reach_endpoints_of_their_own_node_
     local(json!({ "chosen": "yes" }))?;
     for (client, is_process) in &clients {
         let [nobody, _] = if *is_process { refusals(served.cluster(), &client.node)? } else { [Refused, Silent] };
-        expect_at_once(&served, "with a backend on no node", client, &service, &nobody)?;
+        served.expect_at_once("with a backend on no node", client, &service, &nobody)?;
     }
     Ok(())
 }
@@ -200,7 +197,7 @@ fn every_node_serves_external_and_balanced_addresses_to_the_outside_and_policy_i
 
     // By the backend's own node it sees who asks, by any other that node.
     let by_far = || Route::to_all(&addresses, &node_addresses(served.cluster(), far_node, &served.clients[0])?);
-    let asked_from = |target: &Target| page(target.to, "/clientip", AT_ONCE).with_context(|| format!("asking {target} who asks"));
+    let asked_from = |target: &Target| page(target.to, "/clientip", LONG_PATIENCE).with_context(|| format!("asking {target} who asks"));
     served.namespace.run(&["delete", "networkpolicy", "backends"])?;
     balanced(&served, "external", 40, &at("far"))?;
     let mut outside: Vec<IpAddr> = Vec::new();
@@ -288,10 +285,8 @@ fn associations_reach_a_service_by_sctp_where_policy_lets_them() -> Result<()> {
     for backend in &served.backends {
         served.answer_associations(backend, BACKEND_SCTP)?;
     }
-    let serve = |selector: Value| {
-        let port = json!([{ "name": "associations", "port": SERVICE_SCTP, "targetPort": BACKEND_SCTP, "protocol": "SCTP" }]);
-        served.make("sctp", json!({ "type": "NodePort", "ports": port, "selector": selector }))
-    };
+    let port = json!([{ "name": "associations", "port": SERVICE_SCTP, "targetPort": BACKEND_SCTP, "protocol": "SCTP" }]);
+    let serve = |selector: Value| served.make("sctp", json!({ "type": "NodePort", "ports": port, "selector": selector }));
     let by_cluster_ips = associations(&serve(json!({ "app": "backend" }))?, SERVICE_SCTP);
     let node_port = *served.node_ports("sctp")?.first().context("no node port")?;
     let at_node =
@@ -327,40 +322,157 @@ fn associations_reach_a_service_by_sctp_where_policy_lets_them() -> Result<()> {
     policy(&served.namespace, "backends", &to_backends(&json!([{ "ports": [{ "port": BACKEND_SCTP, "protocol": "SCTP" }] }])))?;
     expect("with the backends' port open", MANY, &both)?;
     by_processes("by a process, with the backends' port open", MANY, &both)?;
+    let out_to = |port: u16| {
+        let clients = json!({ "matchLabels": { "app": "client" } });
+        let rule = json!([{ "to": [{ "podSelector": { "matchLabels": { "app": "backend" } } }], "ports": [{ "port": port, "protocol": "SCTP" }] }]);
+        policy(&served.namespace, "clients", &json!({ "podSelector": clients, "policyTypes": ["Egress"], "egress": rule }))
+    };
+    for (port, count, answers) in [(SERVICE_SCTP, 1, vec![Silent]), (BACKEND_SCTP, MANY, both.clone())] {
+        out_to(port)?;
+        for client in &served.clients {
+            let service = [by_cluster_ips.clone(), at_node(&client.node)?].concat();
+            served.expect(&format!("out to the backends' port {port}"), client, &service, count, &answers)?;
+        }
+    }
+    served.namespace.run(&["delete", "networkpolicy", "clients"])?;
     serve(json!({ "chosen": "yes" }))?;
     by_processes("by a process, without endpoints", 3, &[Refused])?;
-    expect("without endpoints", 3, &[Refused])
+    expect("without endpoints", 3, &[Refused])?;
+
+    // By addresses that are no node's.
+    let to_far = json!({ "ports": port, "selector": at("far")["selector"] });
+    let addresses = balanced(&served, "sctp-balanced", 50, &to_far)?;
+    let service = associations(&addresses, SERVICE_SCTP);
+    let expect_balanced = |when: &str, count: u32, answers: &[Answer], by_far_process: &[Answer]| -> Result<()> {
+        for client in &served.clients {
+            served.expect(when, client, &service, count, answers)?;
+        }
+        for process in processes.iter().flatten() {
+            let answers = if process.node == served.backends[1].node { by_far_process } else { answers };
+            served.expect(when, process, &service, count, answers)?;
+        }
+        for node in served.cluster().nodes()?.iter().filter(|_| may_ask_from_here) {
+            let _routes = Route::to_all(&addresses, &node_addresses(served.cluster(), node, &served.clients[0])?)?;
+            expect_outside(&format!("{when}, by {node}"), &service, count, answers)?;
+        }
+        Ok(())
+    };
+    expect_balanced("by external and balanced addresses", 3, &from(&["far"]), &from(&["far"]))?;
+    policy(&served.namespace, "backends", &to_backends(&json!([])))?;
+    expect_balanced("by those, with a backend that nobody may reach", 1, &[Silent], &from(&["far"]))
+}
+
+/// Waits until each of the two backends, of each family, is meant for where it is, which Kubernetes has to say first.
+fn until_hinted(served: &Served, service: &str, hint: &str, place: &str) -> Result<()> {
+    soon(&format!("the hints of {service}"), || {
+        let selector = format!("kubernetes.io/service-name={service}");
+        let slices = served.cluster().json(&["get", "endpointslices", "--namespace", &served.namespace.name, "--selector", &selector])?;
+        let endpoints: Vec<&Value> = items(&slices).flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten()).collect();
+        let is_hinted = |endpoint: &&&Value| endpoint["hints"][hint] == json!([{ "name": endpoint[place] }]);
+        let (count, hinted) = (endpoints.len(), endpoints.iter().filter(is_hinted).count());
+        let wanted = 2 * served.clients[0].addresses.len();
+        Ok(if (count, hinted) == (wanted, wanted) { vec![] } else { vec![format!("{endpoints:?}")] })
+    })
+}
+
+/// The zones of nodes, which are one test's at a time; what they were before is put back when this is dropped.
+struct Zones<'a> {
+    cluster: &'a Cluster,
+    before: Vec<(&'a str, Option<String>)>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl<'a> Zones<'a> {
+    /// Nobody gives nodes other zones as long as this is held.
+    fn keep(cluster: &'a Cluster) -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        Self { cluster, before: Vec::new(), _alone: ALONE.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn give(&mut self, node: &'a str, zone: &str) -> Result<()> {
+        let before = self.cluster.json(&["get", "node", node])?["metadata"]["labels"][ZONE].as_str().map(str::to_owned);
+        self.before.push((node, before));
+        self.set(node, Some(zone))
+    }
+
+    fn set(&self, node: &str, zone: Option<&str>) -> Result<()> {
+        let label = zone.map_or_else(|| format!("{ZONE}-"), |zone| format!("{ZONE}={zone}"));
+        self.cluster.run(&["label", "--overwrite", "node", node, &label]).map(drop)
+    }
+}
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+impl Drop for Zones<'_> {
+    fn drop(&mut self) {
+        for (node, before) in &self.before {
+            if let Err(error) = self.set(node, before.as_deref()) {
+                eprintln!("the node {node} may have another zone than {before:?}: {error:#}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_service_that_prefers_the_same_zone_is_answered_there() -> Result<()> {
+    let served = start("same-zone")?;
+    let nodes = served.cluster().nodes()?;
+    // The near node is alone in its zone.
+    let near = served.backends[0].node.as_str();
+    let zone_of = |node: &str| if node == near { "near" } else { "far" };
+    let mut zones = Zones::keep(served.cluster());
+    for node in &nodes {
+        zones.give(node, zone_of(node))?;
+    }
+    let service = served.serve("zonal", json!({ "type": "NodePort", "trafficDistribution": "PreferSameZone" }))?;
+    until_hinted(&served, "zonal", "forZones", "zone")?;
+    let processes = processes(&served)?;
+    for client in served.clients.iter().chain(processes.iter().flatten()) {
+        served.expect("with a backend in each zone", client, &service, MANY, &from(&[zone_of(&client.node)]))?;
+    }
+    for (node, targets) in served.at_nodes("zonal")? {
+        expect_outside(&format!("with a backend in each zone, by {node}"), &targets, MANY, &from(&[zone_of(&node)]))?;
+    }
+    served.namespace.run(&["label", "--overwrite", "pod", "near", "app=none"])?;
+    for client in &served.clients {
+        served.expect("after the zone's backend went", client, &service, 3, &from(&["far"]))?;
+    }
+    Ok(())
 }
 
 #[test]
 fn a_service_that_prefers_the_same_node_is_answered_there_as_long_as_somebody_is() -> Result<()> {
     let served = start("same-node")?;
+    let _zones = Zones::keep(served.cluster());
+    let processes = processes(&served)?;
     let [near, far] = &served.clients;
-    let service = served.serve("preferring", json!({}))?;
+    let service = served.serve("preferring", json!({ "type": "NodePort" }))?;
+    let at_nodes = served.at_nodes("preferring")?;
     served.expect("without a preference", near, &service, MANY, &from(&["near", "far"]))?;
-    served.serve("preferring", json!({ "trafficDistribution": "PreferSameNode" }))?;
+    served.serve("preferring", json!({ "type": "NodePort", "trafficDistribution": "PreferSameNode" }))?;
     let own = |when: &str| -> Result<()> {
-        // What the API server's side has to say first: each endpoint is meant for its own node.
-        soon(&format!("{when}: the hints"), || {
-            let selector = "kubernetes.io/service-name=preferring";
-            let slices = served.namespace.cluster().json(&[
-                "get",
-                "endpointslices",
-                "--namespace",
-                &served.namespace.name,
-                "--selector",
-                selector,
-            ])?;
-            let endpoints: Vec<&Value> = items(&slices).flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten()).collect();
-            let families = served.clients[0].addresses.len();
-            let hinted =
-                endpoints.iter().filter(|endpoint| endpoint["hints"]["forNodes"] == json!([{ "name": endpoint["nodeName"] }])).count();
-            Ok(if (endpoints.len(), hinted) == (2 * families, 2 * families) { vec![] } else { vec![format!("{endpoints:?}")] })
-        })?;
-        served.expect(when, near, &service, MANY, &from(&["near"]))?;
-        served.expect(when, far, &service, MANY, &from(&["far"]))
+        until_hinted(&served, "preferring", "forNodes", "nodeName")?;
+        let of_node = |node: &str| {
+            let own: Vec<&str> =
+                served.backends.iter().filter(|backend| backend.node == node).map(|backend| backend.name.as_str()).collect();
+            // For a node without a backend no hint is meant.
+            from(if own.is_empty() { &["near", "far"] } else { &own })
+        };
+        for client in served.clients.iter().chain(processes.iter().flatten()) {
+            served.expect(when, client, &service, MANY, &of_node(&client.node))?;
+        }
+        for (node, targets) in &at_nodes {
+            expect_outside(&format!("{when}, by {node}"), targets, MANY, &of_node(node))?;
+        }
+        Ok(())
     };
     own("with a backend on each node")?;
+    // Nearness is no reason to go elsewhere where policy says no.
+    let isolated = json!({ "podSelector": { "matchLabels": { "at": "near", "app": "backend" } }, "policyTypes": ["Ingress"] });
+    policy(&served.namespace, "near", &isolated)?;
+    served.expect("with a near backend that nobody may reach", near, &service, 1, &[Silent])?;
+    served.expect("with a near backend that nobody may reach", far, &service, 3, &from(&["far"]))?;
+    served.namespace.run(&["delete", "networkpolicy", "near"])?;
     served.namespace.run(&["label", "--overwrite", "pod", "near", "app=none"])?;
     for client in &served.clients {
         served.expect("after the near backend went", client, &service, 3, &from(&["far"]))?;
@@ -373,7 +485,7 @@ fn a_service_that_prefers_the_same_node_is_answered_there_as_long_as_somebody_is
 fn leaving(node: &str) -> Value {
     let mut pod = backend("leaving", node, 8080);
     pod["metadata"]["labels"] = json!({ "app": "leaving", "chosen": "yes" });
-    pod["spec"]["terminationGracePeriodSeconds"] = json!(85);
+    pod["spec"]["terminationGracePeriodSeconds"] = json!(300);
     let container = &mut pod["spec"]["containers"][0];
     let wait = json!(["sh", "-c", "until [ -e /tmp/go ]; do sleep 0.2; done"]);
     container["lifecycle"]["preStop"]["exec"]["command"] = wait;
@@ -398,7 +510,24 @@ fn an_endpoint_that_ends_keeps_its_connections_and_is_asked_anew_as_long_as_no_o
         }
         expect_outside(&format!("{when}, by the ports of every node"), &by_nodes, count, answers)
     };
+    // Where the policy is Local, each node looks at its own endpoints.
+    let local = json!({ "type": "NodePort", "externalTrafficPolicy": "Local", "selector": { "chosen": "yes" } });
+    served.serve("local", local)?;
+    let local_by_nodes = served.at_nodes("local")?;
+    let expect_local = |when: &str, by_near: &[Answer], by_far: &[Answer]| -> Result<()> {
+        for (node, targets) in &local_by_nodes {
+            let silent = [Silent];
+            let answers = match node {
+                node if *node == near.node => by_near,
+                node if *node == far.node => by_far,
+                _ => &silent,
+            };
+            expect_outside(&format!("{when}, with the policy Local, by {node}"), targets, 1, answers)?;
+        }
+        Ok(())
+    };
     expect("before it ends", 3, &from(&["leaving"]))?;
+    expect_local("before it ends", &from(&["leaving"]), &[Silent])?;
     // Of processes the connections alone: a socket of theirs for datagrams is ended when its backend serves no more (docs/user/agent.md).
     let of_pods = [near, far].map(|client| (client, service.clone()));
     let of_processes = processes.iter().flatten().map(|process| (process, by(&service, Way::Tcp)));
@@ -421,8 +550,10 @@ fn an_endpoint_that_ends_keeps_its_connections_and_is_asked_anew_as_long_as_no_o
     };
     ends("the endpoint ends", true)?;
     expect("while it ends, alone", 3, &from(&["leaving"]))?;
+    expect_local("while it ends, alone", &from(&["leaving"]), &[Silent])?;
     served.namespace.run(&["label", "pod", "far", "chosen=yes"])?;
     expect("while it ends, with another that is ready", MANY, &from(&["far"]))?;
+    expect_local("while it ends, with another that is ready", &from(&["leaving"]), &from(&["far"]))?;
     kept.expect("while it ends, with another that is ready", "leaving", "leaving")?;
     leaving.shell(served.cluster(), "touch /tmp/busy")?;
     ends("the endpoint ends, and serves no more", false)?;

@@ -9,8 +9,11 @@ use palisade_e2e::pod::{IMAGE, Pod, TCP_PORT, UDP_PORT};
 use palisade_e2e::probe::{Outcome, Probe, run_all};
 use palisade_e2e::request::Answer::{self, From, Refused, Silent};
 use palisade_e2e::request::{Said, Target, Way, ask_from_here};
-use palisade_e2e::scene::policy;
-use palisade_e2e::service::{SERVICE_TCP, SERVICE_UDP, Served, by, cluster_ips, expect_outside, from, named_ports, soon, targets};
+use palisade_e2e::scene::{blocks, policy};
+use palisade_e2e::service::{
+    LONG_PATIENCE, SERVICE_TCP, SERVICE_UDP, Served, begin_load_outside, by, cluster_ips, expect_outside, from, named_ports,
+    node_addresses, soon, targets,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,8 +22,6 @@ use std::time::Duration;
 
 /// How many requests show who is behind a service: with two backends, one is missed by chance once in half a thousand million times.
 const MANY: u32 = 30;
-/// Longer than an answer takes on a machine that is busy, and shorter than any time after which somebody tries again: a second.
-const AT_ONCE: Duration = Duration::from_millis(900);
 /// For how long a pod of the rolling update serves after it was told to end.
 const DRAIN: Duration = Duration::from_secs(8);
 
@@ -71,7 +72,27 @@ fn the_ports_of_a_pods_node_and_external_addresses_reach_a_service_and_are_no_wa
         served.expect("isolated, by external addresses", client, &by_addresses, 1, &[Silent])?;
         served.expect("isolated, by the ports of the client's node", client, &at_node(client)?, 1, &[Silent])?;
     }
-    Ok(())
+    served.namespace.run(&["delete", "networkpolicy", "isolated"])?;
+
+    // Nor do they lead out: whom a client may ask is a matter of backends, not of addresses.
+    let egress = |to: &Value| {
+        let clients = json!({ "matchLabels": { "app": "client" } });
+        policy(&served.namespace, "clients", &json!({ "podSelector": clients, "policyTypes": ["Egress"], "egress": [{ "to": to }] }))
+    };
+    let mut addresses = [external, given].concat();
+    for client in &served.clients {
+        addresses.extend(node_addresses(served.cluster(), &client.node, client)?);
+    }
+    let expect = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
+        for client in &served.clients {
+            served.expect(when, client, &[by_addresses.clone(), at_node(client)?].concat(), count, answers)?;
+        }
+        Ok(())
+    };
+    egress(&blocks(&addresses))?;
+    expect("out to the addresses, behind which are backends", 1, &[Silent])?;
+    egress(&json!([pods("backend", "near"), pods("backend", "far")]))?;
+    expect("out to the backends", MANY, &from(&["near", "far"]))
 }
 
 #[test]
@@ -80,10 +101,7 @@ fn a_service_without_endpoints_refuses_at_once() -> Result<()> {
     let service = served.serve("nobody", json!({ "selector": { "chosen": "yes" } }))?;
     let refused_at_once = |when: &str| -> Result<()> {
         for client in &served.clients {
-            served.expect(when, client, &service, 3, &[Refused])?;
-            for said in served.ask(client, &service, 3)? {
-                assert!(said.after < AT_ONCE, "{when}, {}: {said}", client.name);
-            }
+            served.expect_at_once(when, client, &service, &Refused)?;
         }
         Ok(())
     };
@@ -99,13 +117,23 @@ fn a_service_without_endpoints_refuses_at_once() -> Result<()> {
 #[test]
 fn a_pod_reaches_itself_through_its_service() -> Result<()> {
     let served = start("itself")?;
-    let own = |at: &str| served.serve(at, json!({ "selector": { "app": "backend", "at": at } }));
-    let services = [own("near")?, own("far")?];
+    // By each address that the service has: its own, an external one, the ports of the asking pod's node.
+    let own = |at: &str, number: u8| -> Result<Vec<Target>> {
+        let external = served.of_families(&[&format!("192.0.2.{number}"), &format!("2001:db8::{number}")])?;
+        let changes = json!({ "type": "NodePort", "externalIPs": external, "selector": { "app": "backend", "at": at } });
+        Ok([served.serve(at, changes)?, targets(&external, SERVICE_TCP, SERVICE_UDP)].concat())
+    };
+    let services = [("near", own("near", 30)?), ("far", own("far", 31)?)];
+    let ways = |index: usize, asker: &Pod| -> Result<Vec<Target>> {
+        let (name, service) = &services[index];
+        Ok([service.clone(), served.at_node(name, &asker.node)?].concat())
+    };
     policy(&served.namespace, "isolated", &json!({ "podSelector": {}, "policyTypes": ["Ingress", "Egress"] }))?;
     for (index, backend) in served.backends.iter().enumerate() {
-        served.expect("what is isolated reaches itself", backend, &services[index], 3, &from(&[&backend.name]))?;
-        served.expect("and no other, through the other's service", backend, &services[1 - index], 1, &[Silent])?;
-        served.expect("and nobody else reaches it", &served.clients[index], &services[index], 1, &[Silent])?;
+        let client = &served.clients[index];
+        served.expect("what is isolated reaches itself", backend, &ways(index, backend)?, 3, &from(&[&backend.name]))?;
+        served.expect("and no other, through the other's service", backend, &ways(1 - index, backend)?, 1, &[Silent])?;
+        served.expect("and nobody else reaches it", client, &ways(index, client)?, 1, &[Silent])?;
     }
     Ok(())
 }
@@ -194,10 +222,18 @@ fn session_affinity_keeps_a_client_with_its_backend() -> Result<()> {
     expect_outside("without affinity, by the ports of every node", &by_nodes, MANY, &both)?;
     served.serve("kept", json!({ "type": "NodePort", "sessionAffinity": "ClientIP" }))?;
     for process in processes.iter().flatten() {
-        kept(&format!("with affinity, {}", process.name), &service, || served.ask(process, &service, MANY))?;
+        kept(&format!("with affinity, {}", process.name), &service, || served.ask_patiently(process, &service, MANY))?;
     }
-    kept("with affinity, outside", &by_nodes, || Ok(ask_from_here(&by_nodes, MANY, Duration::from_secs(2))))?;
-    let kept = kept("with affinity", &service, || served.ask(client, &service, MANY))?;
+    kept("with affinity, outside", &by_nodes, || Ok(ask_from_here(&by_nodes, MANY, LONG_PATIENCE)))?;
+    let kept = kept("with affinity", &service, || served.ask_patiently(client, &service, MANY))?;
+
+    // Nor does policy send a client elsewhere.
+    policy(&served.namespace, "isolated", &json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"] }))?;
+    served.expect("with affinity to backends that nobody may reach", client, &service, 1, &[Silent])?;
+    served.namespace.run(&["delete", "networkpolicy", "isolated"])?;
+    for (target, name) in &kept {
+        served.expect("with affinity, after the policy went", client, &[*target], MANY, &from(&[name.as_str()]))?;
+    }
 
     // A backend that is none any more keeps nobody.
     let away = &kept[0].1;
@@ -256,15 +292,22 @@ fn a_rolling_update_behind_a_service_fails_no_request() -> Result<()> {
     cluster.apply(&[rolling(&served.namespace.name)])?;
     let rolled_out = || served.namespace.run(&["rollout", "status", "deployment", "rolling", "--timeout=150s"]);
     rolled_out()?;
-    let service = served.serve("rolling", json!({ "selector": { "app": "rolling" } }))?;
+    let service = served.serve("rolling", json!({ "type": "NodePort", "selector": { "app": "rolling" } }))?;
+    let by_nodes: Vec<Target> = served.at_nodes("rolling")?.into_iter().flat_map(|(_, targets)| targets).collect();
+    let processes = served.served_processes(prober())?;
     let names_now = || -> Result<Vec<String>> {
         let list = cluster.json(&["get", "pods", "--namespace", &served.namespace.name, "--selector", "app=rolling"])?;
         Ok(items(&list).filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect())
     };
     let mut names: BTreeSet<String> = names_now()?.into_iter().collect();
     let first: Vec<Answer> = names.iter().cloned().map(From).collect();
-    for client in &served.clients {
+    let inside = || served.clients.iter().chain(processes.iter().flatten());
+    for client in inside() {
         served.expect("before the update", client, &service, MANY, &first)?;
+    }
+    expect_outside("before the update, by the ports of every node", &by_nodes, MANY, &first)?;
+    let load_outside = begin_load_outside(&by_nodes);
+    for client in inside() {
         served.begin_load(client, &service)?;
     }
     for _ in 0..2 {
@@ -274,14 +317,17 @@ fn a_rolling_update_behind_a_service_fails_no_request() -> Result<()> {
     }
     // What ends last has ended by then.
     std::thread::sleep(DRAIN + Duration::from_secs(4));
+    let mut courses = vec![("outside", &by_nodes, load_outside.end())];
+    for client in inside() {
+        courses.push((&client.name, &service, served.end_load(client)?));
+    }
     let mut answered_by = BTreeSet::new();
-    for client in &served.clients {
-        let said = served.end_load(client)?;
+    for (client, targets, said) in courses {
         let failed: Vec<String> = said.iter().filter(|said| !matches!(said.answer, From(_))).map(Said::to_string).collect();
-        assert!(failed.is_empty(), "{} of {} requests of {} failed:\n{}", failed.len(), said.len(), client.name, failed.join("\n"));
-        for target in &service {
+        assert!(failed.is_empty(), "{} of {} requests of {client} failed:\n{}", failed.len(), said.len(), failed.join("\n"));
+        for target in targets {
             let count = said.iter().filter(|said| said.target == *target).count();
-            assert!(count > 100, "{} asked {target} only {count} times: that shows nothing", client.name);
+            assert!(count > 100, "{client} asked {target} only {count} times: that shows nothing");
         }
         answered_by.extend(said.into_iter().filter_map(|said| match said.answer {
             From(name) => Some(name),

@@ -1,7 +1,7 @@
 //! Clients outside the cluster: this machine, and for each node the pods and processes of the others. Node ports and host ports by which they
 //! come in, and whom the outside sees where pods go out.
 
-use crate::{AT_ONCE, MANY, prober, start};
+use crate::{MANY, prober, start};
 use anyhow::{Context, Result};
 use palisade_e2e::listener::{self, Listener};
 use palisade_e2e::pod::{self, Pod};
@@ -10,7 +10,7 @@ use palisade_e2e::request::{Answer, Target, Way, page};
 use palisade_e2e::requirement::requires_root;
 use palisade_e2e::route::own_address;
 use palisade_e2e::scene::{blocks, policy};
-use palisade_e2e::service::{associations, backend, by, expect_outside, from, node_addresses, soon, targets};
+use palisade_e2e::service::{LONG_PATIENCE, associations, backend, by, expect_outside, from, node_addresses, soon, targets};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -68,6 +68,17 @@ fn every_node_serves_node_ports_to_the_outside_and_policy_is_judged_on_the_backe
     })?;
     served.namespace.run(&["delete", "networkpolicy", "chosen"])?;
 
+    // The node that is asked chooses the backend: what a pod may send is judged by that node's address.
+    let egress = |to: &Value| {
+        let clients = json!({ "matchLabels": { "app": "client" } });
+        policy(&served.namespace, "clients", &json!({ "podSelector": clients, "policyTypes": ["Egress"], "egress": [{ "to": to }] }))
+    };
+    egress(&json!([{ "podSelector": { "matchLabels": { "app": "backend" } } }]))?;
+    expect_let_in("out to the backends, of clients", &|asker, _| !is_pod(asker))?;
+    egress(&blocks(&node_addresses(served.cluster(), far_node, &served.clients[0])?))?;
+    expect_let_in("out to the far node, of clients", &|asker, asked| !is_pod(asker) || asked == far_node)?;
+    served.namespace.run(&["delete", "networkpolicy", "clients"])?;
+
     served.serve("open", json!({ "type": "NodePort", "selector": { "chosen": "yes" } }))?;
     expect("without endpoints", 3, &[Refused])?;
     served.serve("open", json!({ "type": "ClusterIP" }))?;
@@ -93,7 +104,7 @@ fn where_the_external_policy_is_local_the_nodes_with_backends_serve_the_outside_
     }
     let (_, of_backend) = by_nodes.iter().find(|(node, _)| *node == backend.node).context("the backend's node")?;
     for target in by(of_backend, Way::Tcp) {
-        let said = page(target.to, "/clientip", AT_ONCE)?;
+        let said = page(target.to, "/clientip", LONG_PATIENCE)?;
         assert_eq!(said.body, said.from.to_string(), "by {target} the backend sees another client");
     }
 
@@ -102,7 +113,7 @@ fn where_the_external_policy_is_local_the_nodes_with_backends_serve_the_outside_
     let port = u16::try_from(service["spec"]["healthCheckNodePort"].as_u64().context("no healthCheckNodePort")?)?;
     let healthy = |node: &str| -> Result<Vec<(u16, Value)>> {
         let addresses = node_addresses(served.cluster(), node, &served.clients[0])?;
-        let pages = addresses.into_iter().map(|address| page((address, port).into(), "/healthz", AT_ONCE));
+        let pages = addresses.into_iter().map(|address| page((address, port).into(), "/healthz", LONG_PATIENCE));
         pages.map(|page| page.map_err(Into::into).and_then(|page| Ok((page.code, serde_json::from_str(&page.body)?)))).collect()
     };
     let expect = |when: &str, here: usize| {
