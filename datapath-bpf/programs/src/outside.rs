@@ -106,19 +106,20 @@ pub fn begin<A: Family>(frame: &Frame, packet: &mut Packet<A>, via: &mut Via<A>,
 
 /// Forgets which frontend a backend is to answer for, where a connection to the backend itself is opened from the same address and port: the one
 /// that went by the frontend was never answered, or is over. Ports of a node are used by its own sockets and by what it masquerades, which reach the
-/// backend of another node's port by different ways.
-#[inline(always)]
-pub fn open_to_backend<A: Family>(packet: &Packet<A>) {
+/// backend of another node's port by different ways. A function of its own, for the stack of the others.
+#[inline(never)]
+pub fn open_to_backend<A: Family>(packet: &Packet<A>) -> i32 {
     if !matches!(packet.segment, Segment::Opening) {
-        return;
+        return 0;
     }
     let key = of_client(packet, leg::BACKEND);
-    let Some(row) = A::outside(&key) else { return };
+    let Some(row) = A::outside(&key) else { return 0 };
     // SAFETY: a plain read of a row of an LRU table, whose memory lasts while the program runs.
     let marks = unsafe { (*row).marks };
     if marks & mark::REPLIED == 0 || connection::closed(marks) {
         A::forget_outside(&key);
     }
+    0
 }
 
 /// Whether a packet can only be the answer to one that opened a connection.
