@@ -153,6 +153,9 @@ impl Said {
 /// Makes requests and prints a line for each. The targets are asked at the same time, each `count` times, begun `pace` apart,
 /// or, where `count` is zero, until [`STOP`] is there.
 pub fn make(count: u32, pace: Duration, patience: Duration, targets: &[Target]) {
+    if let Some(next) = std::fs::read_to_string(NEXT_PORT_FILE).ok().and_then(|text| text.trim().parse().ok()) {
+        NEXT_PORT.store(next, Ordering::Relaxed);
+    }
     let goes_on = move |made: u32| if count == 0 { !Path::new(STOP).exists() } else { made < count };
     std::thread::scope(|scope| {
         for target in targets {
@@ -166,6 +169,9 @@ pub fn make(count: u32, pace: Duration, patience: Duration, targets: &[Target]) 
             });
         }
     });
+    if let Err(error) = std::fs::write(NEXT_PORT_FILE, NEXT_PORT.load(Ordering::Relaxed).to_string()) {
+        eprintln!("{NEXT_PORT_FILE}: {error}");
+    }
     println!("{DONE}");
 }
 
@@ -257,20 +263,24 @@ fn by_tcp(to: SocketAddr, patience: Duration) -> std::io::Result<String> {
     }
 }
 
+/// From where on the next requests of this process come; before the first one, nowhere.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
+/// The same for the next process in this pod.
+const NEXT_PORT_FILE: &str = "/tmp/next-port";
+
 /// A socket at a port that no request came from before, and that the kernel gives to nobody by itself: what comes from a port that a
 /// datagram came from a moment ago is the same flow, and goes to the same backend as long as that may be there.
 fn from_new_port(address: IpAddr) -> std::io::Result<UdpSocket> {
     /// Below are ports of services, above those that the kernel gives out.
     const PORTS: std::ops::Range<u16> = 10_240..29_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
-        let port = match NEXT.fetch_add(1, Ordering::Relaxed) {
+        let port = match NEXT_PORT.fetch_add(1, Ordering::Relaxed) {
             next if PORTS.contains(&next) => next,
-            // Anywhere: the one who asked before has begun somewhere else.
+            // Anywhere.
             _ => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 let begin = PORTS.start + (since.as_millis() % PORTS.len() as u128) as u16;
-                NEXT.store(begin + 1, Ordering::Relaxed);
+                NEXT_PORT.store(begin + 1, Ordering::Relaxed);
                 begin
             }
         };
