@@ -5,16 +5,12 @@ use crate::node::DUAL;
 use crate::runtime::{Reply, Runtime, with_runtime};
 use palisade_cni::link::{Namespace, sysctl};
 use palisade_loader::{AttachKind, supported_kind};
+use palisade_test_support::debian::{DEBIAN, SYSTEM, missing, said};
 use palisade_test_support::skipped;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
-/// Where Debian's package `containernetworking-plugins` puts them.
-pub const DEBIAN: &str = "/usr/lib/cni";
-/// Where what they call is: not in everybody's PATH.
-const SYSTEM: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// A port of the node that leads to the pod.
 const HOST_PORT: u16 = 8080;
 
@@ -52,31 +48,6 @@ fn chain<'a>(runtime: &Runtime<'a>) -> (Runtime<'a>, Vec<&'static str>) {
 /// programs need on kernels without TCX.
 fn limits_egress() -> bool {
     supported_kind().unwrap() == AttachKind::Tcx
-}
-
-/// Why a plugin cannot work on this machine.
-fn missing(plugin: &str) -> Option<String> {
-    if !Path::new(DEBIAN).join(plugin).exists() {
-        return Some(format!("there is no {DEBIAN}/{plugin} (Debian's containernetworking-plugins)"));
-    }
-    let probed = match plugin {
-        "portmap" => said("iptables -t nat -S").and_then(|_| said("ip6tables -t nat -S")),
-        "bandwidth" => said("ip link add probe type ifb").and_then(|_| {
-            let limited = said("tc qdisc add dev probe root tbf rate 1mbit burst 10kb latency 25ms");
-            said("ip link delete probe").and(limited)
-        }),
-        _ => Ok(String::new()),
-    };
-    probed.err()
-}
-
-/// What a command prints, in the node's namespaces.
-fn said(line: &str) -> Result<String, String> {
-    let mut words = line.split(' ');
-    let mut command = Command::new(words.next().unwrap_or_default());
-    let output = command.args(words).env("PATH", SYSTEM).output().map_err(|error| format!("{line}: {error}"))?;
-    let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(format!("{line}: {}", text(&output.stderr))) }
 }
 
 /// The rules of both families, without comments and counters; none where there is no such command.

@@ -1,12 +1,12 @@
 //! Addresses of another plugin (`ipam.type`): Debian's host-local and static, called by the library that runtimes are built with,
 //! and one that does as it is told and writes down how it was called.
 
-use crate::chain::DEBIAN;
 use crate::node::{Answer, Behaviour, Call, DUAL, Node, node};
 use crate::reconcile::{boot, vanish};
 use crate::runtime::{Runtime, with_runtime};
 use palisade_cni::link::Netlink;
 use palisade_protocol::ErrorKind;
+use palisade_test_support::debian::DEBIAN;
 use palisade_test_support::skipped;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;

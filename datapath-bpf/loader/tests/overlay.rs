@@ -3,9 +3,9 @@
 
 #[path = "overlay/forward.rs"]
 mod forward;
+#[path = "overlay/outside.rs"]
+mod outside;
 mod stage;
-#[path = "overlay/talk.rs"]
-mod talk;
 
 use std::{
     fs,
@@ -23,8 +23,8 @@ use palisade_datapath_core::abi::{
 };
 use palisade_loader::{AttachKind, Datapath, Overlay, PinDir, Role, attach_with, detach, is_attached};
 use palisade_test_support::packet::{Way, arp, ethernet, protocol, summed, udp};
+use stage::talk::{receive, socket, stream, stream_through, talk, talk_through};
 use stage::{Space, allow, alone, answers, carries, kind, kinds, mac, open, run, soon};
-use talk::{receive, socket, stream, stream_through, talk, talk_through};
 
 const PORT: u16 = 4789;
 const NETWORK: u32 = 7;

@@ -164,6 +164,10 @@ fn judge<A: Family + Quoting>(
         if how < 0 && overlay::is_for(packet) {
             return Err(Outcome::OverlayPort);
         }
+        // Before it counts as one that passes.
+        if via.way != way::NONE && service::is_sealed(packet, via) {
+            return Err(Outcome::RewriteFailed);
+        }
         flow::admit(frame, pod, packet, how, via, judgement)?;
         flow::remember_first(packet, via);
         // While it is as the pod has sent it, which knows nothing of a backend.
@@ -184,9 +188,9 @@ fn judge<A: Family + Quoting>(
 #[inline(always)]
 fn forward<A: Family>(frame: &Frame, packet: &Packet<A>, to: Option<LocalPod>, via: &Via<A>) -> Result<i32, Outcome> {
     match to {
-        _ if !forward::may_go_on(packet) => Ok(action::PASS),
+        // The stack may have changed the addresses of what is answered: a port of the node that something else maps leads here from pods of it, too.
+        _ if via.stack != 0 || !forward::may_go_on(packet) => Ok(action::PASS),
         Some(local) => forward::into_pod(frame, packet, &local),
-        None if via.stack != 0 => Ok(action::PASS),
         None => forward::to_node(frame, packet),
     }
 }

@@ -259,7 +259,19 @@ pub fn translate_quoted<A: Family>(quoted: &mut Packet<A>, via: &mut Via<A>, sin
     via.way = way::TO;
     quoted.source = A::narrow(&backend.address);
     quoted.source_port = backend.port;
+    // As the backend, the pod sees itself as the client under the frontend's address.
+    if quoted.source == quoted.destination {
+        via.hairpin = 1;
+        quoted.destination = via.address;
+    }
     TRANSLATED
+}
+
+/// Whether the checksum of a packet that goes through a frontend could not be made up for: SCTP's is over all fragments of a datagram.
+#[inline(always)]
+pub fn is_sealed<A: Family>(packet: &Packet<A>, via: &Via<A>) -> bool {
+    let port = if via.way == way::TO { packet.destination_port } else { packet.source_port };
+    packet.protocol == protocol::SCTP && matches!(packet.fragment(), Fragment::First) && port != via.port
 }
 
 /// Writes into the frame what became of a packet that goes through a frontend. Whether it could.
@@ -377,14 +389,18 @@ pub fn rewrite_quote<A: Family>(frame: &Frame, outer: &Packet<A>, quoted: &Packe
     written as i32
 }
 
-/// In the packet that an ICMP error quotes, gives a pod that reaches itself its own address, where it stands as the client under the frontend's.
-/// Whether it could.
+/// In the packet that an ICMP error quotes, gives a pod that reaches itself the address under which it stands as the client where the error goes: its own
+/// before itself as the client, and the frontend's as the backend. Whether it could.
 #[inline(never)]
 fn quoted_client<A: Family>(frame: &Frame, outer: &Packet<A>, quoted: &Packet<A>, via: &Via<A>) -> i32 {
     let header = outer.transport + 8;
-    let change = A::checksum_change(&via.address, &quoted.destination);
+    let (at, old, new) = match via.way == way::TO {
+        true => (A::DESTINATION, &quoted.source, &via.address),
+        false => (A::SOURCE, &via.address, &quoted.destination),
+    };
+    let change = A::checksum_change(old, new);
     let written = A::repair_header(frame, header, change)
         && (A::VERSION == 4 || frame.repair_by(outer.transport + 2, change))
-        && A::store(frame, header + A::SOURCE - A::HEADER, &quoted.destination);
+        && A::store(frame, header + at - A::HEADER, new);
     written as i32
 }

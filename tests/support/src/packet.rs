@@ -37,7 +37,7 @@ pub mod tcp_flag {
     pub const ACK: u8 = 0x10;
 }
 
-/// SCTP chunk types.
+/// SCTP chunks: their types.
 pub mod sctp_chunk {
     /// User data.
     pub const DATA: u8 = 0;
@@ -45,8 +45,32 @@ pub mod sctp_chunk {
     pub const INIT: u8 = 1;
     /// The answer to it.
     pub const INIT_ACK: u8 = 2;
+    /// What data have come.
+    pub const SACK: u8 = 3;
+    /// Whether the other end is there.
+    pub const HEARTBEAT: u8 = 4;
+    /// The answer to it.
+    pub const HEARTBEAT_ACK: u8 = 5;
     /// It ends an association at once.
     pub const ABORT: u8 = 6;
+    /// Its sender has nothing more to send.
+    pub const SHUTDOWN: u8 = 7;
+    /// Nor has the other end.
+    pub const SHUTDOWN_ACK: u8 = 8;
+    /// The client shows what the answer to its opening gave it.
+    pub const COOKIE_ECHO: u8 = 10;
+    /// The association is open.
+    pub const COOKIE_ACK: u8 = 11;
+    /// It is over.
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+
+    /// A chunk, with what fills its last word.
+    pub fn of(kind: u8, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len()).expect("a chunk has a length of 16 bits");
+        let mut chunk = [&[kind, 0], &length.to_be_bytes()[..], value].concat();
+        chunk.resize(chunk.len().next_multiple_of(4), 0);
+        chunk
+    }
 }
 
 /// Length of an Ethernet header.
@@ -283,9 +307,14 @@ pub fn udp(source_port: u16, destination_port: u16, data: &[u8]) -> Vec<u8> {
     [&source_port.to_be_bytes()[..], &destination_port.to_be_bytes(), &length.to_be_bytes(), &[0; 2], data].concat()
 }
 
-/// An SCTP header and the header of one chunk.
+/// An SCTP header and one chunk without a value.
 pub fn sctp(source_port: u16, destination_port: u16, chunk: u8) -> Vec<u8> {
-    [&source_port.to_be_bytes()[..], &destination_port.to_be_bytes(), &[0; 8], &[chunk, 0, 0, 4]].concat()
+    sctp_bundle(source_port, destination_port, 0, &sctp_chunk::of(chunk, &[]))
+}
+
+/// An SCTP header with the receiver's tag, and chunks.
+pub fn sctp_bundle(source_port: u16, destination_port: u16, tag: u32, chunks: &[u8]) -> Vec<u8> {
+    [&source_port.to_be_bytes()[..], &destination_port.to_be_bytes(), &tag.to_be_bytes(), &[0; 4], chunks].concat()
 }
 
 /// The Internet checksum of bytes; zero over a header that carries its own.

@@ -10,8 +10,9 @@ use palisade_datapath_core::abi::{
 };
 use palisade_test_support::packet::protocol;
 
-use crate::stage::{alone, kind, makes_outer_packets, run, soon};
-use crate::talk::{receive, socket, stream, stream_through, talk, talk_through};
+use crate::stage::narrow::{comes_in_fragments, forget_ways};
+use crate::stage::talk::{receive, socket, stream, stream_through, talk, talk_through};
+use crate::stage::{alone, kind, makes_outer_packets, run};
 use crate::{
     DEVICE, DOUBT, FAMILIES, Family, NODE_PORT, Node, PATIENCE, TARGET, is_told_that_nobody_listens, node, nowhere, number, pod, two_nodes,
     wide,
@@ -19,7 +20,7 @@ use crate::{
 
 impl Node {
     /// The stack forwards again.
-    fn open_the_stack(&self) {
+    pub(super) fn open_the_stack(&self) {
         self.space.inside(|| (0..3).flat_map(|_| ["-4", "-6"]).for_each(|version| drop(run(&format!("ip {version} rule del pref 1")))));
     }
 
@@ -56,11 +57,6 @@ impl Node {
         self.datapath.chunks.insert(&ChunkKey { table: 9, chunk: 0 }, &[9; CHUNK]).unwrap();
         let entry = ServiceEntry { service: 9, table: 9, bits: 6, ..ServiceEntry::default() };
         self.datapath.services.insert((frontend.ip(), frontend.port(), protocol::TCP), &entry).unwrap();
-    }
-
-    /// The pod forgets what it was told of ways.
-    fn forget_ways(&self) {
-        self.pod.inside(|| ["-4", "-6"].iter().for_each(|version| drop(run(&format!("ip {version} route flush cache")))));
     }
 
     /// How many packets the overlay's device has sent.
@@ -149,7 +145,7 @@ fn what_a_node_itself_sends_to_a_pod_of_another_comes_by_the_stack_through_which
 }
 
 /// Two nodes that reach each other, and each other's pods, by the overlay alone.
-fn two_nodes_by_the_overlay(base: &Path, family: Family) -> [Node; 2] {
+pub(super) fn two_nodes_by_the_overlay(base: &Path, family: Family) -> [Node; 2] {
     let mut nodes = two_nodes(base, kind(), family);
     for node in &mut nodes {
         // What the stack does not forward it does not send to the link either.
@@ -175,18 +171,14 @@ fn a_pod_is_told_how_long_a_packet_to_another_node_may_be() {
             talk(&in_pod, &process, if family == Family::V4 { 1272 } else { 1252 });
             assert_eq!(a.count(Outcome::PacketTooLong), 0);
             // Datagrams go in fragments once the pod knows, bytes in shorter segments: to the node, by a port of it, and by a service here.
-            process.set_read_timeout(Some(DOUBT)).unwrap();
-            soon("a datagram comes in fragments", || {
-                in_pod.send_to(&[7; 1340], process.local_addr().unwrap()).unwrap();
-                receive(&process, &mut [0; 2000]).is_ok_and(|(length, _)| length == 1340)
-            });
+            comes_in_fragments(&in_pod, process.local_addr().unwrap(), &process);
             let of_pod = b.pod.inside(move || TcpListener::bind((pod(2, family), TARGET)).unwrap());
             let of_node = b.space.inside(move || TcpListener::bind((node(2, family), 0)).unwrap());
             let [itself, of_service] = [of_node.local_addr().unwrap(), (nowhere(family), 443).into()];
             a.offer(of_service, itself);
             for (frontend, listener) in [(itself, &of_node), (b.node_port(family), &of_pod), (of_service, &of_node)] {
                 let before = a.count(Outcome::PacketTooLong);
-                a.forget_ways();
+                a.pod.inside(forget_ways);
                 stream_through(frontend, &a.pod, listener);
                 assert!(a.count(Outcome::PacketTooLong) > before, "{family:?} {frontend}: nothing was too long");
             }

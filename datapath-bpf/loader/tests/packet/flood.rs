@@ -1,20 +1,29 @@
 //! Floods: what a full table forgets is judged again, and nothing that it forgets opens anything.
 
-use palisade_datapath_core::abi::{Direction, Hook, Outcome};
+use palisade_datapath_core::abi::{Direction, Hook, Outcome, connection_flag as flag};
 use palisade_loader::PacketContext;
-use palisade_test_support::packet::{protocol, tcp_flag::*, udp};
+use palisade_test_support::packet::{protocol, summed, tcp_flag::*, udp};
 
-use crate::stage::sizes;
-use crate::world::{Pod, World, each_family, outside};
+use crate::service::{CLIENT, FRONTEND, TARGET, became, serve_b, to_vip, vip};
+use crate::world::{DROP, Pod, REDIRECT, World, each_family, outside, sizes};
 
 /// How many times as many as there is room for.
-const TIMES: u32 = 10;
+pub const TIMES: u32 = 10;
+/// Of what has come last, so many rows are surely left.
+pub const NEWEST: usize = 64;
+/// So many frontends lead to one backend.
+pub const FRONTENDS: u16 = 4;
 
-/// Sends packets of a pod without looking at each; how many of them passed.
-fn send_all(world: &mut World, pod: Pod, packets: impl Iterator<Item = Vec<u8>>) -> u32 {
-    let context = PacketContext { ifindex: pod.ifindex, ingress_ifindex: pod.ifindex, mark: 0, repeat: 1 };
-    let passed = |packet: Vec<u8>| world.datapath.test_run(Hook::FromPod, &packet, &context).unwrap().action != crate::world::DROP;
+/// Runs a program over packets that come in by an interface, without looking at each; how many of them passed.
+pub fn run_all(world: &World, hook: Hook, ifindex: u32, packets: impl Iterator<Item = Vec<u8>>) -> u32 {
+    let context = PacketContext { ifindex, ingress_ifindex: ifindex, mark: 0, repeat: 1 };
+    let passed = |packet: Vec<u8>| world.datapath.test_run(hook, &packet, &context).unwrap().action != DROP;
     packets.map(passed).map(u32::from).sum()
+}
+
+/// Sends packets of a pod.
+fn send_all(world: &World, pod: Pod, packets: impl Iterator<Item = Vec<u8>>) -> u32 {
+    run_all(world, Hook::FromPod, pod.ifindex, packets)
 }
 
 /// The ports of as many flows as fill the connection table so many times, and then some.
@@ -55,12 +64,12 @@ fn in_a_full_table_the_newest_flows_win_and_who_lost_is_judged_afresh() {
         let (there, back) = (world.a_to_b(family), world.b_to_a(family));
         let flows = TIMES * sizes().connections;
         assert_eq!(send_all(world, world.a, ports().map(|(from, to)| there.udp(from, to))), flows);
-        let newest: Vec<_> = ports().skip(flows as usize - 64).collect();
+        let newest: Vec<_> = ports().skip(flows as usize - NEWEST).collect();
         for (from, to) in newest {
             world.b_sends(back.udp(to, from)).redirected_to(world.a, Outcome::AllowedReply);
         }
         // Of the oldest nobody knows any more that A opened them: B, who may open none, gets nothing through.
-        for (from, to) in ports().take(64) {
+        for (from, to) in ports().take(NEWEST) {
             world.b_sends(back.udp(to, from)).dropped_silently(Outcome::EgressDefaultDenied);
         }
         let (from, to) = ports().next().unwrap();
@@ -80,6 +89,69 @@ fn a_flow_that_goes_on_keeps_its_entry_in_a_table_that_others_overflow() {
             assert_eq!(send_all(world, world.a, some.iter().cloned()), some.len() as u32);
             world.b_sends(back.tcp(80, 40000, ACK)).redirected_to(world.a, Outcome::AllowedReply);
         }
+    });
+}
+
+/// Ports of clients of as many flows of two rows each as fill a table so many times.
+pub fn clients(room: u32) -> Vec<u16> {
+    (10_000..).take((TIMES * room / 2) as usize).collect()
+}
+
+#[test]
+fn in_a_full_table_answers_through_services_come_from_their_own_frontend_or_not_at_all() {
+    each_family(|world, family| {
+        let (a, b, vip) = (world.a.address(family), world.b.address(family), vip(family));
+        serve_b(world, family, protocol::TCP);
+        let entry = world.datapath.services.get((vip, FRONTEND, protocol::TCP)).unwrap().unwrap();
+        for number in 1..FRONTENDS {
+            world.datapath.services.insert((vip, FRONTEND + number, protocol::TCP), &entry).unwrap();
+        }
+        // What B sends passes as an answer alone.
+        world.isolate(world.b, Direction::Egress, 42);
+        let (way, back, flows) = (to_vip(world, family), world.b_to_a(family), clients(sizes().connections));
+        let asked = |client: u16| FRONTEND + client % FRONTENDS;
+        let requests = flows.iter().map(|client| summed(way.tcp(*client, asked(*client), SYN)));
+        assert_eq!(send_all(world, world.a, requests), flows.len() as u32);
+        for (age, client) in flows.iter().rev().enumerate() {
+            let seen = world.b_sends(summed(back.tcp(TARGET, *client, SYN | ACK)));
+            if seen.outcome == Outcome::EgressDefaultDenied {
+                seen.dropped_silently(Outcome::EgressDefaultDenied);
+                assert!(age >= NEWEST / 2, "{age} flows came later");
+            } else {
+                became(&seen, REDIRECT, Outcome::AllowedReply, (vip, asked(*client)), (a, *client));
+                assert!(age < flows.len() - NEWEST / 2, "{age} flows came later");
+            }
+        }
+        // Who lost goes on with what the client says next.
+        let lost = flows[0];
+        let seen = world.a_sends(summed(way.tcp(lost, asked(lost), ACK)));
+        became(&seen, REDIRECT, Outcome::AllowedNew, (a, lost), (b, TARGET));
+        let seen = world.b_sends(summed(back.tcp(TARGET, lost, ACK)));
+        became(&seen, REDIRECT, Outcome::AllowedReply, (vip, asked(lost)), (a, lost));
+    });
+}
+
+#[test]
+fn a_client_that_only_listens_hears_its_frontend_in_a_table_that_others_overflow() {
+    each_family(|world, family| {
+        let (a, b, vip) = (world.a.address(family), world.b.address(family), vip(family));
+        serve_b(world, family, protocol::UDP);
+        world.isolate(world.b, Direction::Egress, 42);
+        let (way, there) = (to_vip(world, family), world.a_to_b(family));
+        let (request, answer) = (summed(way.udp(CLIENT, FRONTEND)), summed(world.b_to_a(family).udp(TARGET, CLIENT)));
+        let _ = world.a_sends(request.clone());
+        let flood: Vec<_> = ports().map(|(from, to)| there.udp(from, to)).collect();
+        for some in flood.chunks(32) {
+            assert_eq!(send_all(world, world.a, some.iter().cloned()), some.len() as u32);
+            became(&world.b_sends(answer.clone()), REDIRECT, Outcome::AllowedReply, (vip, FRONTEND), (a, CLIENT));
+        }
+        // Its own entry, which names its backend, was not used: it is gone, and comes back.
+        let to_frontend = |world: &World| world.connections(family).iter().filter(|entry| entry.flags & flag::TO_FRONTEND != 0).count();
+        assert_eq!(to_frontend(world), 0);
+        let shown = summed(way.to(a).from(vip).udp(FRONTEND, CLIENT));
+        world.a_sends(summed(way.port_unreachable(&shown[14..]))).dropped_silently(Outcome::IcmpUnrelated);
+        became(&world.a_sends(request), REDIRECT, Outcome::AllowedEstablished, (a, CLIENT), (b, TARGET));
+        assert_eq!(to_frontend(world), 1);
     });
 }
 

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use palisade_datapath_core::abi::{DatapathEvent, Direction, Endpoint, IDENTITY_ANY, Outcome, PORTS_NONE, PolicyKey, RowVerdict};
+use palisade_datapath_core::abi::{
+    DatapathEvent, Direction, Endpoint, IDENTITY_ANY, Outcome, PORTS_NONE, PolicyKey, RowVerdict, connection_flag as flag,
+};
 use palisade_datapath_core::verdict::Decision;
 use palisade_test_support::packet::{protocol, summed, tcp_flag::*};
 
@@ -12,7 +14,7 @@ use crate::stage;
 use crate::world::{Family, IDENTITY_A, IDENTITY_B, Pod, REDIRECT, World, each_family, wide};
 
 /// Pod A behind its own service, with its namespace's policies closed on both sides.
-fn serve_itself(world: &mut World, family: Family, protocol: u8) {
+pub fn serve_itself(world: &mut World, family: Family, protocol: u8) {
     serve(world, family, protocol, (world.a.address(family), TARGET));
     world.isolate(world.a, Direction::Ingress, 42);
     world.isolate(world.a, Direction::Egress, 43);
@@ -72,6 +74,38 @@ fn a_pod_that_reaches_itself_where_nobody_listens_is_told_so_by_the_frontend() {
         // After a change the flow is judged first.
         world.datapath.bump_epoch().unwrap();
         world.a_sends(complaint).dropped_silently(Outcome::IcmpUnrelated);
+    });
+}
+
+#[test]
+fn a_pod_that_reaches_itself_and_does_not_want_an_answer_is_told_so_as_the_backend() {
+    each_family(|world, family| {
+        let (a, vip) = (world.a.address(family), vip(family));
+        serve_itself(world, family, protocol::UDP);
+        let _ = world.a_sends(summed(to_vip(world, family).udp(CLIENT, FRONTEND)));
+        let answer = world.a_sends(summed(world.a.to(vip).udp(TARGET, CLIENT)));
+        became(&answer, REDIRECT, Outcome::AllowedReply, (vip, FRONTEND), (a, CLIENT));
+        let seen = world.a_sends(summed(world.a.to(vip).port_unreachable(&answer.packet[14..])));
+        became(&seen, REDIRECT, Outcome::AllowedRelated, (vip, 0), (a, 0));
+        assert_eq!(quote(&seen.packet, family), [(a, TARGET), (vip, CLIENT)]);
+    });
+}
+
+#[test]
+fn a_pod_that_reaches_itself_goes_on_where_either_of_its_entries_was_evicted() {
+    each_family(|world, family| {
+        let (a, vip) = (world.a.address(family), vip(family));
+        serve_itself(world, family, protocol::TCP);
+        became(&asks(world, family, SYN), REDIRECT, Outcome::AllowedNew, (vip, CLIENT), (a, TARGET));
+        world.forget_entries(family, |flags| flags & flag::TO_FRONTEND != 0);
+        became(&answers(world, family, ACK), REDIRECT, Outcome::AllowedReply, (vip, FRONTEND), (a, CLIENT));
+        became(&asks(world, family, ACK), REDIRECT, Outcome::AllowedEstablished, (vip, CLIENT), (a, TARGET));
+        assert_eq!(world.connections(family).len(), 2);
+        world.forget_entries(family, |flags| flags & flag::TO_FRONTEND == 0);
+        // Nobody knows that it is an answer, and the pod may send nothing else.
+        answers(world, family, ACK).dropped_silently(Outcome::EgressDefaultDenied);
+        became(&asks(world, family, ACK), REDIRECT, Outcome::AllowedNew, (vip, CLIENT), (a, TARGET));
+        became(&answers(world, family, ACK), REDIRECT, Outcome::AllowedReply, (vip, FRONTEND), (a, CLIENT));
     });
 }
 

@@ -8,7 +8,7 @@ use palisade_datapath_core::abi::{
 use palisade_test_support::packet::{self, Way, protocol, sctp_chunk, set, summed, tcp_flag::*};
 
 use crate::seen::Crossed;
-use crate::service::{ALIVE, CLIENT, SERVICE, TABLE, TARGET, backend, ends, packets, table, vip};
+use crate::service::{ALIVE, CLIENT, SERVICE, TABLE, TARGET, backend, ends, packet_of, packets, table, vip};
 use crate::world::{DROP, Family, IDENTITY_OUTSIDE, PASS, REDIRECT, World, each_family, node, outside};
 
 pub const PORT: u16 = 30_080;
@@ -66,7 +66,7 @@ fn a_client_outside_reaches_a_pod_under_its_own_address_and_is_answered_by_the_f
             became(&world.arrives(request.clone()), 0, (client, CLIENT), (b, TARGET));
             // The pod's ingress policy is asked about the client itself.
             let at_pod = world.b.from(client);
-            let arrived = |way: Way| packets(way, CLIENT, TARGET).into_iter().find(|(of, _)| *of == protocol).unwrap().1;
+            let arrived = |way: Way| packet_of(protocol, way, CLIENT, TARGET);
             world.isolate(world.b, Direction::Ingress, 42);
             world.rule(world.b, Direction::Ingress, IDENTITY_OUTSIDE, RowVerdict::DefaultDeny, 42);
             world.network_sends(arrived(at_pod)).dropped_silently(Outcome::IngressDefaultDenied);
@@ -261,13 +261,14 @@ fn rows_that_are_not_all_there_are_closed() {
 }
 
 /// Two backends, pod B and one elsewhere, each with a table of its own; the node port goes to pod B's.
-fn two(world: &mut World, family: Family, protocol: u8) {
+pub fn two(world: &mut World, family: Family, protocol: u8) {
     serve_b(world, family, protocol);
     backend(world, 2, (remote(family), TARGET), ALIVE);
     table(world, TABLE + 1, &[2]);
 }
 
-fn flip(world: &mut World, family: Family, protocol: u8) {
+/// The node port goes to the other backend.
+pub fn flip(world: &mut World, family: Family, protocol: u8) {
     node_port(world, family, protocol, ServiceEntry { outside_table: TABLE + 1, ..ServiceEntry::default() });
 }
 
@@ -303,50 +304,32 @@ fn an_established_flow_stays_with_its_backend_and_a_new_one_goes_to_another() {
 fn a_client_with_affinity_stays_with_its_backend_until_its_time_is_over() {
     each_family(|world, family| {
         let (to_b, to_remote) = ((world.b.address(family), TARGET), (remote(family), TARGET));
-        let goes = |world: &mut World, port: u16| {
-            let crossed = world.arrives(summed(asking(world, family).tcp(port, PORT, SYN)));
-            ends(&crossed.packet)[1]
-        };
-        two(world, family, protocol::TCP);
         let with = |outside_table| ServiceEntry { outside_table, affinity: 100, ..ServiceEntry::default() };
-        node_port(world, family, protocol::TCP, with(TABLE));
-        assert_eq!(goes(world, 1), to_b);
-        node_port(world, family, protocol::TCP, with(TABLE + 1));
-        assert_eq!(goes(world, 2), to_b);
-        world.let_affinity_pass(101);
-        assert_eq!(goes(world, 3), to_remote);
-        // One that clients outside may not reach any more loses them, though pods still go there.
-        world.let_affinity_pass(101);
-        node_port(world, family, protocol::TCP, with(TABLE));
-        assert_eq!(goes(world, 4), to_b);
-        backend(world, 1, to_b, backend_flag::CHOSEN | backend_flag::SERVING);
-        node_port(world, family, protocol::TCP, with(TABLE + 1));
-        assert_eq!(goes(world, 5), to_remote);
-    });
-}
-
-#[test]
-fn ip_options_and_extension_headers_do_not_move_what_is_rewritten() {
-    crate::world::world(|world| {
-        let (v4, v6) = (Family::V4, Family::V6);
-        serve_b(world, v4, protocol::TCP);
-        let frame = asking(world, v4).with_options(&[7, 7, 4, 0, 0, 0, 0, 0], protocol::TCP, &packet::tcp(CLIENT, PORT, SYN));
-        became(&world.arrives(summed(frame)), 0, (outside(v4), CLIENT), (world.b.v4.into(), TARGET));
-        let back = answering(world, world.b.v4.into(), v4);
-        let frame = back.with_options(&[7, 7, 4, 0, 0, 0, 0, 0], protocol::TCP, &packet::tcp(TARGET, CLIENT, SYN | ACK));
-        became(&world.leaves(summed(frame)), 0, (node(v4), PORT), (outside(v4), CLIENT));
-        serve_b(world, v6, protocol::UDP);
-        // A checksum over the datagram alone: the other reader looks through the options.
-        let behind_options = |way: Way, plain: Vec<u8>| {
-            let options = packet::extension::options(protocol::UDP);
-            way.packet(packet::extension::DESTINATION_OPTIONS, &[&options[..], &plain[way.transport()..]].concat())
-        };
-        let way = asking(world, v6);
-        let crossed = world.arrives(behind_options(way, summed(way.udp(CLIENT, PORT))));
-        became(&crossed, 0, (outside(v6), CLIENT), (world.b.v6.into(), TARGET));
-        let way = answering(world, world.b.v6.into(), v6);
-        let crossed = world.leaves(behind_options(way, summed(way.udp(TARGET, CLIENT))));
-        became(&crossed, 0, (node(v6), PORT), (outside(v6), CLIENT));
+        for (index, protocol) in [protocol::TCP, protocol::UDP, protocol::SCTP].into_iter().enumerate() {
+            let goes = |world: &mut World, port: u16| {
+                let (_, frame) = packets(asking(world, family), port, PORT)[index].clone();
+                ends(&world.arrives(frame).packet)[1]
+            };
+            two(world, family, protocol);
+            node_port(world, family, protocol, with(TABLE));
+            assert_eq!(goes(world, 1), to_b);
+            node_port(world, family, protocol, with(TABLE + 1));
+            world.let_affinity_pass(80);
+            assert_eq!(goes(world, 2), to_b);
+            world.let_affinity_pass(80);
+            assert_eq!(goes(world, 3), to_b);
+            world.let_affinity_pass(101);
+            assert_eq!(goes(world, 4), to_remote);
+            // One that clients outside may not reach any more loses them, though pods still go there.
+            world.let_affinity_pass(101);
+            node_port(world, family, protocol, with(TABLE));
+            assert_eq!(goes(world, 5), to_b);
+            backend(world, 1, to_b, backend_flag::CHOSEN | backend_flag::SERVING);
+            node_port(world, family, protocol, with(TABLE + 1));
+            assert_eq!(goes(world, 6), to_remote);
+            // The next protocol's port is the same service's.
+            world.let_affinity_pass(101);
+        }
     });
 }
 

@@ -5,13 +5,16 @@ use palisade_datapath_core::abi::Connection;
 
 /// Takes every row away.
 pub fn empty<const KEY: usize, const VALUE: usize>(map: HashMap<MapData, [u8; KEY], [u8; VALUE]>) {
-    remove(map, |_| true);
+    remove(map, |_, _| true);
 }
 
-/// Takes away the rows of some keys.
-pub fn remove<const KEY: usize, const VALUE: usize>(mut map: HashMap<MapData, [u8; KEY], [u8; VALUE]>, which: impl Fn(&[u8; KEY]) -> bool) {
-    let keys: Vec<_> = map.keys().map(Result::unwrap).filter(which).collect();
-    for key in keys {
+/// Takes some rows away.
+pub fn remove<const KEY: usize, const VALUE: usize>(
+    mut map: HashMap<MapData, [u8; KEY], [u8; VALUE]>,
+    which: impl Fn(&[u8; KEY], &[u8; VALUE]) -> bool,
+) {
+    let rows: Vec<_> = map.iter().map(Result::unwrap).filter(|(key, value)| which(key, value)).collect();
+    for (key, _) in rows {
         map.remove(&key).unwrap();
     }
 }

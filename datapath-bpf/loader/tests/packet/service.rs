@@ -4,11 +4,11 @@
 
 use std::net::IpAddr;
 
-use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, Ipv6Slice, SlicedPacket, TransportSlice};
 use palisade_datapath_core::abi::{
     Backend, CHUNK, ChunkKey, Direction, Outcome, RowVerdict, ServiceEntry, TABLE_NONE, backend_flag, service_flag,
 };
-use palisade_test_support::packet::{self, Way, checksum, protocol, sctp_chunk, set, summed, tcp_flag::*};
+use palisade_test_support::packet::{self, Way, protocol, sctp_chunk, set, summed, tcp_flag::*};
 
 use crate::seen::Seen;
 use crate::world::{DROP, Family, IDENTITY_B, PASS, REDIRECT, World, each_family, node, outside, wide};
@@ -41,7 +41,7 @@ pub fn table(world: &mut World, table: u32, numbers: &[u32]) {
 }
 
 /// Lets a table, or none, stand behind the frontend.
-fn frontend(world: &mut World, family: Family, protocol: u8, entry: ServiceEntry) {
+pub fn frontend(world: &mut World, family: Family, protocol: u8, entry: ServiceEntry) {
     let entry = ServiceEntry { service: SERVICE, bits: 6, ..entry };
     world.datapath.services.insert((vip(family), FRONTEND, protocol), &entry).unwrap();
 }
@@ -58,19 +58,24 @@ pub fn serve_b(world: &mut World, family: Family, protocol: u8) {
     serve(world, family, protocol, (world.b.address(family), TARGET));
 }
 
+/// The addresses of an IP packet, as the other reader reads them. The checksum of an IPv4 header must be right.
+#[track_caller]
+pub fn addresses(packet: &[u8]) -> (IpAddr, IpAddr) {
+    if packet[0] >> 4 == 4 {
+        let header = Ipv4HeaderSlice::from_slice(packet).expect("an IPv4 header");
+        assert_eq!(header.header_checksum(), header.to_header().calc_header_checksum(), "the checksum of an IP header");
+        (header.source_addr().into(), header.destination_addr().into())
+    } else {
+        let header = Ipv6HeaderSlice::from_slice(packet).expect("an IPv6 header");
+        (header.source_addr().into(), header.destination_addr().into())
+    }
+}
+
 /// Who a packet is from and to, as the other reader reads it. Every checksum of it must be right.
 #[track_caller]
 pub fn ends(frame: &[u8]) -> [(IpAddr, u16); 2] {
+    let (source, destination) = addresses(&frame[14..]);
     let packet = SlicedPacket::from_ethernet(frame).expect("a frame that can be read");
-    let (source, destination): (IpAddr, IpAddr) = match packet.net.as_ref().expect("an IP packet") {
-        NetSlice::Ipv4(ip) => {
-            let header = ip.header();
-            assert_eq!(header.header_checksum(), header.to_header().calc_header_checksum(), "the checksum of the IP header");
-            (header.source_addr().into(), header.destination_addr().into())
-        }
-        NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
-        other => panic!("{other:?}"),
-    };
     let ports = match packet.transport.as_ref() {
         Some(TransportSlice::Tcp(tcp)) => {
             let wanted = match (source, destination) {
@@ -137,6 +142,11 @@ pub fn packets(way: Way, from: u16, to: u16) -> [(u8, Vec<u8>); 3] {
         .map(|(protocol, frame)| (protocol, summed(frame)))
 }
 
+/// That of one protocol.
+pub fn packet_of(protocol: u8, way: Way, from: u16, to: u16) -> Vec<u8> {
+    packets(way, from, to).into_iter().find(|(of, _)| *of == protocol).map(|(_, frame)| frame).unwrap()
+}
+
 #[test]
 fn a_packet_for_a_frontend_goes_to_its_backend_and_the_reply_comes_from_the_frontend() {
     each_family(|world, family| {
@@ -169,24 +179,6 @@ fn a_datagram_without_checksum_stays_without() {
         let seen = world.a_sends(to_vip(world, Family::V4).udp(CLIENT, FRONTEND));
         became(&seen, REDIRECT, Outcome::AllowedNew, (world.a.v4.into(), CLIENT), (world.b.v4.into(), TARGET));
         assert_eq!(seen.packet[40..42], [0, 0]);
-    });
-}
-
-#[test]
-fn ip_options_and_extension_headers_do_not_move_what_is_rewritten() {
-    crate::world::world(|world| {
-        serve_b(world, Family::V4, protocol::TCP);
-        let frame = to_vip(world, Family::V4).with_options(&[7, 7, 4, 0, 0, 0, 0, 0], protocol::TCP, &packet::tcp(CLIENT, FRONTEND, SYN));
-        let seen = world.a_sends(summed(frame));
-        became(&seen, REDIRECT, Outcome::AllowedNew, (world.a.v4.into(), CLIENT), (world.b.v4.into(), TARGET));
-        serve_b(world, Family::V6, protocol::UDP);
-        // A checksum over the datagram alone: the other reader looks through the options.
-        let way = to_vip(world, Family::V6);
-        let plain = summed(way.udp(CLIENT, FRONTEND));
-        let options = packet::extension::options(protocol::UDP);
-        let frame = way.packet(packet::extension::DESTINATION_OPTIONS, &[&options[..], &plain[way.transport()..]].concat());
-        let seen = world.a_sends(frame);
-        became(&seen, REDIRECT, Outcome::AllowedNew, (world.a.v6.into(), CLIENT), (world.b.v6.into(), TARGET));
     });
 }
 
@@ -323,13 +315,14 @@ fn rows_that_are_not_all_there_are_closed() {
 }
 
 /// Two backends: pod B, and one outside. A table with either.
-fn two(world: &mut World, family: Family, protocol: u8) {
+pub fn two(world: &mut World, family: Family, protocol: u8) {
     serve_b(world, family, protocol);
     backend(world, 2, (outside(family), TARGET), ALIVE);
     table(world, TABLE + 1, &[2]);
 }
 
-fn flip(world: &mut World, family: Family, protocol: u8) {
+/// The frontend goes to the other backend.
+pub fn flip(world: &mut World, family: Family, protocol: u8) {
     frontend(world, family, protocol, ServiceEntry { table: TABLE + 1, ..ServiceEntry::default() });
 }
 
@@ -404,25 +397,34 @@ fn a_flow_goes_where_the_table_says() {
 fn a_client_with_affinity_stays_with_its_backend_until_its_time_is_over() {
     each_family(|world, family| {
         let a = world.a.address(family);
-        let b = (world.b.address(family), TARGET);
-        two(world, family, protocol::TCP);
+        let (b, elsewhere) = ((world.b.address(family), TARGET), (outside(family), TARGET));
         let with = |table| ServiceEntry { table, affinity: 100, ..ServiceEntry::default() };
-        frontend(world, family, protocol::TCP, with(TABLE));
-        let opens = |world: &mut World, port| world.a_sends(summed(to_vip(world, family).tcp(port, FRONTEND, SYN)));
-        became(&opens(world, 1), REDIRECT, Outcome::AllowedNew, (a, 1), b);
-        // The table says otherwise now, but the backend is in it still.
-        table(world, TABLE + 2, &[2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]);
-        frontend(world, family, protocol::TCP, with(TABLE + 2));
-        became(&opens(world, 2), REDIRECT, Outcome::AllowedNew, (a, 2), b);
-        world.let_affinity_pass(101);
-        became(&opens(world, 3), PASS, Outcome::AllowedNew, (a, 3), (outside(family), TARGET));
-        // One that takes no new flows loses its clients.
-        world.let_affinity_pass(101);
-        frontend(world, family, protocol::TCP, with(TABLE));
-        became(&opens(world, 4), REDIRECT, Outcome::AllowedNew, (a, 4), b);
-        backend(world, 1, b, backend_flag::SERVING);
-        frontend(world, family, protocol::TCP, with(TABLE + 1));
-        became(&opens(world, 5), PASS, Outcome::AllowedNew, (a, 5), (outside(family), TARGET));
+        for (index, protocol) in [protocol::TCP, protocol::UDP, protocol::SCTP].into_iter().enumerate() {
+            let opens = |world: &mut World, port| {
+                let (_, frame) = packets(to_vip(world, family), port, FRONTEND)[index].clone();
+                world.a_sends(frame)
+            };
+            two(world, family, protocol);
+            frontend(world, family, protocol, with(TABLE));
+            became(&opens(world, 1), REDIRECT, Outcome::AllowedNew, (a, 1), b);
+            // The table says otherwise now, but the backend takes new flows still.
+            frontend(world, family, protocol, with(TABLE + 1));
+            world.let_affinity_pass(80);
+            became(&opens(world, 2), REDIRECT, Outcome::AllowedNew, (a, 2), b);
+            world.let_affinity_pass(80);
+            became(&opens(world, 3), REDIRECT, Outcome::AllowedNew, (a, 3), b);
+            world.let_affinity_pass(101);
+            became(&opens(world, 4), PASS, Outcome::AllowedNew, (a, 4), elsewhere);
+            // One that takes no new flows loses its clients.
+            world.let_affinity_pass(101);
+            frontend(world, family, protocol, with(TABLE));
+            became(&opens(world, 5), REDIRECT, Outcome::AllowedNew, (a, 5), b);
+            backend(world, 1, b, backend_flag::SERVING);
+            frontend(world, family, protocol, with(TABLE + 1));
+            became(&opens(world, 6), PASS, Outcome::AllowedNew, (a, 6), elsewhere);
+            // The next protocol's port is the same service's.
+            world.let_affinity_pass(101);
+        }
     });
 }
 
@@ -475,26 +477,23 @@ fn fragments_of_a_datagram_all_go_to_one_backend_and_back() {
     });
 }
 
-/// The addresses and ports of the packet that an ICMP error quotes; the checksum of a quoted IPv4 header must be right.
+/// The addresses and ports of the packet that an ICMP error quotes. The checksum of a quoted IPv4 header must be right.
 #[track_caller]
 pub fn quote(frame: &[u8], family: Family) -> [(IpAddr, u16); 2] {
     let _ = ends(frame);
-    let quoted = match family {
-        Family::V4 => &frame[42..],
-        Family::V6 => &frame[62..],
+    let error = SlicedPacket::from_ethernet(frame).expect("a frame that can be read");
+    let quoted = match error.transport.as_ref() {
+        Some(TransportSlice::Icmpv4(icmp)) => icmp.payload(),
+        Some(TransportSlice::Icmpv6(icmp)) => icmp.payload(),
+        other => panic!("no ICMP: {other:?}"),
     };
-    let port = |at: usize| u16::from_be_bytes([quoted[at], quoted[at + 1]]);
-    match family {
-        Family::V4 => {
-            assert_eq!(checksum(&quoted[..20]), 0, "the checksum of the quoted header");
-            let address = |at: usize| <[u8; 4]>::try_from(&quoted[at..at + 4]).unwrap().into();
-            [(address(12), port(20)), (address(16), port(22))]
-        }
-        Family::V6 => {
-            let address = |at: usize| <[u8; 16]>::try_from(&quoted[at..at + 16]).unwrap().into();
-            [(address(8), port(40)), (address(24), port(42))]
-        }
-    }
+    let (source, destination) = addresses(quoted);
+    let transport = match family {
+        Family::V4 => &quoted[Ipv4HeaderSlice::from_slice(quoted).expect("a quoted header").slice().len()..],
+        Family::V6 => Ipv6Slice::from_slice_lax(quoted).expect("a quoted packet").payload().payload,
+    };
+    let port = |at: usize| u16::from_be_bytes([transport[at], transport[at + 1]]);
+    [(source, port(0)), (destination, port(2))]
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 
-use palisade_datapath_core::abi::{Backend, Direction, Outcome, ServiceEntry};
+use palisade_datapath_core::abi::{Backend, Direction, Outcome, ServiceEntry, connection_flag as flag};
 use palisade_test_support::packet::{self, protocol, sctp_chunk, summed, tcp_flag::*};
 
-use crate::service::{ALIVE, CLIENT, FRONTEND, SERVICE, TABLE, TARGET, backend, became, quote, serve, serve_b, table, to_vip, vip};
+use crate::service::{
+    ALIVE, CLIENT, FRONTEND, SERVICE, TABLE, TARGET, backend, became, flip, quote, serve, serve_b, table, to_vip, two, vip,
+};
 use crate::world::{Family, PASS, REDIRECT, World, each_family, node, outside, wide};
 
 #[test]
@@ -99,6 +101,45 @@ fn what_is_denied_leaves_no_entry_of_its_way_through_a_frontend() {
             world.a_sends(request).dropped_silently(Outcome::EgressDefaultDenied);
         }
         assert_eq!(world.connections(family).len(), 0);
+    });
+}
+
+#[test]
+fn of_the_two_entries_of_a_flow_either_that_was_evicted_comes_back_with_what_the_client_says_next() {
+    each_family(|world, family| {
+        let (a, b, vip) = (world.a.address(family), world.b.address(family), vip(family));
+        serve_b(world, family, protocol::TCP);
+        world.isolate(world.b, Direction::Egress, 42);
+        let way = to_vip(world, family);
+        let (next, answer) = (summed(way.tcp(CLIENT, FRONTEND, ACK)), summed(world.b_to_a(family).tcp(TARGET, CLIENT, ACK)));
+        let _ = world.a_sends(summed(way.tcp(CLIENT, FRONTEND, SYN)));
+        // That of the way to the frontend: of answers the other one speaks.
+        world.forget_entries(family, |flags| flags & flag::TO_FRONTEND != 0);
+        became(&world.b_sends(answer.clone()), REDIRECT, Outcome::AllowedReply, (vip, FRONTEND), (a, CLIENT));
+        became(&world.a_sends(next.clone()), REDIRECT, Outcome::AllowedEstablished, (a, CLIENT), (b, TARGET));
+        assert_eq!(world.connections(family).len(), 2);
+        // That of the flow itself: nobody knows whom the backend answers.
+        world.forget_entries(family, |flags| flags & flag::TO_FRONTEND == 0);
+        world.b_sends(answer.clone()).dropped_silently(Outcome::EgressDefaultDenied);
+        became(&world.a_sends(next), REDIRECT, Outcome::AllowedNew, (a, CLIENT), (b, TARGET));
+        became(&world.b_sends(answer), REDIRECT, Outcome::AllowedReply, (vip, FRONTEND), (a, CLIENT));
+    });
+}
+
+#[test]
+fn a_flow_whose_entry_to_the_frontend_was_evicted_goes_where_the_table_says_by_now() {
+    each_family(|world, family| {
+        let (a, vip) = (world.a.address(family), vip(family));
+        two(world, family, protocol::TCP);
+        let way = to_vip(world, family);
+        let _ = world.a_sends(summed(way.tcp(CLIENT, FRONTEND, SYN)));
+        flip(world, family, protocol::TCP);
+        world.forget_entries(family, |flags| flags & flag::TO_FRONTEND != 0);
+        let seen = world.a_sends(summed(way.tcp(CLIENT, FRONTEND, ACK)));
+        became(&seen, PASS, Outcome::AllowedNew, (a, CLIENT), (outside(family), TARGET));
+        // What the first backend has still to say comes from the frontend all the same.
+        let seen = world.b_sends(summed(world.b_to_a(family).tcp(TARGET, CLIENT, ACK)));
+        became(&seen, REDIRECT, Outcome::AllowedReply, (vip, FRONTEND), (a, CLIENT));
     });
 }
 

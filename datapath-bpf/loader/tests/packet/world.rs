@@ -183,8 +183,9 @@ fn live(queue: mpsc::Receiver<Job>) {
     }
 }
 
-fn sizes() -> Sizes {
-    Sizes { policy: 4096, ports: 16_384, addresses: 256, prefixes: 256, endpoints: 64, ..stage::sizes() }
+/// The kernel makes room by up to 128 rows at once (`LOCAL_FREE_TARGET`): with more of them it is known which clients still stay after a flood.
+pub fn sizes() -> Sizes {
+    Sizes { policy: 4096, ports: 16_384, addresses: 256, prefixes: 256, endpoints: 64, affinity: 256, ..stage::sizes() }
 }
 
 impl World {
@@ -442,6 +443,14 @@ impl World {
         }
     }
 
+    /// Removes the entries of a family with such flags ([`connection_flag`](palisade_datapath_core::abi::connection_flag)), as evictions do.
+    pub fn forget_entries(&self, family: Family, which: impl Fn(u8) -> bool) {
+        match family {
+            V4 => remove(self.map::<16, 48>(map::CONNECTIONS_V4), |_, entry| which(connection(*entry).flags)),
+            V6 => remove(self.map::<40, 48>(map::CONNECTIONS_V6), |_, entry| which(connection(*entry).flags)),
+        }
+    }
+
     /// Makes every entry of a family so many seconds older.
     pub fn let_pass(&mut self, family: Family, seconds: u64) {
         let hertz = hertz();
@@ -453,7 +462,7 @@ impl World {
 
     /// Removes what has expired, as the agent does; how many rows.
     pub fn sweep(&mut self) -> usize {
-        self.datapath.sweep_connections().unwrap().iter().map(|swept| swept.removed).sum()
+        self.datapath.sweep_connections().into_iter().map(|swept| swept.unwrap().removed).sum()
     }
 
     /// Another agent takes over, whose programs let flows be silent for so long.
@@ -489,8 +498,8 @@ impl World {
     /// Removes the rows of one leg ([`outside_leg`](palisade_datapath_core::abi::outside_leg)) of every flow, as evictions do.
     pub fn forget_leg(&mut self, family: Family, leg: u8) {
         match family {
-            V4 => remove(self.map::<16, 32>(map::OUTSIDE_V4), |key| key[13] == leg),
-            V6 => remove(self.map::<40, 32>(map::OUTSIDE_V6), |key| key[37] == leg),
+            V4 => remove(self.map::<16, 32>(map::OUTSIDE_V4), |key, _| key[13] == leg),
+            V6 => remove(self.map::<40, 32>(map::OUTSIDE_V6), |key, _| key[37] == leg),
         }
     }
 
@@ -500,8 +509,7 @@ impl World {
     }
 
     fn map<const KEY: usize, const VALUE: usize>(&self, name: &str) -> HashMap<MapData, [u8; KEY], [u8; VALUE]> {
-        let path = self.datapath.pin_dir().maps_dir().join(name);
-        HashMap::try_from(Map::from_map_data(MapData::from_pin(path).unwrap()).unwrap()).unwrap()
+        stage::table(self.datapath.pin_dir(), name)
     }
 }
 

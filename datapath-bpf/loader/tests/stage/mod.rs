@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod narrow;
+pub mod talk;
+
 use std::{
     fs,
     io::{ErrorKind, Write},
@@ -15,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use nix::{
     mount::{MsFlags, mount},
@@ -130,6 +134,12 @@ pub fn open_with(base: &Path, sizes: &Sizes) -> Datapath {
     Datapath::open(&PinDir::new(base), sizes).unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 
+/// A table that the programs write, as bytes.
+pub fn table<const KEY: usize, const VALUE: usize>(pin: &PinDir, name: &str) -> HashMap<MapData, [u8; KEY], [u8; VALUE]> {
+    let pinned = MapData::from_pin(pin.maps_dir().join(name)).unwrap();
+    HashMap::try_from(Map::from_map_data(pinned).unwrap()).unwrap()
+}
+
 /// An error with its causes.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -209,7 +219,8 @@ impl Space {
 
 /// A network namespace with one end of a veth pair whose other end is in the test's own.
 pub struct Pod {
-    space: Space,
+    /// Its namespace.
+    pub space: Space,
     /// Name of the host's end.
     pub host: String,
     /// Index of the host's end.
@@ -282,10 +293,15 @@ impl Pod {
     }
 }
 
+/// A socket from which datagrams can go to an address.
+fn towards(address: IpAddr) -> UdpSocket {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    UdpSocket::bind((any, 0)).unwrap()
+}
+
 /// Whether a host says that nobody listens at a port of its: a link takes packets a while after both its ends are up.
 pub fn answers(host: IpAddr) -> bool {
-    let any: IpAddr = if host.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).unwrap();
+    let socket = towards(host);
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     socket.connect((host, 9)).unwrap();
     socket.send(b"?").is_ok() && socket.recv(&mut [0; 8]).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)

@@ -6,8 +6,7 @@ use std::{
     thread,
 };
 
-use crate::PATIENCE;
-use crate::stage::Space;
+use super::{PATIENCE, Space};
 
 /// A socket that waits for a while.
 pub fn socket(space: &Space, address: SocketAddr) -> UdpSocket {
