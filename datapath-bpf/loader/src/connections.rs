@@ -64,15 +64,15 @@ impl Connections {
         })
     }
 
-    /// Removes what has expired.
-    pub(crate) fn sweep(&mut self, lifetimes: &Lifetimes) -> Result<Vec<Swept>, LoaderError> {
+    /// Removes what has expired. A table where that fails keeps no other from it.
+    pub(crate) fn sweep(&mut self, lifetimes: &Lifetimes) -> [Result<Swept, LoaderError>; 4] {
         let Clock { hertz, jiffies } = Clock::now();
-        Ok(vec![
-            sweep(&mut self.v4, |key, row| expired(key.protocol, row, jiffies, hertz, lifetimes))?,
-            sweep(&mut self.v6, |key, row| expired(key.protocol, row, jiffies, hertz, lifetimes))?,
-            sweep(&mut self.outside_v4, |key, row| outside::expired(key.protocol, row, jiffies, hertz, lifetimes))?,
-            sweep(&mut self.outside_v6, |key, row| outside::expired(key.protocol, row, jiffies, hertz, lifetimes))?,
-        ])
+        [
+            sweep(&mut self.v4, |key, row| expired(key.protocol, row, jiffies, hertz, lifetimes)),
+            sweep(&mut self.v6, |key, row| expired(key.protocol, row, jiffies, hertz, lifetimes)),
+            sweep(&mut self.outside_v4, |key, row| outside::expired(key.protocol, row, jiffies, hertz, lifetimes)),
+            sweep(&mut self.outside_v6, |key, row| outside::expired(key.protocol, row, jiffies, hertz, lifetimes)),
+        ]
     }
 }
 
@@ -81,24 +81,24 @@ impl Connections {
 pub struct Swept {
     /// The table.
     pub map: &'static str,
-    /// How many rows had expired, and were removed.
+    /// How many rows there were. What had expired is among them: until it is removed it takes room that others are evicted for.
+    pub found: usize,
+    /// How many of them had expired, and were removed.
     pub removed: usize,
-    /// How many are left.
-    pub left: usize,
     /// How many it has room for.
     pub room: u32,
 }
 
 fn sweep<K: Cell + Ord, V: Cell>(table: &mut Table<K, V>, gone: impl Fn(&K, &V) -> bool) -> Result<Swept, LoaderError> {
     let rows = table.rows()?;
-    let (all, mut removed) = (rows.len(), 0);
+    let (found, mut removed) = (rows.len(), 0);
     for (key, row) in rows {
         // Asked again: the flow may have been opened anew since the table was read.
         if gone(&key, &row) && table.get(&key)?.is_some_and(|row| gone(&key, &row)) && table.remove(&key)? {
             removed += 1;
         }
     }
-    Ok(Swept { map: table.name(), removed, left: all - removed, room: table.max_entries() })
+    Ok(Swept { map: table.name(), found, removed, room: table.max_entries() })
 }
 
 #[cfg(test)]

@@ -389,13 +389,10 @@ impl Datapath {
     }
 
     /// Removes the entries of flows whose time-out has passed, those of flows from outside too. Says of each table how many, and how full it
-    /// is now.
+    /// was before, or what failed ([`LoaderError::Table`]): that keeps no other from being swept.
     ///
     /// For the sake of memory: the programs take an expired entry for none. (An idle connection from outside ends for them with its row.)
-    ///
-    /// # Errors
-    /// [`LoaderError::Table`].
-    pub fn sweep_connections(&mut self) -> Result<Vec<Swept>, LoaderError> {
+    pub fn sweep_connections(&mut self) -> [Result<Swept, LoaderError>; 4] {
         self.connections.sweep(&self.lifetimes)
     }
 

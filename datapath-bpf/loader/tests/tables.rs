@@ -4,8 +4,9 @@ mod stage;
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, Map, MapData};
 use ipnet::IpNet;
+use libbpf_rs::MapHandle;
 use palisade_datapath_core::abi::{
     Connection, ConnectionKey, Direction, Endpoint, Hook, LocalPod, Outcome, PolicyEntry, PolicyKey, PortEntry, PortKey, RowVerdict,
     Tunnel, V4, cell, map,
@@ -232,9 +233,7 @@ fn a_run_is_repeated_and_timed() {
 fn the_sweep_removes_what_has_expired_and_nothing_else() {
     alone(|base| {
         let mut datapath = open(base);
-        let path = PinDir::new(base).maps_dir().join(map::CONNECTIONS_V4);
-        let map = Map::from_map_data(MapData::from_pin(path).unwrap()).unwrap();
-        let mut table: HashMap<MapData, [u8; 16], [u8; 48]> = map.try_into().unwrap();
+        let mut table = stage::table::<16, 48>(&PinDir::new(base), map::CONNECTIONS_V4);
         let mut write = |low_port: u16, protocol: u8, seen: u64| {
             let key = ConnectionKey::<V4> {
                 low: [10, 0, 0, 1],
@@ -254,15 +253,32 @@ fn the_sweep_removes_what_has_expired_and_nothing_else() {
         write(1, 6, 1);
         write(2, 17, 1);
         let kept = [write(3, 6, now), write(4, 17, now)];
-        let swept = datapath.sweep_connections().unwrap();
+        let swept = datapath.sweep_connections().map(Result::unwrap);
         let of = |map| swept.iter().find(|swept| swept.map == map).copied();
-        assert_eq!(of(map::CONNECTIONS_V4), Some(Swept { map: map::CONNECTIONS_V4, removed: 2, left: 2, room: 256 }));
+        assert_eq!(of(map::CONNECTIONS_V4), Some(Swept { map: map::CONNECTIONS_V4, found: 4, removed: 2, room: 256 }));
         for map in [map::CONNECTIONS_V6, map::OUTSIDE_V4, map::OUTSIDE_V6] {
-            assert_eq!(of(map), Some(Swept { map, removed: 0, left: 0, room: 256 }));
+            assert_eq!(of(map), Some(Swept { map, found: 0, removed: 0, room: 256 }));
         }
         let mut left: Vec<[u8; 16]> = table.keys().map(Result::unwrap).collect();
         left.sort_unstable();
         assert_eq!(left, kept);
+    });
+}
+
+#[test]
+fn a_table_that_cannot_be_swept_keeps_no_other_from_it() {
+    alone(|base| {
+        let mut datapath = open(base);
+        let pin = PinDir::new(base);
+        // Seen last before the kernel began to count.
+        stage::table::<16, 48>(&pin, map::CONNECTIONS_V4).insert([0_u8; 16], [0_u8; 48], 0).unwrap();
+        stage::table::<40, 32>(&pin, map::OUTSIDE_V6).insert([0_u8; 40], [0_u8; 32], 0).unwrap();
+        // From here on no system call removes a row of it.
+        MapHandle::from_pinned_path(pin.maps_dir().join(map::CONNECTIONS_V4)).unwrap().freeze().unwrap();
+        let [frozen, others @ ..] = datapath.sweep_connections();
+        assert!(frozen.is_err(), "{frozen:?}");
+        let removed = others.map(Result::unwrap).map(|swept| (swept.map, swept.removed));
+        assert_eq!(removed, [(map::CONNECTIONS_V6, 0), (map::OUTSIDE_V4, 0), (map::OUTSIDE_V6, 1)]);
     });
 }
 

@@ -202,7 +202,7 @@ impl Metrics {
         let registry = &mut self.registry;
         registry.register("packets", "Packets by what became of them", self.packets.clone());
         registry.register_with_unit("traffic", "Bytes of packets by what became of them", Unit::Bytes, self.bytes.clone());
-        registry.register("map_rows", "Rows in a BPF map; of flows, as many as the last sweep left", self.rows.clone());
+        registry.register("map_rows", "Rows in a BPF map; of flows, as many as the last sweep found", self.rows.clone());
         registry.register("map_room", "Rows that a BPF map has room for", self.room.clone());
         registry.register("map_limit", "Rows that a BPF map may have room for", self.limits.clone());
         registry.register("map_growths", "How often a BPF map was replaced by a larger one", self.grown.clone());
@@ -306,15 +306,13 @@ impl Metrics {
         self.frontends_passed_on.inc();
     }
 
-    /// The tables of flows were swept. They do not grow: their room is their limit.
-    pub fn connections_swept(&self, swept: &[Swept]) {
-        for Swept { map, removed, left, room } in swept {
-            let labels = MapLabels { map: (*map).to_owned() };
-            self.rows.get_or_create(&labels).set(*left as i64);
-            self.room.get_or_create(&labels).set((*room).into());
-            self.limits.get_or_create(&labels).set((*room).into());
-            self.expired.inc_by(*removed as u64);
-        }
+    /// A table of flows was swept. They do not grow: their room is their limit.
+    pub fn connections_swept(&self, &Swept { map, found, removed, room }: &Swept) {
+        let labels = MapLabels { map: map.to_owned() };
+        self.rows.get_or_create(&labels).set(found as i64);
+        self.room.get_or_create(&labels).set(room.into());
+        self.limits.get_or_create(&labels).set(room.into());
+        self.expired.inc_by(removed as u64);
     }
 
     /// The text that Prometheus reads.
@@ -457,8 +455,8 @@ mod tests {
     #[test]
     fn a_sweep_tells_how_full_the_tables_of_flows_are() {
         let state = state();
-        for (removed, left) in [(3, 90), (4, 70)] {
-            state.metrics.connections_swept(&[Swept { map: "CONNECTIONS_V6", removed, left, room: 100 }]);
+        for (found, removed) in [(90, 3), (70, 4)] {
+            state.metrics.connections_swept(&Swept { map: "CONNECTIONS_V6", found, removed, room: 100 });
         }
         let text = state.metrics.text(&state, &[]).unwrap();
         for line in [

@@ -265,9 +265,11 @@ impl Kernel {
     pub fn sweep(&mut self) -> Vec<KernelError> {
         let mut failed = Vec::new();
         if let Some(datapath) = &mut self.datapath {
-            match datapath.sweep_connections() {
-                Ok(swept) => self.state.metrics.connections_swept(&swept),
-                Err(error) => failed.push(error.into()),
+            for swept in datapath.sweep_connections() {
+                match swept {
+                    Ok(swept) => self.state.metrics.connections_swept(&swept),
+                    Err(error) => failed.push(error.into()),
+                }
             }
             failed.extend(self.release_vanished().err());
             failed.extend(self.sweep_pins().err());
