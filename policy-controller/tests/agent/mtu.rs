@@ -1,46 +1,47 @@
 //! The longest packet between pods of two nodes, and one byte more, by each way.
 
 use crate::node::{Agent, add, clear, command_with_kubeconfig, inside, remove, wait};
+use crate::raw::Raw;
 use crate::server::{Answer, Server};
 use crate::service::run;
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, recv, sendto, setsockopt, socket, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::SockProtocol;
 use palisade_cni::link::{MacAddress, Namespace, Netlink, Route, Veth};
 use palisade_protocol::WayName;
 use palisade_test_support::packet::{self, ETHERNET, IPV4, IPV6, Way};
 use palisade_test_support::{Host, private_host};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 const CLIENT: (&str, &str) = ("shop", "client");
 /// A pod of the other node, which is an address there: what goes to it and what comes from it is all that counts here.
-const OTHERS: [&str; 2] = ["10.78.0.5", "fd78::5"];
-const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
-const PEER: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+pub const OTHERS: [&str; 2] = ["10.78.0.5", "fd78::5"];
+pub const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+pub const PEER: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
 /// Another address of the other node, where it is a router.
 const ROUTER: [&str; 2] = ["192.0.2.254", "2001:db8::fe"];
-const UPLINK: &str = "uplink";
-const PORT: u16 = 4789;
+pub const UPLINK: &str = "uplink";
+pub const PORT: u16 = 4789;
 /// Bytes of a UDP header.
-const UDP: usize = 8;
+pub const UDP: usize = 8;
+/// A VXLAN header with the network 1.
+pub const VXLAN: [u8; 8] = [8, 0, 0, 0, 0, 0, 1, 0];
 /// What pods are told, less than what any way takes at first.
 const POD_MTU: usize = 1400;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A node with an agent and a pod, and another node that only this test plays.
-struct Stage<'a> {
-    host: &'a Host,
-    peer: Namespace,
-    pod: Vec<IpAddr>,
+pub struct Stage<'a> {
+    pub host: &'a Host,
+    /// In the place of the API server.
+    pub server: &'a Server,
+    pub peer: Namespace,
+    pub pod: Vec<IpAddr>,
     by_overlay: bool,
 }
 
 /// A stage where pods are told [`POD_MTU`].
-fn stage(mode: &str, test: impl FnOnce(&Stage<'_>) + Send) {
+pub fn stage(mode: &str, test: impl FnOnce(&Stage<'_>) + Send) {
     stage_with(Between::Link, mode, &["--mtu", &POD_MTU.to_string()], test);
 }
 
@@ -58,7 +59,7 @@ fn stage_with(between: Between, mode: &str, arguments: &[&str], test: impl FnOnc
         join(&netlink, &peer, between);
         let directory = tempfile::tempdir().unwrap();
         let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
-        let _server = Server::start(address, Answer::Two);
+        let server = Server::start(address, Answer::Two);
         let mut command = command_with_kubeconfig(host, directory.path(), address);
         command.args(["--routing-mode", mode]).args(arguments);
         let agent = Agent::spawn(command);
@@ -66,7 +67,7 @@ fn stage_with(between: Between, mode: &str, arguments: &[&str], test: impl FnOnc
             status.ready && status.routing.as_ref().is_some_and(|routing| routing.ranges.len() == 2)
         });
         let pod = add(host, CLIENT.0, CLIENT.1);
-        test(&Stage { host, peer, pod, by_overlay: mode == "vxlan" });
+        test(&Stage { host, server: &server, peer, pod, by_overlay: mode == "vxlan" });
         remove(host, CLIENT.0, CLIENT.1);
         agent.kill();
         for name in [UPLINK, "palisade_vxlan"] {
@@ -110,12 +111,12 @@ fn join(netlink: &Netlink, peer: &Namespace, between: Between) {
     }
 }
 
-fn ip(text: &str) -> IpAddr {
+pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
 /// A frame with a datagram that must not be fragmented, whose IP packet is so long.
-fn frame(source: IpAddr, destination: IpAddr, length: usize) -> Vec<u8> {
+pub fn frame(source: IpAddr, destination: IpAddr, length: usize) -> Vec<u8> {
     // Nobody's address: a VXLAN device drops what comes from its own.
     let way = Way::new([2, 0, 0, 0, 0, 9], source, *b"\x02pal01", destination);
     let data = |header: usize| packet::udp(7, 9, &vec![0x5a; length - header - 8]);
@@ -123,47 +124,6 @@ fn frame(source: IpAddr, destination: IpAddr, length: usize) -> Vec<u8> {
         (IpAddr::V4(source), IpAddr::V4(destination)) => way.frame(&packet::ipv4(source, destination, 64, 17, 0, 0x4000, &[], &data(IPV4))),
         _ => way.frame(&way.ip(17, &data(IPV6))),
     })
-}
-
-/// A raw socket: of `Raw` to send whole IP packets, else to receive those of a protocol.
-struct Raw {
-    socket: OwnedFd,
-    ipv6: bool,
-}
-
-impl Raw {
-    fn open(namespace: &Namespace, ipv6: bool, protocol: SockProtocol) -> Self {
-        let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-        let socket = namespace.enter(|| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)).unwrap().unwrap();
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50)).unwrap();
-        Self { socket, ipv6 }
-    }
-
-    fn send(&self, frame: &[u8], destination: IpAddr) -> Result<usize, Errno> {
-        let (fd, packet) = (self.socket.as_raw_fd(), &frame[ETHERNET..]);
-        match SocketAddr::new(destination, 0) {
-            SocketAddr::V4(address) => sendto(fd, packet, &SockaddrIn::from(address), MsgFlags::empty()),
-            SocketAddr::V6(address) => sendto(fd, packet, &SockaddrIn6::from(address), MsgFlags::empty()),
-        }
-    }
-
-    /// What of the packets that have come is wanted. IPv6 comes without its header.
-    fn find<T>(&self, wanted: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
-        let mut buffer = [0; 2000];
-        while let Ok(length) = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            match wanted(&buffer[if self.ipv6 { 0 } else { IPV4 }..length]) {
-                None => {}
-                found => return found,
-            }
-        }
-        None
-    }
-
-    /// Whether a datagram comes whose IP packet is so long.
-    fn gets(&self, length: usize) -> bool {
-        let header = if self.ipv6 { IPV6 } else { IPV4 };
-        self.find(|payload| (payload.len() + header == length).then_some(())).is_some()
-    }
 }
 
 /// Whether a packet has come, and what its sender was told: the one or the other within [`PATIENCE`], and what else comes soon after.
@@ -182,9 +142,9 @@ fn outcome(got: impl Fn() -> bool, told: impl Fn() -> Option<usize>) -> (bool, O
 }
 
 /// What is in a packet of the overlay, from its IP header on.
-fn inner(vxlan: &[u8]) -> &[u8] {
-    assert_eq!(vxlan[..8], [8, 0, 0, 0, 0, 0, 1, 0], "a VXLAN header with the network 1");
-    &vxlan[8 + ETHERNET..]
+pub fn inner(vxlan: &[u8]) -> &[u8] {
+    assert_eq!(vxlan[..VXLAN.len()], VXLAN);
+    &vxlan[VXLAN.len() + ETHERNET..]
 }
 
 /// The MTU that an ICMP error tells, from its first byte.
@@ -197,7 +157,7 @@ fn told(icmp: &[u8], ipv6: bool) -> Option<usize> {
 }
 
 impl Stage<'_> {
-    fn pod(&self) -> Namespace {
+    pub fn pod(&self) -> Namespace {
         inside(self.host, CLIENT.0, CLIENT.1)
     }
 
@@ -250,7 +210,7 @@ impl Stage<'_> {
         let packet = frame(other, pod, length);
         if self.by_overlay {
             let socket = self.overlay(ipv6);
-            let outer = [&[8, 0, 0, 0, 0, 0, 1, 0], packet.as_slice()].concat();
+            let outer = [&VXLAN[..], packet.as_slice()].concat();
             socket.send_to(&outer, SocketAddr::new(ip(NODE[usize::from(ipv6)]), PORT)).unwrap();
             let header = if ipv6 { IPV6 } else { IPV4 };
             outcome(|| receiver.gets(length), || Self::find_inside(&socket, |inner| told(&inner[header..], ipv6)))
@@ -266,7 +226,7 @@ impl Stage<'_> {
         let [node, peer] = [NODE, PEER].map(|addresses| ip(addresses[usize::from(ipv6)]));
         let there = Way::new([2, 0, 0, 0, 0, 1], node, [2, 0, 0, 0, 0, 2], peer);
         let back = Way::new(there.destination_mac, peer, there.source_mac, node);
-        let outer = packet::summed(there.packet(packet::protocol::UDP, &packet::udp(0xc000, PORT, &[8, 0, 0, 0, 0, 0, 1, 0])));
+        let outer = packet::summed(there.packet(packet::protocol::UDP, &packet::udp(0xc000, PORT, &VXLAN)));
         let [high, low] = mtu.to_be_bytes();
         let (kind, code) = if ipv6 { (2, 0) } else { (3, 4) };
         let error = packet::summed(back.icmp(kind, code, [0, 0, high, low], &outer[ETHERNET..]));

@@ -2,10 +2,11 @@
 
 use palisade_cni::link::{Namespace, Netlink, ROUTE_PROTOCOL};
 use palisade_protocol::{Call, Client, Reply, SOCKET_NAME, Status};
-use palisade_test_support::{Host, container_id};
+use palisade_test_support::{CniCall, Host, container_id};
 use serde_json::Value;
+use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -115,6 +116,13 @@ pub fn command_with_kubeconfig(host: &Host, directory: &Path, server: SocketAddr
     command
 }
 
+/// Has an agent write its log into a file in a directory; what it has written so far.
+pub fn log_of(command: &mut Command, directory: &Path) -> impl Fn() -> String + use<> {
+    let log = directory.join("log");
+    command.stderr(File::create(&log).unwrap());
+    move || std::fs::read_to_string(&log).unwrap()
+}
+
 /// Where an agent shows its metrics that is told to.
 pub const METRICS: &str = "127.0.0.1:9964";
 
@@ -144,31 +152,56 @@ pub fn wait(host: &Host, what: &str, wanted: impl Fn(&Status) -> bool) -> Status
 
 /// Wires a pod; its addresses, IPv4 first.
 pub fn add(host: &Host, namespace: &str, pod: &str) -> Vec<IpAddr> {
-    host.create_pod(&container_id(namespace, pod)).unwrap();
-    let (code, result) = host.cni("ADD", namespace, pod);
+    addresses(&add_by(host, &host.cni_call(namespace, pod)))
+}
+
+/// Wires a pod by a call of the test's own; the result.
+pub fn add_by(host: &Host, call: &CniCall) -> Value {
+    host.create_pod(call.container()).unwrap();
+    let (code, result) = call.run("ADD");
     assert_eq!(code, 0, "{result}");
+    result
+}
+
+/// The addresses of a result, in its order.
+pub fn addresses(result: &Value) -> Vec<IpAddr> {
     let entries = result["ips"].as_array().unwrap().iter();
     entries.map(|entry| entry["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
 }
 
 /// Tries to wire a pod, which must fail with "try again later" and leave nothing; the error object.
 pub fn add_in_vain(host: &Host, namespace: &str, pod: &str) -> Value {
-    host.create_pod(&container_id(namespace, pod)).unwrap();
-    let (code, error) = host.cni("ADD", namespace, pod);
-    assert_eq!((code, &error["code"]), (1, &11.into()), "{error}");
-    host.remove_pod(&container_id(namespace, pod)).unwrap();
+    add_refused(host, &host.cni_call(namespace, pod), 11)
+}
+
+/// Tries to wire a pod by a call of the test's own, which must fail with this code; the error object.
+pub fn add_refused(host: &Host, call: &CniCall, code: u32) -> Value {
+    host.create_pod(call.container()).unwrap();
+    let (exit, error) = call.run("ADD");
+    assert_eq!((exit, &error["code"]), (1, &code.into()), "{error}");
+    host.remove_pod(call.container()).unwrap();
     error
 }
 
 /// Unwires a pod and removes its namespace.
 pub fn remove(host: &Host, namespace: &str, pod: &str) {
-    assert_eq!(host.cni("DEL", namespace, pod).0, 0);
-    host.remove_pod(&container_id(namespace, pod)).unwrap();
+    remove_by(host, &host.cni_call(namespace, pod));
+}
+
+/// The same by a call of the test's own.
+pub fn remove_by(host: &Host, call: &CniCall) {
+    assert_eq!(call.run("DEL"), (0, Value::Null));
+    host.remove_pod(call.container()).unwrap();
 }
 
 /// A pod's network namespace.
 pub fn inside(host: &Host, namespace: &str, pod: &str) -> Namespace {
     Namespace::open(&host.pod_path(&container_id(namespace, pod))).unwrap()
+}
+
+/// A listener in a pod. Connections wait in its backlog and need no accept.
+pub fn listen(host: &Host, (namespace, pod): (&str, &str), at: SocketAddr) -> TcpListener {
+    inside(host, namespace, pod).enter(|| TcpListener::bind(at)).unwrap().unwrap()
 }
 
 /// Whether a pod can open a TCP connection, at once: what says that it cannot.

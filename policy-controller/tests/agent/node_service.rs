@@ -1,9 +1,10 @@
 //! Services for the node's own processes, which here are the threads of the test: with the kernel's own TCP and UDP at both ends.
 
 use crate::node::{Agent, add, clear, inside, remove, wait};
-use crate::service::{Backend, EMPTY, FRONTENDS, OBJECTS, TWO, ask, ask_datagram, at_once, run, until, write};
+use crate::service::{Backend, EMPTY, FRONTENDS, OBJECTS, TWO, ask, ask_datagram, run, until, write};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use palisade_test_support::{Host, private_host, skipped};
+use palisade_cni::link::{MacAddress, Namespace, Netlink, Veth};
+use palisade_test_support::{Host, at_once, private_host, skipped};
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Result};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -33,25 +34,39 @@ spec: {clusterIP: 10.96.0.13, selector: {app: web}, sessionAffinity: ClientIP, p
 const STICKY: &str = "10.96.0.13:80";
 
 /// A node with addresses of its own, which it sends from, and the cgroups of the machine mounted: as long as the test runs.
-struct Node(PathBuf);
+pub struct Node {
+    cgroup: PathBuf,
+    /// A host outside, at the other end of the link by which the node is reached.
+    pub outside: Namespace,
+}
+
+/// The node's end of that link, and its addresses.
+pub const UPLINK: &str = "uplink";
+pub const ADDRESSES: [&str; 2] = ["192.0.2.77", "2001:db8::77"];
 
 impl Node {
-    fn new(host: &Host) -> Self {
-        let path = host.directory().join("cgroup");
-        std::fs::create_dir(&path).unwrap();
-        mount(None::<&str>, &path, Some("cgroup2"), MsFlags::empty(), None::<&str>).unwrap();
-        run("ip link add uplink type veth peer name beyond");
-        run("ip link set beyond up");
-        run("ip link set uplink up");
-        run("ip address add 192.0.2.77/24 dev uplink");
-        run("ip address add 2001:db8::77/64 dev uplink nodad");
-        Self(path)
+    pub fn new(host: &Host) -> Self {
+        let cgroup = host.directory().join("cgroup");
+        std::fs::create_dir(&cgroup).unwrap();
+        mount(None::<&str>, &cgroup, Some("cgroup2"), MsFlags::empty(), None::<&str>).unwrap();
+        let outside = Namespace::create().unwrap();
+        let [mac, peer_mac] = [1, 2].map(MacAddress::local);
+        let link = Veth { name: UPLINK, mac, peer_name: "beyond", peer_mac, peer_namespace: Some(&outside), mtu: 1500 };
+        Netlink::open().unwrap().create_veth(&link).unwrap();
+        let set_up = |link: &str, addresses: [&str; 2]| {
+            run(&format!("ip link set {link} up"));
+            run(&format!("ip address add {}/24 dev {link}", addresses[0]));
+            run(&format!("ip address add {}/64 dev {link} nodad", addresses[1]));
+        };
+        set_up(UPLINK, ADDRESSES);
+        outside.enter(|| set_up("beyond", ["192.0.2.99", "2001:db8::99"])).unwrap();
+        Self { cgroup, outside }
     }
 
     /// An agent that serves the node, ready; `None` where this kernel cannot, which is said.
-    fn agent(&self, host: &Host, directory: &Path, more: &[&str]) -> Option<Agent> {
+    pub fn agent(&self, host: &Host, directory: &Path, more: &[&str]) -> Option<Agent> {
         let mut command = Agent::command(host);
-        command.args(["--node-services", "on"]).arg("--cgroup").arg(&self.0).args(more);
+        command.args(["--node-services", "on"]).arg("--cgroup").arg(&self.cgroup).args(more);
         let agent = Agent::from_directory(command, directory);
         let status = wait(host, "the agent is ready", |status| status.ready);
         if status.node_services.contains("Linux 5.14") {
@@ -64,7 +79,7 @@ impl Node {
     }
 
     /// Takes away what is left when the agent and the pods are gone.
-    fn leave(self, host: &Host) {
+    pub fn leave(self, host: &Host) {
         drop(self);
         clear(host);
     }
@@ -72,9 +87,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        run("ip link delete uplink");
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-        let _ = std::fs::remove_dir(&self.0);
+        run(&format!("ip link delete {UPLINK}"));
+        let _ = umount2(&self.cgroup, MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_dir(&self.cgroup);
     }
 }
 
@@ -110,7 +125,7 @@ fn connected(to: SocketAddr) -> Result<UdpSocket> {
 }
 
 /// Sends one datagram without connecting: what comes back, and whence.
-fn exchange(socket: &UdpSocket, to: SocketAddr) -> Result<(String, SocketAddr)> {
+pub fn exchange(socket: &UdpSocket, to: SocketAddr) -> Result<(String, SocketAddr)> {
     socket.send_to(b"x", to)?;
     let mut buffer = [0; 4096];
     let (length, from) = socket.recv_from(&mut buffer)?;

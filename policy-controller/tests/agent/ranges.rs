@@ -1,14 +1,13 @@
 //! The node's pod range: none yet, another one, and one that another node has by now.
 
 use crate::node::{
-    Agent, METRICS, add, add_in_vain, clear, command_with_kubeconfig, counted, inside, reaches, reaches_in_time, remove, wait,
+    Agent, METRICS, add, add_in_vain, clear, command_with_kubeconfig, counted, listen, log_of, reaches, reaches_in_time, remove, wait,
     with_kubeconfig,
 };
 use crate::server::{Answer, Server};
 use ipnet::IpNet;
 use palisade_test_support::{Host, private_host};
-use std::fs::File;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,8 @@ const FIRST: [&str; 2] = ["10.77.0.0/24", "fd77::/64"];
 const SECOND: [&str; 2] = ["10.79.0.0/24", "fd79::/64"];
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Waits until it is so, as what follows from a Node object may take.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < PATIENCE, "not in time: {what}");
@@ -36,11 +36,6 @@ fn faults(kind: &str) -> u64 {
 /// Whether each address is in the range of its family.
 fn are_of(addresses: &[IpAddr], ranges: [&str; 2]) -> bool {
     addresses.len() == 2 && addresses.iter().zip(ranges).all(|(address, range)| range.parse::<IpNet>().unwrap().contains(address))
-}
-
-/// A listener in a pod. Connections wait in its backlog and need no accept.
-fn listen(host: &Host, (namespace, pod): (&str, &str), at: SocketAddr) -> TcpListener {
-    inside(host, namespace, pod).enter(|| TcpListener::bind(at)).unwrap().unwrap()
 }
 
 /// A node with an agent that is served by a server, its metrics shown.
@@ -139,13 +134,13 @@ fn a_pod_is_closed_as_long_as_a_pod_of_the_node_that_has_its_range_by_now_has_it
 }
 
 #[test]
-fn a_node_that_claims_what_others_have_takes_nothing_from_them_and_is_told_of() {
+fn a_node_that_claims_nothing_or_what_others_have_takes_nothing_from_them_and_is_told_of() {
     private_host(|host| {
         let directory = tempfile::tempdir().unwrap();
         let server = Server::start(API_SERVER.parse().unwrap(), Answer::Two);
-        let log = directory.path().join("log");
         let mut command = command_with_kubeconfig(host, directory.path(), API_SERVER.parse().unwrap());
-        command.args(["--metrics", METRICS, "--routing-mode", "native", "--mtu", "1400"]).stderr(File::create(&log).unwrap());
+        command.args(["--metrics", METRICS, "--routing-mode", "native", "--mtu", "1400"]);
+        let log = log_of(&mut command, directory.path());
         let agent = Agent::spawn(command);
         wait(host, "the agent is ready", |status| status.ready);
         let web = add(host, WEB.0, WEB.1);
@@ -163,7 +158,7 @@ fn a_node_that_claims_what_others_have_takes_nothing_from_them_and_is_told_of() 
                 let faults = status.routing.iter().flat_map(|routing| &routing.faults);
                 faults.filter(|fault| fault.node == "peer").any(|fault| fault.fault.contains(said))
             });
-            until("it is logged", || std::fs::read_to_string(&log).unwrap().contains(said));
+            until("it is logged", || log().contains(said));
             for address in &web {
                 let at = SocketAddr::new(*address, 80);
                 assert!(reaches_in_time(host, FRIEND, at), "{what}, {at}: what policy allows passes");
@@ -172,6 +167,7 @@ fn a_node_that_claims_what_others_have_takes_nothing_from_them_and_is_told_of() 
         };
         let own = ["192.0.2.2", "2001:db8::2"].map(|address| address.parse().unwrap());
         let third = ["10.78.0.0/24", "fd78::/64"];
+        expect("another node has no pod range", &[], &own, "no-pod-range", "it has no pod range");
         expect("another node has this one's range", &FIRST, &own, "overlapping-pod-range", "of the older node node, which keeps it");
         expect("another node has a pod's address", &third, &web, "address-among-pods", "it is taken for a pod's");
         let of_this_node = ["192.0.2.1", "2001:db8::1"].map(|address| address.parse().unwrap());
@@ -185,7 +181,8 @@ fn a_node_that_claims_what_others_have_takes_nothing_from_them_and_is_told_of() 
         );
         server.give_ranges("peer", &third, version + 1);
         until("nothing is wrong any more", || {
-            ["overlapping-pod-range", "address-among-pods", "shared-address", "covering-pod-range"].iter().all(|fault| faults(fault) == 0)
+            let kinds = ["no-pod-range", "overlapping-pod-range", "address-among-pods", "shared-address", "covering-pod-range"];
+            kinds.iter().all(|fault| faults(fault) == 0)
         });
         for (namespace, pod) in [WEB, FRIEND, STRANGER] {
             remove(host, namespace, pod);

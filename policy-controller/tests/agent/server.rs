@@ -9,9 +9,17 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// The nodes that there may be, with the addresses and the pod ranges that each has in the beginning.
+const ALL_NODES: [(&str, [&str; 2], [&str; 2]); 3] = [
+    ("node", ["192.0.2.1", "2001:db8::1"], ["10.77.0.0/24", "fd77::/64"]),
+    ("peer", ["192.0.2.2", "2001:db8::2"], ["10.78.0.0/24", "fd78::/64"]),
+    ("third", ["192.0.2.3", "2001:db8::3"], ["10.80.0.0/24", "fd80::/64"]),
+];
 const NODES: &str = "/api/v1/nodes";
 const PODS: &str = "/api/v1/pods";
 const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
+const SERVICES: &str = "/api/v1/services";
+const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 
 /// What the server says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +55,8 @@ struct Shared {
     ranges: Mutex<BTreeMap<String, Vec<String>>>,
     /// The addresses of nodes that do not have those of the beginning any more.
     addresses: Mutex<BTreeMap<String, Vec<IpAddr>>>,
+    /// The nodes that have come or gone since the beginning, and whether they are there.
+    came: Mutex<BTreeMap<String, bool>>,
     /// The pod `other/far`, where there is one.
     far: Mutex<Option<Value>>,
     requests: AtomicUsize,
@@ -61,6 +71,7 @@ impl Server {
             told: Mutex::default(),
             ranges: Mutex::default(),
             addresses: Mutex::default(),
+            came: Mutex::default(),
             far: Mutex::default(),
             requests: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
@@ -99,20 +110,25 @@ impl Server {
     pub fn give_ranges(&self, node: &str, ranges: &[&str], version: u64) {
         let ranges: Vec<String> = ranges.iter().map(|range| (*range).to_owned()).collect();
         self.shared.ranges.lock().unwrap().insert(node.to_owned(), ranges);
-        self.tell_of_node(node, version);
+        self.tell_of_node(node, "MODIFIED", version);
     }
 
     /// The same of other addresses.
     pub fn give_addresses(&self, node: &str, addresses: &[IpAddr], version: u64) {
         self.shared.addresses.lock().unwrap().insert(node.to_owned(), addresses.to_vec());
-        self.tell_of_node(node, version);
+        self.tell_of_node(node, "MODIFIED", version);
     }
 
-    fn tell_of_node(&self, node: &str, version: u64) {
-        let told = nodes(&self.shared, Answer::Two).into_iter().find(|known| known["metadata"]["name"] == node);
-        let mut told = told.expect("a node of that name");
+    /// Has a node come or go, as it is by then, and tells so by the watch of Nodes.
+    pub fn change_node(&self, node: &str, is_there: bool, version: u64) {
+        self.shared.came.lock().unwrap().insert(node.to_owned(), is_there);
+        self.tell_of_node(node, if is_there { "ADDED" } else { "DELETED" }, version);
+    }
+
+    fn tell_of_node(&self, name: &str, what: &str, version: u64) {
+        let mut told = node(&self.shared, name);
         told["metadata"]["resourceVersion"] = version.to_string().into();
-        self.tell(NODES, "MODIFIED", &told, version);
+        self.tell(NODES, what, &told, version);
     }
 
     /// Tells by the watch of pods of another `shop/web`, which no policy selects.
@@ -127,6 +143,28 @@ impl Server {
         far["status"]["podIPs"] = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
         *self.shared.far.lock().unwrap() = is_there.then(|| far.clone());
         self.tell(PODS, if is_there { "ADDED" } else { "DELETED" }, &far, version);
+    }
+
+    /// Tells by their watches of the service `shop/web`, whose port 80 at these addresses leads to port 80 of its endpoints, and of an EndpointSlice for
+    /// those of IPv4 and one for those of IPv6, whatever they are. Takes two versions.
+    pub fn offer_web(&self, frontends: [&str; 2], endpoints: [&[IpAddr]; 2], version: u64) {
+        let metadata = |name: &str, version: u64| {
+            let labels = json!({ "kubernetes.io/service-name": "web" });
+            json!({ "name": name, "namespace": "shop", "labels": labels, "resourceVersion": version.to_string() })
+        };
+        let (families, ports) = (["IPv4", "IPv6"], json!([{ "port": 80, "protocol": "TCP" }]));
+        let spec = json!({ "clusterIPs": frontends, "ipFamilies": families, "ipFamilyPolicy": "RequireDualStack", "ports": ports });
+        let service = json!({ "kind": "Service", "apiVersion": "v1", "metadata": metadata("web", version), "spec": spec });
+        self.tell(SERVICES, "MODIFIED", &service, version);
+        for (version, (family, addresses)) in (version..).zip(families.into_iter().zip(endpoints)) {
+            let endpoints: Vec<Value> = addresses.iter().map(|address| json!({ "addresses": [address] })).collect();
+            let metadata = metadata(&format!("web-{}", family.to_lowercase()), version);
+            let slice = json!({
+                "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "metadata": metadata,
+                "addressType": family, "ports": ports, "endpoints": endpoints,
+            });
+            self.tell(SLICES, "MODIFIED", &slice, version);
+        }
     }
 
     fn tell(&self, path: &'static str, what: &str, object: &Value, version: u64) {
@@ -234,24 +272,25 @@ fn cluster_policies() -> Value {
     json!({ "kind": "ClusterNetworkPolicyList", "apiVersion": version, "metadata": { "resourceVersion": "8" }, "items": [policy] })
 }
 
-/// The nodes, with the pod ranges that they have now.
+/// A node, with the addresses and the pod ranges that it has now.
+fn node(shared: &Shared, name: &str) -> Value {
+    let (_, addresses, ranges) = ALL_NODES.into_iter().find(|(known, ..)| *known == name).expect("a node of that name");
+    let addresses = shared.addresses.lock().unwrap().get(name).map_or_else(|| json!(addresses), |given| json!(given));
+    let addresses = addresses.as_array().into_iter().flatten();
+    let addresses: Vec<Value> = addresses.map(|address| json!({ "type": "InternalIP", "address": address })).collect();
+    let ranges = shared.ranges.lock().unwrap().get(name).map_or_else(|| json!(ranges), |given| json!(given));
+    json!({
+        "kind": "Node", "apiVersion": "v1", "metadata": { "name": name, "resourceVersion": "7" },
+        "spec": { "podCIDRs": ranges }, "status": { "addresses": addresses },
+    })
+}
+
+/// The nodes that are there.
 fn nodes(shared: &Shared, answer: Answer) -> Vec<Value> {
-    let (given, given_addresses) = (shared.ranges.lock().unwrap(), shared.addresses.lock().unwrap());
-    let node = |name: &str, addresses: [&str; 2], ranges: [&str; 2]| {
-        let addresses = given_addresses.get(name).map_or_else(|| json!(addresses), |given| json!(given));
-        let addresses = addresses.as_array().into_iter().flatten();
-        let addresses: Vec<Value> = addresses.map(|address| json!({ "type": "InternalIP", "address": address })).collect();
-        let ranges = given.get(name).map_or_else(|| json!(ranges), |given| json!(given));
-        json!({
-            "kind": "Node", "apiVersion": "v1", "metadata": { "name": name, "resourceVersion": "7" },
-            "spec": { "podCIDRs": ranges }, "status": { "addresses": addresses },
-        })
-    };
-    let mut nodes = vec![node("node", ["192.0.2.1", "2001:db8::1"], ["10.77.0.0/24", "fd77::/64"])];
-    if answer == Answer::Two {
-        nodes.push(node("peer", ["192.0.2.2", "2001:db8::2"], ["10.78.0.0/24", "fd78::/64"]));
-    }
-    nodes
+    let came = shared.came.lock().unwrap().clone();
+    let was_there = |name: &str| name == "node" || (name == "peer" && answer == Answer::Two);
+    let is_there = |name: &str| came.get(name).copied().unwrap_or_else(|| was_there(name));
+    ALL_NODES.iter().map(|(name, ..)| *name).filter(|name| is_there(name)).map(|name| node(shared, name)).collect()
 }
 
 /// The same objects as in the directory, the node, and a pod of each role.
@@ -287,8 +326,8 @@ fn list(shared: &Shared, path: &str, answer: Answer) -> Value {
                 let metadata = json!({ "name": "from-shop", "namespace": "shop", "resourceVersion": "7" });
                 ("NetworkPolicyList", "networking.k8s.io/v1", json!([{ "metadata": metadata, "spec": spec }]))
             }
-            "/api/v1/services" => ("ServiceList", "v1", json!([])),
-            "/apis/discovery.k8s.io/v1/endpointslices" => ("EndpointSliceList", "discovery.k8s.io/v1", json!([])),
+            SERVICES => ("ServiceList", "v1", json!([])),
+            SLICES => ("EndpointSliceList", "discovery.k8s.io/v1", json!([])),
             other => panic!("nobody should ask for {other}"),
         };
     if let (Some(namespace), Some(items)) = (namespace, items.as_array_mut()) {

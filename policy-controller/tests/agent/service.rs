@@ -1,7 +1,9 @@
 //! Services, with the kernel's own TCP and UDP at both ends.
 
-use crate::node::{Agent, METRICS, add, clear, counted, inside, remove, wait};
-use palisade_test_support::{Host, private_host};
+use crate::node::{Agent, METRICS, add, clear, command_with_kubeconfig, counted, inside, log_of, reaches, remove, wait};
+use crate::server::{Answer, Server};
+use palisade_cni::link::Namespace;
+use palisade_test_support::{Host, at_once, private_host};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -65,7 +67,11 @@ pub struct Backend {
 
 impl Backend {
     pub fn start(host: &Host, name: &'static str, tcp: u16, udp: u16) -> Self {
-        let addresses = add(host, "shop", name);
+        Self::of(host, name, add(host, "shop", name), tcp, udp)
+    }
+
+    /// The same of a pod that has been wired.
+    pub fn of(host: &Host, name: &'static str, addresses: Vec<IpAddr>, tcp: u16, udp: u16) -> Self {
         for address in &addresses {
             let address = *address;
             let (listener, socket) = inside(host, "shop", name)
@@ -98,9 +104,14 @@ impl Backend {
     }
 }
 
-/// An open connection of the client through a frontend.
+/// An open connection of a pod through a frontend.
 pub fn connect(host: &Host, pod: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
-    let stream = inside(host, "shop", pod).enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(2))).unwrap()?;
+    connect_from(&inside(host, "shop", pod), to)
+}
+
+/// The same of whoever is in a network namespace.
+pub fn connect_from(namespace: &Namespace, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = namespace.enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(2))).unwrap()?;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     Ok(stream)
 }
@@ -125,21 +136,10 @@ pub fn try_ask(stream: &mut TcpStream, bytes: usize) -> std::io::Result<String> 
     Ok(answer)
 }
 
-/// Asserts that what is refused is refused at once, in one of three attempts at least, as this machine may be busy: with a second SYN each takes a second.
-pub fn at_once(mut attempt: impl FnMut()) {
-    let mut took = || {
-        let began = Instant::now();
-        attempt();
-        began.elapsed()
-    };
-    let quickest = (0..3).map(|_| took()).min().unwrap();
-    assert!(quickest < Duration::from_millis(900), "the quickest of three attempts took {quickest:?}");
-}
-
-/// A socket of a pod at a port, or at any where that is 0, for datagrams to an address.
-pub fn socket(host: &Host, pod: &str, port: u16, to: SocketAddr) -> UdpSocket {
+/// A socket of a pod for datagrams to an address.
+pub fn socket(host: &Host, pod: &str, to: SocketAddr) -> UdpSocket {
     let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
-    let socket = inside(host, "shop", pod).enter(|| UdpSocket::bind((any, port))).unwrap().unwrap();
+    let socket = inside(host, "shop", pod).enter(|| UdpSocket::bind((any, 0))).unwrap().unwrap();
     socket.connect(to).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     socket
@@ -193,14 +193,14 @@ fn pods_reach_services_and_connections_outlive_their_changes_and_the_agent() {
             assert_eq!(stream.peer_addr().unwrap(), http);
             // Large segments, whose checksums the kernel leaves to the device.
             ask(&mut stream, 400_000);
-            let datagrams = socket(host, "client", 0, dns);
+            let datagrams = socket(host, "client", dns);
             assert!(ask_datagram(&datagrams, 5).unwrap().starts_with(one.name));
             // In fragments, both ways of one flow.
             assert!(ask_datagram(&datagrams, 4_000).unwrap().ends_with(" 4000;"));
             // The pod behind the service reaches itself by it.
             let said = ask(&mut connect(host, "one", http).unwrap(), 1);
             assert!(said.starts_with(&format!("one {}", SocketAddr::new(http.ip(), 0)).replace(":0", ":")), "{said}");
-            assert!(ask_datagram(&socket(host, "one", 0, dns), 5).unwrap().starts_with("one "));
+            assert!(ask_datagram(&socket(host, "one", dns), 5).unwrap().starts_with("one "));
             kept.push((stream, datagrams));
         }
         for frontend in EMPTY {
@@ -208,7 +208,7 @@ fn pods_reach_services_and_connections_outlive_their_changes_and_the_agent() {
             at_once(|| {
                 let refused = connect(host, "client", (address, 80).into()).unwrap_err();
                 assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{frontend}");
-                let refused = ask_datagram(&socket(host, "client", 0, (address, 53).into()), 5).unwrap_err();
+                let refused = ask_datagram(&socket(host, "client", (address, 53).into()), 5).unwrap_err();
                 assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{frontend}");
             });
         }
@@ -284,6 +284,146 @@ fn what_two_services_ask_for_and_what_passes_from_one_to_another_is_counted() {
     });
 }
 
+/// The pods `one` and `two`, each behind a service that has its name, and a client.
+const PODS: &str = "
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: one, namespace: shop, labels: {app: one}}
+spec: {containers: [{name: web, image: web}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: two, namespace: shop, labels: {app: two}}
+spec: {containers: [{name: web, image: web}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop}
+spec: {containers: [{name: client, image: client}]}
+";
+
+/// The service of a pod, at cluster IPs with this number: ten is that of [`FRONTENDS`].
+fn service_of(pod: &str, number: u8) -> String {
+    format!(
+        "
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: {pod}, namespace: shop}}
+spec:
+  clusterIPs: [10.96.0.{number}, 'fd96::{number}']
+  ipFamilyPolicy: RequireDualStack
+  selector: {{app: {pod}}}
+  ports:
+  - {{name: http, port: 80, targetPort: 8080}}
+  - {{name: dns, port: 53, targetPort: 5353, protocol: UDP}}
+"
+    )
+}
+
+#[test]
+fn open_connections_end_and_datagrams_go_elsewhere_when_their_cluster_ip_is_another_services_and_that_is_logged() {
+    private_host(|host| {
+        let (directory, logs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let rounds = [
+            (service_of("one", 10), "one"),
+            // The service lives on, at another address.
+            (service_of("one", 11) + &service_of("two", 10), "two"),
+            // It is gone.
+            (service_of("one", 10), "one"),
+        ];
+        write(directory.path(), &[PODS, &rounds[0].0]);
+        let mut command = Agent::command(host);
+        command.args(["--metrics", METRICS]);
+        let log = log_of(&mut command, logs.path());
+        let agent = Agent::from_directory(command, directory.path());
+        wait(host, "the agent is ready", |status| status.ready);
+        let backends = ["one", "two"].map(|name| Backend::start(host, name, 8080, 5353).name);
+        add(host, "shop", "client");
+        let mut open: Vec<(TcpStream, UdpSocket)> = Vec::new();
+        for (round, (services, answering)) in rounds.iter().enumerate() {
+            write(directory.path(), &[PODS, services]);
+            // Of each family a port of TCP and one of UDP.
+            until("the addresses are another's", || counted("palisade_frontends_passed_on_total") == 4 * round as u64);
+            for frontend in FRONTENDS {
+                let http = SocketAddr::new(frontend.parse().unwrap(), 80);
+                until("who has the address now answers", || connect(host, "client", http).is_ok() && answers(host, http) == *answering);
+                let told = log().lines().filter(|line| line.contains("flows of the old one end") && line.contains(frontend)).count();
+                assert_eq!(told, 2 * round, "{frontend}: it is logged, each time once for each port");
+            }
+            for (mut stream, datagrams) in open.drain(..) {
+                // The other backend knows nothing of it.
+                let over = stream.write_all(b"x").and_then(|()| stream.read(&mut [0; 64]));
+                assert!(over.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset), "{answering}: the connection is reset");
+                until("who has the address now gets datagrams", || {
+                    ask_datagram(&datagrams, 1).is_ok_and(|said| said.starts_with(answering))
+                });
+            }
+            for frontend in FRONTENDS {
+                let [http, dns] = [80, 53].map(|port| SocketAddr::new(frontend.parse().unwrap(), port));
+                let (mut stream, datagrams) = (connect(host, "client", http).unwrap(), socket(host, "client", dns));
+                assert!(ask(&mut stream, 1).starts_with(answering));
+                until("datagrams are answered", || ask_datagram(&datagrams, 1).is_ok_and(|said| said.starts_with(answering)));
+                open.push((stream, datagrams));
+            }
+        }
+        drop(open);
+        agent.kill();
+        for pod in backends.into_iter().chain(["client"]) {
+            remove(host, "shop", pod);
+        }
+        clear(host);
+    });
+}
+
+#[test]
+fn an_endpoint_of_another_family_than_its_slice_is_told_of_and_gets_no_flows_and_the_others_are_served() {
+    private_host(|host| {
+        let directory = tempfile::tempdir().unwrap();
+        let address: SocketAddr = "127.0.0.1:6443".parse().unwrap();
+        let server = Server::start(address, Answer::Objects);
+        let mut command = command_with_kubeconfig(host, directory.path(), address);
+        command.args(["--metrics", METRICS, "--routing-mode", "native", "--mtu", "1400"]);
+        let log = log_of(&mut command, directory.path());
+        let agent = Agent::spawn(command);
+        wait(host, "the agent is ready", |status| status.ready);
+        let stranger = ("other", "client");
+        let [web, foreign] = ["web", "a"].map(|name| Backend::of(host, name, add(host, "shop", name), 80, 53).addresses);
+        add(host, "shop", "client");
+        add(host, stranger.0, stranger.1);
+
+        server.offer_web(FRONTENDS, [&[foreign[1], web[0]], &[foreign[0], web[1]]], 8);
+        until("what is wrong is counted", || counted("palisade_refused_objects") == 2);
+        for (family, address) in ["ipv4", "ipv6"].into_iter().zip([foreign[1], foreign[0]]) {
+            let said = format!("endpoints[0].addresses[0]: {address} is of another family than addressType says");
+            wait(host, "status tells of it", |status| {
+                let mut refused = status.refused.iter().filter(|refused| refused.kind == "EndpointSlice");
+                refused.any(|refused| refused.object == format!("shop/web-{family}") && refused.reason.contains(&said))
+            });
+            until("it is logged", || log().contains(&said));
+        }
+        for frontend in FRONTENDS {
+            let at = SocketAddr::new(frontend.parse().unwrap(), 80);
+            until("the other endpoint is reached", || connect(host, "client", at).is_ok());
+            assert!((0..20).all(|_| answers(host, at) == "web"), "{at}: it alone gets flows");
+            assert!(!reaches(host, stranger, at), "{at}: whom its policy refuses does not reach it");
+        }
+        server.offer_web(FRONTENDS, [&web[..1], &web[1..]], 10);
+        until("nothing is wrong any more", || counted("palisade_refused_objects") == 0);
+
+        agent.kill();
+        for (namespace, pod) in [("shop", "web"), ("shop", "a"), ("shop", "client"), stranger] {
+            remove(host, namespace, pod);
+        }
+        clear(host);
+    });
+}
+
 #[test]
 fn filters_of_later_plugins_see_what_a_pod_sends_to_the_stack() {
     private_host(|host| {
@@ -301,7 +441,7 @@ fn filters_of_later_plugins_see_what_a_pod_sends_to_the_stack() {
         run("ip address add 192.0.2.77/24 dev uplink");
         let at_node = UdpSocket::bind(node).unwrap();
         at_node.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        let sender = socket(host, "client", 0, node);
+        let sender = socket(host, "client", node);
         sender.send(b"before").unwrap();
         at_node.recv(&mut [0; 16]).expect("the node gets it");
         if status.attach == "tcx" {
