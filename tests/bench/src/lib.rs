@@ -55,7 +55,9 @@ fn measure(host: &Host, plan: &Plan) -> Result<Report> {
         measure_datapath(host, plan, &mut report)?;
     }
     if plan.includes(Part::Nodes) {
-        measure_across(host, plan, &mut report)?;
+        for &family in &plan.across {
+            measure_across(host, plan, family, &mut report)?;
+        }
     }
     if plan.includes(Part::Policy) {
         report.policy = policy::measure(plan, &host.bpffs())?;
@@ -92,15 +94,16 @@ fn measure_with(host: &Host, plan: &Plan, pin: &PinDir, palisade: &mut Palisade,
 }
 
 /// All traffic between two nodes.
-fn measure_across(host: &Host, plan: &Plan, report: &mut Report) -> Result<()> {
-    let across = PathKind::ACROSS.iter().map(|&kind| Across::set_up(host, kind, plan.family)).collect::<Result<Vec<_>>>()?;
+fn measure_across(host: &Host, plan: &Plan, family: Family, report: &mut Report) -> Result<()> {
+    eprintln!("between nodes: {family}");
+    let across = PathKind::ACROSS.iter().map(|&kind| Across::set_up(host, kind, family)).collect::<Result<Vec<_>>>()?;
     let paths: Vec<&Path> = across.iter().map(|across| &across.path).collect();
     let measured = measure_traffic(plan, &paths);
     let policed = across.iter().try_for_each(Across::check_policed);
     for across in across {
         across.tear_down(host)?;
     }
-    report.add_across(&measured?);
+    report.add_across(family, &measured?);
     policed
 }
 

@@ -15,9 +15,9 @@ struct Arguments {
     /// Rounds of traffic
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Address family of the traffic
-    #[arg(long, value_enum, default_value = "ipv4")]
-    family: Family,
+    /// Address family of the traffic; without it IPv4, and between nodes both
+    #[arg(long, value_enum)]
+    family: Option<Family>,
     /// Measure this part only
     #[arg(long, value_enum)]
     only: Option<Part>,

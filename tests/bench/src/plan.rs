@@ -24,8 +24,10 @@ pub enum Part {
 /// How much is measured.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Addresses of which family the traffic has.
+    /// Addresses of which family the traffic within a node has.
     pub family: Family,
+    /// Addresses of which families the traffic between nodes has.
+    pub across: Vec<Family>,
     /// The only part that is measured; `None`: all.
     pub only: Option<Part>,
     /// Rounds of all traffic over all paths, and through services.
@@ -51,10 +53,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What `make bench` measures: about seven minutes, and more with kube-proxy.
-    pub fn full(family: Family) -> Self {
+    /// What `make bench` measures: about nine minutes, and more with kube-proxy. Without a family: IPv4, and both between nodes.
+    pub fn full(family: Option<Family>) -> Self {
         Self {
-            family,
+            family: family.unwrap_or(Family::Ipv4),
+            across: family.map_or_else(|| vec![Family::Ipv4, Family::Ipv6], |family| vec![family]),
             only: None,
             rounds: 6,
             services: &[1, 100, 10_000],
@@ -70,10 +73,8 @@ impl Plan {
     }
 
     /// Whether everything works, in a few seconds; the numbers mean nothing.
-    pub fn quick(family: Family) -> Self {
+    pub fn quick(family: Option<Family>) -> Self {
         Self {
-            family,
-            only: None,
             rounds: 2,
             services: &[1, 100],
             program_rounds: 2,
@@ -81,9 +82,8 @@ impl Plan {
             policies: &[10, 50],
             pods: 300,
             policy_rounds: 3,
-            kube_proxy: None,
-            churn: None,
             scale: 0.05,
+            ..Self::full(family)
         }
     }
 

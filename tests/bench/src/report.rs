@@ -1,7 +1,7 @@
 //! The results: a table for people, JSON for machines.
 
 use crate::churn::ChurnRow;
-use crate::path::PathKind;
+use crate::path::{Family, PathKind};
 use crate::plan::Plan;
 use crate::policy::PolicyRow;
 use crate::program::{Case, Times};
@@ -15,7 +15,7 @@ use std::fmt;
 /// Everything that was measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Kernel, CPUs and family, for whoever compares two reports.
+    /// Kernel, CPUs and family within a node, for whoever compares two reports.
     pub machine: String,
     /// Rounds of traffic.
     pub rounds: u32,
@@ -30,7 +30,7 @@ pub struct Report {
 /// One ratio.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// `TRAFFIC PATH/REFERENCE`, `nodes TRAFFIC MODE PATH/REFERENCE`, `service [kube-proxy ]TRAFFIC/direct at SERVICES`,
+    /// `TRAFFIC PATH/REFERENCE`, `nodes FAMILY TRAFFIC MODE PATH/REFERENCE`, `service [kube-proxy ]TRAFFIC/direct at SERVICES`,
     /// `service [kube-proxy ]TRAFFIC at SERVICES/at FIRST`, `service TRAFFIC palisade/kube-proxy at SERVICES` or `program CASE/redirect-only`.
     pub name: String,
     /// Median over the rounds of the ratio to the reference. Of rates, more is better; of program times, less.
@@ -74,8 +74,8 @@ impl Report {
         }
     }
 
-    /// Adds the rates of traffic between two nodes.
-    pub(crate) fn add_across(&mut self, traffic: &BTreeMap<(Traffic, PathKind), Samples>) {
+    /// Adds the rates of traffic of a family between two nodes.
+    pub(crate) fn add_across(&mut self, family: Family, traffic: &BTreeMap<(Traffic, PathKind), Samples>) {
         let none = Samples::default();
         let rates = |kind, path| traffic.get(&(kind, path)).unwrap_or(&none);
         for &kind in Traffic::ALL {
@@ -84,7 +84,8 @@ impl Report {
                 ("vxlan palisade/kernel", PathKind::VxlanPalisade, PathKind::VxlanKernel),
             ];
             for (name, path, reference) in pairs {
-                self.rows.push(Row::new(format!("nodes {kind} {name}"), rates(kind, path), rates(kind, reference), kind.unit()));
+                let name = format!("nodes {family} {kind} {name}");
+                self.rows.push(Row::new(name, rates(kind, path), rates(kind, reference), kind.unit()));
             }
         }
     }
@@ -138,7 +139,7 @@ fn machine(plan: &Plan) -> String {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();
-    format!("Linux {}, {cpus} CPUs, load {load} at the beginning, {:?}", kernel.trim_end(), plan.family)
+    format!("Linux {}, {cpus} CPUs, load {load} at the beginning, {}", kernel.trim_end(), plan.family)
 }
 
 impl fmt::Display for Report {
