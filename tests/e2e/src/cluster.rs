@@ -11,6 +11,26 @@ use std::time::{Duration, Instant};
 /// Label of the namespaces that the scenarios make.
 const OWN_LABEL: &str = "palisade.dev/scenario";
 
+/// The nodes that scenarios spread their pods over. With the routing mode `auto` of the tests' clusters the far one is reached by the overlay, from both
+/// others; these reach each other natively.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The first node.
+    pub near: String,
+    /// The last one.
+    pub far: String,
+    /// The second of three or more.
+    pub beside: Option<String>,
+}
+
+impl Places {
+    /// All of them, with their names.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let beside = self.beside.as_deref().map(|node| ("beside", node));
+        [("near", self.near.as_str()), ("far", self.far.as_str())].into_iter().chain(beside)
+    }
+}
+
 /// A cluster that a `KUBECONFIG` names.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -82,6 +102,13 @@ impl Cluster {
             bail!("the scenarios need two nodes that take pods; this cluster has {names:?}");
         }
         Ok(names)
+    }
+
+    /// Those of the nodes that scenarios place their pods on.
+    pub fn places(&self) -> Result<Places> {
+        let nodes = self.nodes()?;
+        let [near, between @ .., far] = nodes.as_slice() else { bail!("the scenarios need two nodes") };
+        Ok(Places { near: near.clone(), far: far.clone(), beside: between.first().cloned() })
     }
 
     fn run_with_input(&self, arguments: &[&str], input: &str) -> Result<String> {

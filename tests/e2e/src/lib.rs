@@ -5,6 +5,7 @@
 
 pub mod administrator;
 pub mod agent;
+pub mod arrived;
 pub mod claim;
 pub mod cluster;
 pub mod definition;

@@ -1,4 +1,4 @@
-//! A client and two servers, one on its node and one on another: every verdict is asked for on every path.
+//! A client and servers, one on its node and one on each other place: every verdict is asked for on every path.
 
 use crate::agent::Agent;
 use crate::cluster::{Cluster, Namespace};
@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// How long the agents may take to tell of what the policies in audit mode would have done, once flows come.
 const TOLD: Duration = Duration::from_secs(30);
 
-/// A client and two servers. Servers carry `app=server`, clients `app=client`.
+/// A client and servers. Servers carry `app=server`, clients `app=client`.
 #[derive(Debug)]
 pub struct Scene {
     /// Where the servers are.
@@ -30,12 +30,12 @@ impl Scene {
     /// Starts the pods, each of the two sides in a namespace of its own; no policy yet.
     pub fn start(purpose: &str) -> Result<Self> {
         let cluster = Cluster::connect();
-        let nodes = cluster.nodes()?;
+        let places = cluster.places()?;
         let servers_in = Namespace::create(&cluster, &format!("{purpose}-servers"), &[])?;
         let clients_in = Namespace::create(&cluster, &format!("{purpose}-clients"), &[("team", "frontend")])?;
-        let labels = [("app", "server")];
-        let servers = pod::start(&servers_in, &[pod::server("far", &nodes[1], &labels), pod::server("near", &nodes[0], &labels)])?;
-        let clients = pod::start(&clients_in, &[pod::server("client", &nodes[0], &[("app", "client")])])?;
+        let servers: Vec<Value> = places.all().map(|(at, node)| pod::server(at, node, &[("app", "server")])).collect();
+        let servers = pod::start(&servers_in, &servers)?;
+        let clients = pod::start(&clients_in, &[pod::server("client", &places.near, &[("app", "client")])])?;
         let client = named(&clients, "client")?.clone();
         Ok(Self { servers_in, clients_in, servers, client })
     }
@@ -45,7 +45,7 @@ impl Scene {
         self.servers_in.cluster()
     }
 
-    /// The servers: `far`, on another node than the client's, and `near`, on that one.
+    /// The servers, called as their [places](crate::cluster::Places); `near` is on the client's node.
     pub fn servers(&self) -> &[Pod] {
         &self.servers
     }
@@ -167,6 +167,17 @@ pub fn policy(namespace: &Namespace, name: &str, spec: &Value) -> Result<()> {
         "metadata": { "name": name, "namespace": namespace.name },
         "spec": spec,
     })])
+}
+
+/// Makes or changes the NetworkPolicy `clients`: what pods that carry `app=client` may send, by these rules.
+pub fn clients_send(namespace: &Namespace, rules: &Value) -> Result<()> {
+    let clients = json!({ "matchLabels": { "app": "client" } });
+    policy(namespace, "clients", &json!({ "podSelector": clients, "policyTypes": ["Egress"], "egress": rules }))
+}
+
+/// The `spec` of a NetworkPolicy: what pods that carry `app=backend` take, by these rules.
+pub fn to_backends(rules: &Value) -> Value {
+    json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"], "ingress": rules })
 }
 
 /// Peers of a policy: exactly these addresses.

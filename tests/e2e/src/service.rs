@@ -1,7 +1,7 @@
-//! A client and a backend on each of two nodes, and services in front of the backends.
+//! A client and a backend on each of two nodes, a client on a third one, and services in front of the backends.
 
 use crate::agent::Agent;
-use crate::cluster::{Cluster, Namespace};
+use crate::cluster::{Cluster, Namespace, Places};
 use crate::names;
 use crate::pod::{self, Pod, UDP_PORT, named};
 use crate::request::{Answer, DONE, Load, STOP, Said, Target, Way, ask_from_here};
@@ -29,48 +29,60 @@ const WEB_PORTS: [u16; 2] = [80, 8080];
 pub const SERVICE_TCP: u16 = 8000;
 /// See [`SERVICE_TCP`].
 pub const SERVICE_UDP: u16 = 8053;
+/// Where services take associations; see [`SERVICE_TCP`].
+pub const SERVICE_SCTP: u16 = 8132;
+/// Where backends take associations.
+pub const BACKEND_SCTP: u16 = 9000;
 /// What the program is called in a pod.
 const PROBER: &str = "/tmp/prober";
 /// Where the lines of a steady load go, in a pod.
 const LINES: &str = "/tmp/requests";
 
-/// The pods: a client and a backend on the near node, the first one, and the same on the far one.
+/// The pods: a client and a backend on the near node, the same on the far one, and a client on the one beside them, where there is one
+/// ([`Places`](crate::cluster::Places)).
 ///
-/// Clients carry `app=client`, backends `app=backend`; all carry `at=near` or `at=far`. The backends are called so.
+/// Clients carry `app=client`, backends `app=backend`; all carry `at=near`, `at=far` or `at=beside`. The backends are called so.
 #[derive(Debug)]
 pub struct Served {
     /// Where all of it is.
     pub namespace: Namespace,
     /// Near and far.
     pub clients: [Pod; 2],
+    /// The client on a node without a backend.
+    pub beside: Option<Pod>,
     /// Near and far.
     pub backends: [Pod; 2],
 }
 
 impl Served {
-    /// Starts the pods on two nodes, each with the prober that the path names; no service yet.
+    /// Starts the pods, each with the prober that the path names; no service yet.
     pub fn start(purpose: &str, prober: &Path) -> Result<Self> {
-        let nodes = Cluster::connect().nodes()?;
-        Self::start_on(purpose, prober, [&nodes[0], &nodes[1]])
+        Self::start_at(purpose, prober, &Cluster::connect().places()?)
     }
 
-    /// As [`Served::start`], on these nodes: near and far.
-    pub fn start_on(purpose: &str, prober: &Path, nodes: [&str; 2]) -> Result<Self> {
+    /// As [`Served::start`], at these places.
+    pub fn start_at(purpose: &str, prober: &Path, places: &Places) -> Result<Self> {
         let cluster = Cluster::connect();
         let namespace = Namespace::create(&cluster, purpose, &[])?;
-        let client = |at: &str, node: &str| pod::shell(&format!("client-{at}"), node, &[("app", "client"), ("at", at)], "");
-        let objects = [
-            backend("near", nodes[0], WEB_PORTS[0]),
-            backend("far", nodes[1], WEB_PORTS[1]),
-            client("near", nodes[0]),
-            client("far", nodes[1]),
-        ];
+        let client = |(at, node): (&str, &str)| pod::shell(&format!("client-{at}"), node, &[("app", "client"), ("at", at)], "");
+        let mut objects: Vec<Value> = places.all().map(client).collect();
+        objects.extend([backend("near", &places.near, WEB_PORTS[0]), backend("far", &places.far, WEB_PORTS[1])]);
         let pods = pod::start(&namespace, &objects)?;
         for pod in &pods {
             pod.put(&cluster, prober, PROBER)?;
         }
         let pod = |name: &str| named(&pods, name).cloned();
-        Ok(Self { clients: [pod("client-near")?, pod("client-far")?], backends: [pod("near")?, pod("far")?], namespace })
+        Ok(Self {
+            clients: [pod("client-near")?, pod("client-far")?],
+            beside: places.beside.as_ref().map(|_| pod("client-beside")).transpose()?,
+            backends: [pod("near")?, pod("far")?],
+            namespace,
+        })
+    }
+
+    /// The clients on all nodes: near, far, beside.
+    pub fn askers(&self) -> impl Iterator<Item = &Pod> {
+        self.clients.iter().chain(&self.beside)
     }
 
     /// The cluster.
@@ -125,51 +137,63 @@ impl Served {
         cluster_ips(self.cluster(), &self.namespace.name, name)
     }
 
-    /// Gives a service of `type: LoadBalancer` these addresses, as a load balancer does.
-    pub fn balance(&self, name: &str, addresses: &[IpAddr]) -> Result<()> {
-        let ingress: Vec<Value> = addresses.iter().map(|address| json!({ "ip": address })).collect();
+    /// Makes a service of `type: LoadBalancer` with an external address and one that a load balancer gave, of each family: `number` and the one
+    /// after it, of the ranges for documentation, which nobody has. These addresses.
+    pub fn balanced(&self, name: &str, number: u8, changes: &Value) -> Result<Vec<IpAddr>> {
+        let addresses = |number: u8| self.of_families(&[&format!("198.51.100.{number}"), &format!("2001:db8:51::{number}")]);
+        let (external, given) = (addresses(number)?, addresses(number + 1)?);
+        let mut spec = json!({ "type": "LoadBalancer", "externalIPs": external });
+        for (field, value) in changes.as_object().into_iter().flatten() {
+            spec[field] = value.clone();
+        }
+        self.serve(name, spec)?;
+        let ingress: Vec<Value> = given.iter().map(|address| json!({ "ip": address })).collect();
         let status = json!({ "status": { "loadBalancer": { "ingress": ingress } } }).to_string();
-        self.namespace.run(&["patch", "service", name, "--subresource=status", "--type=merge", "--patch", &status]).map(drop)
+        self.namespace.run(&["patch", "service", name, "--subresource=status", "--type=merge", "--patch", &status])?;
+        Ok([external, given].concat())
     }
 
-    /// The node ports of a service, in the order of its ports.
-    pub fn node_ports(&self, name: &str) -> Result<Vec<u16>> {
-        let service = self.cluster().json(&["get", "service", "--namespace", &self.namespace.name, name])?;
-        let ports = service["spec"]["ports"].as_array().into_iter().flatten();
-        ports.map(|port| Ok(u16::try_from(port["nodePort"].as_u64().context("a port without a nodePort")?)?)).collect()
-    }
-
-    /// The node ports of a service, HTTP and datagrams, at one node.
+    /// The node ports of a service at one node, each asked by its protocol.
     pub fn at_node(&self, name: &str, node: &str) -> Result<Vec<Target>> {
-        let ports = self.node_ports(name)?;
-        let [tcp, udp] = ports[..] else { bail!("not two ports: {ports:?}") };
-        Ok(targets(&node_addresses(self.cluster(), node, &self.clients[0])?, tcp, udp))
+        let service = self.cluster().json(&["get", "service", "--namespace", &self.namespace.name, name])?;
+        let port = |port: &Value| -> Result<(Way, u16)> {
+            let way = match port["protocol"].as_str() {
+                Some("UDP") => Way::Udp,
+                Some("SCTP") => Way::Sctp,
+                _ => Way::Tcp,
+            };
+            Ok((way, u16::try_from(port["nodePort"].as_u64().context("a port without a nodePort")?)?))
+        };
+        let ports = service["spec"]["ports"].as_array().into_iter().flatten().map(port).collect::<Result<Vec<_>>>()?;
+        let addresses = node_addresses(self.cluster(), node, &self.clients[0])?;
+        let of = |address: IpAddr| ports.iter().map(move |&(way, port)| Target { way, to: SocketAddr::new(address, port) });
+        Ok(addresses.into_iter().flat_map(of).collect())
     }
 
-    /// The node ports of a service, HTTP and datagrams, at each node that takes pods.
+    /// As [`Served::at_node`], at each node that takes pods.
     pub fn at_nodes(&self, name: &str) -> Result<Vec<(String, Vec<Target>)>> {
         let nodes = self.cluster().nodes()?;
         nodes.into_iter().map(|node| Ok((node.clone(), self.at_node(name, &node)?))).collect()
     }
 
-    /// Starts a pod with the prober on the network of each node, near and far: what it does, a process of its node does. They carry
-    /// `app=process`.
-    pub fn processes(&self, prober: &Path) -> Result<[Pod; 2]> {
-        let process = |at: &str, node: &str| {
-            let mut pod = pod::shell(&format!("process-{at}"), node, &[("app", "process"), ("at", at)], "");
+    /// Starts a pod with the prober on the network of each client's node: what it does, a process of its node does. They carry
+    /// `app=process`. In the order of the clients.
+    pub fn processes(&self, prober: &Path) -> Result<Vec<Pod>> {
+        let name = |client: &Pod| client.name.replace("client", "process");
+        let process = |client: &Pod| {
+            let mut pod = pod::shell(&name(client), &client.node, &[("app", "process")], "");
             pod["spec"]["hostNetwork"] = json!(true);
             pod
         };
-        let [near, far] = &self.clients;
-        let pods = pod::start(&self.namespace, &[process("near", &near.node), process("far", &far.node)])?;
-        Ok([self.with_prober(&pods, "process-near", prober)?, self.with_prober(&pods, "process-far", prober)?])
+        let pods = pod::start(&self.namespace, &self.askers().map(process).collect::<Vec<_>>())?;
+        self.askers().map(|client| self.with_prober(&pods, &name(client), prober)).collect()
     }
 
     /// As [`Served::processes`], where the agents serve services to them; `None`, which is said, where one was told to leave that to others
     /// or cannot have what it takes. Any other reason that it gives is a fault.
-    pub fn served_processes(&self, prober: &Path) -> Result<Option<[Pod; 2]>> {
+    pub fn served_processes(&self, prober: &Path) -> Result<Option<Vec<Pod>>> {
         let agents = Agent::all(self.cluster())?;
-        for client in &self.clients {
+        for client in self.askers() {
             let agent = agents.iter().find(|agent| agent.node == client.node).with_context(|| format!("no agent on {}", client.node))?;
             let status = agent.ask(&["status"])?;
             let services = status["nodeServices"].as_str().context("an agent that says nothing of its node's processes")?;
@@ -182,6 +206,18 @@ impl Served {
         self.processes(prober).map(Some)
     }
 
+    /// What a process of a node is told where a service has no endpoint, and where it has none that it may use: before Linux 6.1 a program
+    /// at a socket cannot say which.
+    pub fn refusals(&self, node: &str) -> Result<[Answer; 2]> {
+        let object = self.cluster().json(&["get", "node", node])?;
+        let version = object["status"]["nodeInfo"]["kernelVersion"].as_str().context("a node without a kernel")?;
+        let mut numbers =
+            version.split(|character: char| !character.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or_default());
+        let forbidden = Answer::Other("Operation-not-permitted-(os-error-1)".into());
+        let tells = (numbers.next(), numbers.next()) >= (Some(6), Some(1));
+        Ok(if tells { [Answer::Refused, Answer::Unreachable] } else { [forbidden.clone(), forbidden] })
+    }
+
     /// The pod of a name, with the prober that the path names in it.
     pub fn with_prober(&self, pods: &[Pod], name: &str, prober: &Path) -> Result<Pod> {
         let pod = named(pods, name)?.clone();
@@ -192,6 +228,30 @@ impl Served {
     /// Lets a pod answer whoever opens an association by SCTP at a port, with its name.
     pub fn answer_associations(&self, pod: &Pod, port: u16) -> Result<()> {
         pod.shell(self.cluster(), &format!("{PROBER} associations {} {port} >/dev/null 2>&1 &", pod.name)).map(drop)
+    }
+
+    /// Lets both backends take associations; the `ports` of a service that leads there.
+    pub fn take_associations(&self) -> Result<Value> {
+        for backend in &self.backends {
+            self.answer_associations(backend, BACKEND_SCTP)?;
+        }
+        Ok(json!([{ "name": "associations", "port": SERVICE_SCTP, "targetPort": BACKEND_SCTP, "protocol": "SCTP" }]))
+    }
+
+    /// Starts the pod `hosted` on a node, to which ports of the node lead, by TCP, UDP and SCTP; it carries `app=hosted`. What is asked of the node by the
+    /// first two, and by SCTP.
+    pub fn host(&self, node: &str, host_ports: [u16; 3], prober: &Path) -> Result<[Vec<Target>; 2]> {
+        let mut pod = backend("hosted", node, WEB_PORTS[1]);
+        pod["metadata"]["labels"]["app"] = json!("hosted");
+        let ports = &mut pod["spec"]["containers"][0]["ports"];
+        ports.as_array_mut().context("no ports")?.push(json!({ "containerPort": BACKEND_SCTP, "protocol": "SCTP" }));
+        for (index, port) in host_ports.into_iter().enumerate() {
+            ports[index]["hostPort"] = json!(port);
+        }
+        let pods = pod::start(&self.namespace, &[pod])?;
+        self.answer_associations(&self.with_prober(&pods, "hosted", prober)?, BACKEND_SCTP)?;
+        let (addresses, [tcp, udp, sctp]) = (node_addresses(self.cluster(), node, &self.clients[0])?, host_ports);
+        Ok([targets(&addresses, tcp, udp), associations(&addresses, sctp)])
     }
 
     /// Lets a pod ask each target `count` times.
@@ -221,6 +281,14 @@ impl Served {
         answered_soon(when, answers.contains(&Answer::Silent), look)
     }
 
+    /// As [`Served::expect`], of the clients on all nodes.
+    ///
+    /// # Panics
+    /// With what came instead.
+    pub fn expect_all(&self, when: &str, targets: &[Target], count: u32, answers: &[Answer]) -> Result<()> {
+        self.expect_each(when, count, &each(self.askers(), answers, |_| Ok(targets.to_vec()))?)
+    }
+
     /// As [`Served::expect`], of one answer that comes at once, to one of three requests at least: this machine may be busy.
     ///
     /// # Panics
@@ -236,15 +304,15 @@ impl Served {
         Ok(())
     }
 
-    /// As [`Served::expect`], of several pods at the same time: which pod asks what, and what comes of it.
+    /// As [`Served::expect`], of several pods at the same time.
     ///
     /// # Panics
     /// With what came instead.
-    pub fn expect_each(&self, when: &str, count: u32, asked: &[(&Pod, Vec<Target>, Vec<Answer>)]) -> Result<()> {
+    pub fn expect_each(&self, when: &str, count: u32, asked: &[Asked<'_>]) -> Result<()> {
         let is_silent = asked.iter().any(|(_, _, answers)| answers.contains(&Answer::Silent));
         answered_soon(when, is_silent, |patience| {
             std::thread::scope(|scope| {
-                let ask = |(from, targets, answers): &(&Pod, Vec<Target>, Vec<Answer>)| -> Result<Vec<String>> {
+                let ask = |(from, targets, answers): &Asked<'_>| -> Result<Vec<String>> {
                     Ok(others(&from.name, targets, &self.ask_for(patience, from, targets, count)?, answers))
                 };
                 let pods: Vec<_> = asked.iter().map(|one| scope.spawn(move || ask(one))).collect();
@@ -312,6 +380,18 @@ pub fn begin_load_outside(targets: &[Target]) -> Load {
 pub fn expect_outside(when: &str, targets: &[Target], count: u32, answers: &[Answer]) -> Result<()> {
     let look = |patience| Ok(others("outside", targets, &ask_from_here(targets, count, patience), answers));
     answered_soon(when, answers.contains(&Answer::Silent), look)
+}
+
+/// A pod, what it asks, and what comes of that.
+pub type Asked<'a> = (&'a Pod, Vec<Target>, Vec<Answer>);
+
+/// For [`Served::expect_each`]: each of the pods asks targets of its own, and these answers come.
+pub fn each<'a>(
+    pods: impl IntoIterator<Item = &'a Pod>,
+    answers: &[Answer],
+    targets: impl Fn(&Pod) -> Result<Vec<Target>>,
+) -> Result<Vec<Asked<'a>>> {
+    pods.into_iter().map(|pod| Ok((pod, targets(pod)?, answers.to_vec()))).collect()
 }
 
 /// The targets of which other answers came than these.

@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 /// Where the node keeps its addresses: `paths.state` of the chart, and the plugin's own folder in it.
-const ADDRESS_STORE: &str = "/var/lib/palisade/ipam";
+pub const ADDRESS_STORE: &str = "/var/lib/palisade/ipam";
 /// How long a pod of another test may keep addresses that are wanted.
 const RECREATED: Duration = Duration::from_secs(240);
 /// What the program is called in a pod.
@@ -37,7 +37,7 @@ impl World {
     /// Makes the namespaces and the pods, and starts in each pod the prober that the path names.
     pub fn start(prober: &Path) -> Result<Self> {
         let cluster = Cluster::try_connect()?;
-        let nodes = cluster.nodes()?;
+        let nodes = cluster.places()?.all().map(|(_, node)| node.to_owned()).collect();
         let mut namespaces = BTreeMap::new();
         for name in NAMESPACES {
             namespaces.insert(name, Namespace::create(&cluster, &format!("table-{name}"), &[("ns", name)])?);
@@ -180,8 +180,8 @@ impl World {
 
     fn pod(&self, name: Name, labels: &BTreeMap<String, String>) -> Result<Value> {
         let index = Name::all().position(|other| other == name).unwrap_or_default();
-        // Each namespace has pods on both nodes.
-        let mut pod = pod::shell(name.pod, &self.nodes[index % 2], &[], "");
+        // In pairs: each namespace has pods that share a node and pods that do not, and every way between nodes is one between pods.
+        let mut pod = pod::shell(name.pod, &self.nodes[index / 2 % self.nodes.len()], &[], "");
         pod["metadata"]["namespace"] = json!(self.namespace(name.namespace)?);
         pod["metadata"]["labels"] = json!(labels);
         // One name is another number on one pod, and one pod has one name for two numbers.

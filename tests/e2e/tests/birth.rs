@@ -1,70 +1,17 @@
 //! A new pod that a policy selects never gets a packet out or in that its policy refuses, from its first instant on.
 //!
-//! What counts is what arrived, as the kernel of the receiving pod counts it: an answer that is lost hides nothing.
-//! Each test shows first, with pods that no policy selects, that it would see such a packet.
+//! What counts is what arrived, as the kernel of the receiving pod counts it. Each test shows first, with pods that no policy selects, that it would see such a packet.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use palisade_e2e::arrived::{Arrived, hammer, next_addresses};
 use palisade_e2e::cluster::{Cluster, Namespace};
 use palisade_e2e::pod::{self, Pod, named};
 use palisade_e2e::scene::policy;
 use serde_json::{Value, json};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 /// How many pods of each kind are born on each node: one may be lucky.
 const BIRTHS: usize = 4;
-/// How many of the next addresses of a node are hammered, of each family. A process each: not too many.
-const AHEAD: u8 = 40;
-
-/// What arrived at a pod. Where the kernel has no IPv6, nothing has by that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Arrived {
-    echo_ipv4: u64,
-    echo_ipv6: u64,
-    udp_ipv4: u64,
-    udp_ipv6: u64,
-    tcp: u64,
-}
-
-impl Arrived {
-    const NOTHING: Self = Self { echo_ipv4: 0, echo_ipv6: 0, udp_ipv4: 0, udp_ipv6: 0, tcp: 0 };
-
-    fn at(cluster: &Cluster, pod: &Pod) -> Result<Self> {
-        Self::parse(&pod.shell(cluster, "cat /proc/net/snmp; [ ! -e /proc/net/snmp6 ] || cat /proc/net/snmp6")?)
-    }
-
-    /// Reads the counters: `/proc/net/snmp` has a line of names and one of values, `snmp6` a name and a value a line.
-    fn parse(text: &str) -> Result<Self> {
-        let ipv4 = |protocol: &str, name: &str| {
-            let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(':'));
-            let column = lines.next()?.split_whitespace().position(|found| found == name)?;
-            lines.next()?.split_whitespace().nth(column)?.parse::<u64>().ok()
-        };
-        let has_ipv6 = text.contains("\nIp6");
-        let ipv6 = |name: &str| {
-            if !has_ipv6 {
-                return Some(0);
-            }
-            let line = text.lines().find(|line| line.split_whitespace().next() == Some(name))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        };
-        let read = || {
-            Some(Self {
-                echo_ipv4: ipv4("Icmp", "InEchos")?,
-                echo_ipv6: ipv6("Icmp6InEchos")?,
-                udp_ipv4: ipv4("Udp", "InDatagrams")? + ipv4("Udp", "NoPorts")?,
-                udp_ipv6: ipv6("Udp6InDatagrams")? + ipv6("Udp6NoPorts")?,
-                tcp: ipv4("Tcp", "InSegs")?,
-            })
-        };
-        read().with_context(|| format!("no counters in:\n{text}"))
-    }
-
-    /// Of a family: echoes, and datagrams.
-    fn of(self, ipv6: bool) -> [u64; 2] {
-        if ipv6 { [self.echo_ipv6, self.udp_ipv6] } else { [self.echo_ipv4, self.udp_ipv4] }
-    }
-}
 
 /// A pod that does nothing and listens nowhere: all that arrives was sent by somebody else.
 fn quiet(name: &str, node: &str, labels: &[(&str, &str)]) -> Value {
@@ -127,10 +74,7 @@ fn a_new_pod_never_receives_what_its_policy_refuses() -> Result<()> {
     // Where the next pods of the first node will be.
     let scouts = pod::start(&namespace, &[quiet("scout", &nodes[0], &[])])?;
     let hammered = next_addresses(named(&scouts, "scout")?);
-    let list: Vec<String> = hammered.iter().map(IpAddr::to_string).collect();
-    let script = format!("for a in {}; do ping -q -i 0.1 $a & done; echo hammering; wait", list.join(" "));
-    let hammers = [pod::shell("hammer-near", &nodes[0], &[], &script), pod::shell("hammer-far", &nodes[1], &[], &script)];
-    pod::start(&namespace, &hammers)?;
+    pod::start(&namespace, &[hammer("hammer-near", &nodes[0], &hammered), hammer("hammer-far", &nodes[1], &hammered)])?;
 
     let born = |kind: &str| -> Result<Vec<Pod>> {
         let pods: Vec<Value> = (0..BIRTHS).map(|count| quiet(&format!("{kind}-{count}"), &nodes[0], &[("kind", kind)])).collect();
@@ -148,23 +92,9 @@ fn a_new_pod_never_receives_what_its_policy_refuses() -> Result<()> {
     }
     for pod in born("open")? {
         let arrived = Arrived::at(&cluster, &pod)?;
-        let echoes = pod.addresses.iter().map(|address| arrived.of(address.is_ipv6())[0]);
-        assert!(echoes.into_iter().all(|count| count > 0), "the test would not have seen it at {}: {arrived:?}", pod.name);
+        assert!(arrived.has_echoes_of(&pod), "the test would not have seen it at {}: {arrived:?}", pod.name);
     }
     Ok(())
-}
-
-/// The addresses that the pod's node may give next: the following ones of each family that pods have; those of IPv4 begin anew
-/// at the end of the last octet.
-fn next_addresses(pod: &Pod) -> Vec<IpAddr> {
-    let behind = |address: &IpAddr, step: u8| match *address {
-        IpAddr::V4(address) => {
-            let [a, b, c, last] = address.octets();
-            IpAddr::from(Ipv4Addr::new(a, b, c, last.wrapping_add(step)))
-        }
-        IpAddr::V6(address) => IpAddr::from(Ipv6Addr::from(u128::from(address).wrapping_add(u128::from(step)))),
-    };
-    (1..=AHEAD).flat_map(|step| pod.addresses.iter().map(move |address| behind(address, step))).collect()
 }
 
 /// Waits until it is so.

@@ -1,14 +1,20 @@
-//! A kube-proxy that runs beside Palisade on every node. It has rules for all services, and none of them is ever met: what goes to a
-//! service has gone to a backend before the node's own tables look at it.
+//! A kube-proxy that runs beside Palisade on every node. It has rules for all services and all their addresses, and none of them is ever met:
+//! what goes to a service has gone to a backend before the node's own tables look at it.
 
 use anyhow::{Context, Result, ensure};
 use palisade_e2e::administrator::{NODE, ON_NODE, administrator};
 use palisade_e2e::cluster::{Cluster, items};
 use palisade_e2e::pod::{self, Pod};
-use palisade_e2e::request::Answer::{Refused, Silent};
-use palisade_e2e::scene::policy;
-use palisade_e2e::service::{Served, expect_outside, from, soon};
+use palisade_e2e::request::Answer::{self, Refused, Silent};
+use palisade_e2e::request::{Target, Way};
+use palisade_e2e::requirement::{requires_root, skipped};
+use palisade_e2e::route::Route;
+use palisade_e2e::scene::{policy, to_backends};
+use palisade_e2e::service::{
+    SERVICE_SCTP, SERVICE_TCP, SERVICE_UDP, Served, associations, each, expect_outside, from, node_addresses, soon, targets,
+};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -18,6 +24,123 @@ const MANY: u32 = 30;
 const PROGRAM: &str = "/var/lib/palisade-e2e-kube-proxy";
 /// Rules for services, and what they have counted.
 const RULES: &str = "sh -c 'iptables-save -c; ip6tables-save -c'";
+/// Says `yes` for each family of which the kernel has what rules about SCTP need.
+const SCTP: &str = "sh -c 'for tables in iptables ip6tables; do \
+    $tables -w -t nat -N E2E-SCTP && $tables -w -t nat -A E2E-SCTP -p sctp -m sctp --dport 9 -j RETURN && echo yes; \
+    $tables -w -t nat -F E2E-SCTP; $tables -w -t nat -X E2E-SCTP; done; true'";
+/// By TCP, UDP and SCTP.
+const HOST_PORTS: [u16; 3] = [18_082, 18_055, 18_134];
+
+/// A service with an address of every kind.
+struct Reached {
+    name: &'static str,
+    /// Those that are no node's, and that lead there from outside, too.
+    beyond: Vec<IpAddr>,
+    /// What is asked of these, and of the cluster IPs.
+    everywhere: Vec<Target>,
+    /// What is asked of each node.
+    at_nodes: Vec<(String, Vec<Target>)>,
+}
+
+impl Reached {
+    /// Makes the service; `number` is that of [`Served::balanced`], `asked` what an address is asked.
+    fn serve(
+        served: &Served,
+        (name, number): (&'static str, u8),
+        changes: &Value,
+        asked: impl Fn(&[IpAddr]) -> Vec<Target>,
+    ) -> Result<Self> {
+        let beyond = served.balanced(name, number, changes)?;
+        let everywhere = asked(&[served.cluster_ips(name)?, beyond.clone()].concat());
+        Ok(Self { name, beyond, everywhere, at_nodes: served.at_nodes(name)? })
+    }
+
+    /// What is asked of its own addresses, and of some nodes.
+    fn by(&self, is_asked: impl Fn(&str) -> bool) -> Vec<Target> {
+        let at_nodes = self.at_nodes.iter().filter(|(node, _)| is_asked(node)).flat_map(|(_, targets)| targets);
+        self.everywhere.iter().chain(at_nodes).copied().collect()
+    }
+
+    /// What it is asked that none of a node's rules is about.
+    fn missing_in(&self, rules: &[String]) -> Vec<String> {
+        let is_ruled = |address: &str, target: &Target| {
+            let words = [format!("/{}:", self.name), address.to_owned(), format!(" --dport {} ", target.to.port())];
+            rules.iter().any(|rule| words.iter().all(|word| rule.contains(word)))
+        };
+        let addresses = self.everywhere.iter().filter(|target| !is_ruled(&format!(" -d {}/", target.to.ip()), target));
+        let ports = self.at_nodes.iter().flat_map(|(_, targets)| targets).filter(|target| !is_ruled("", target));
+        addresses.chain(ports).map(|target| format!("{}: {target}", self.name)).collect()
+    }
+}
+
+/// What is asked beside kube-proxy, and who asks beside pods.
+struct Asked<'a> {
+    served: &'a Served,
+    /// On the clients' nodes; `None` where services are not served to them.
+    processes: Option<Vec<Pod>>,
+    /// Whether this machine may ask by addresses that are no node's, and by SCTP.
+    is_root: bool,
+    /// In front of both backends.
+    services: Vec<Reached>,
+    /// In front of nobody.
+    nobody: Reached,
+    /// The ports of a node that lead to a pod; those of SCTP apart.
+    host_ports: [Vec<Target>; 2],
+}
+
+impl<'a> Asked<'a> {
+    fn start(served: &'a Served, prober: &Path) -> Result<Self> {
+        let plain = |addresses: &[IpAddr]| targets(addresses, SERVICE_TCP, SERVICE_UDP);
+        Ok(Self {
+            served,
+            processes: served.served_processes(prober)?,
+            is_root: requires_root("a route to a node, or an association from outside,"),
+            services: vec![Reached::serve(served, ("both", 60), &json!({}), plain)?],
+            nobody: Reached::serve(served, ("nobody", 70), &json!({ "selector": { "app": "nobody" } }), plain)?,
+            host_ports: served.host(&served.clients[1].node, HOST_PORTS, prober)?,
+        })
+    }
+
+    /// Asserts that pods, processes of nodes and this machine are answered by every service at every address, and by the pod with host ports.
+    fn expect(&self, when: &str) -> Result<()> {
+        let (served, all, hosted) = (self.served, from(&["near", "far"]), from(&["hosted"]));
+        let expect = |when: &str, count: u32, targets: &[Target], answers: &[Answer]| -> Result<()> {
+            let askers = served.askers().chain(self.processes.iter().flatten());
+            served.expect_each(when, count, &each(askers, answers, |_| Ok(targets.to_vec()))?)
+        };
+        for service in &self.services {
+            expect(&format!("{when}, {}", service.name), MANY, &service.by(|_| true), &all)?;
+        }
+        expect(&format!("{when}, by host ports"), 3, &self.host_ports.concat(), &hosted)?;
+        let without = format!("{when}, without endpoints");
+        served.expect_all(&without, &self.nobody.by(|_| true), 3, &[Refused])?;
+        for process in self.processes.iter().flatten() {
+            let [nobody, _] = served.refusals(&process.node)?;
+            served.expect(&without, process, &self.nobody.by(|node| node == process.node), 3, &[nobody])?;
+        }
+        for service in &self.services {
+            self.expect_outside(when, service, MANY, &all)?;
+        }
+        self.expect_outside(&without, &self.nobody, 3, &[Refused])?;
+        let by_host_ports = if self.is_root { self.host_ports.concat() } else { self.host_ports[0].clone() };
+        expect_outside(&format!("{when}, from outside by host ports"), &by_host_ports, 3, &hosted)
+    }
+
+    fn expect_outside(&self, when: &str, service: &Reached, count: u32, answers: &[Answer]) -> Result<()> {
+        for (node, at_node) in &service.at_nodes {
+            let is_beyond = |target: &&Target| service.beyond.contains(&target.to.ip());
+            let (asked, _routes): (Vec<Target>, Vec<Route>) = if self.is_root {
+                let by = node_addresses(self.served.cluster(), node, &self.served.clients[0])?;
+                let asked = at_node.iter().chain(service.everywhere.iter().filter(is_beyond)).copied();
+                (asked.collect(), Route::to_all(&service.beyond, &by)?)
+            } else {
+                (at_node.iter().filter(|target| target.way != Way::Sctp).copied().collect(), Vec::new())
+            };
+            expect_outside(&format!("{when}, {} from outside by {node}", service.name), &asked, count, answers)?;
+        }
+        Ok(())
+    }
+}
 
 /// kube-proxy on each node that takes pods, in a pod of its own.
 struct Proxies<'a> {
@@ -28,7 +151,8 @@ struct Proxies<'a> {
 }
 
 impl<'a> Proxies<'a> {
-    fn start(served: &'a Served) -> Result<Self> {
+    /// What it takes, on each node; it does not run yet.
+    fn prepare(served: &'a Served) -> Result<Self> {
         let (cluster, namespace) = (served.cluster(), &served.namespace.name);
         let program = program()?;
         let role = json!({
@@ -49,26 +173,39 @@ impl<'a> Proxies<'a> {
             for (name, content) in [("conf", access.to_string()), ("crt", authority.clone())] {
                 pod.shell(cluster, &format!("cat >{NODE}{PROGRAM}.{name} <<'END'\n{content}\nEND"))?;
             }
-            // It is to leave alone what is the whole kernel's.
-            let kernel = "--conntrack-max-per-core=0 --conntrack-min=0 --conntrack-tcp-timeout-established=0s \
-                --conntrack-tcp-timeout-close-wait=0s --iptables-localhost-nodeports=false";
-            let run = format!("{PROGRAM} --kubeconfig={PROGRAM}.conf --hostname-override={} --proxy-mode=iptables {kernel}", pod.node);
-            pod.shell(cluster, &format!("{ON_NODE} {run} >/tmp/log 2>&1 & echo $! >/tmp/process"))?;
         }
         Ok(proxies)
     }
 
-    /// Of the rules about a service of the test, or about all of them where it is "": how many there are on each node, and how many
-    /// packets they have met.
-    fn rules(&self, service: &str) -> Result<Vec<(usize, u64)>> {
-        let of_service = format!("\"{}/{service}", self.served.namespace.name);
-        let count = |pod: &Pod| -> Result<(usize, u64)> {
+    /// Whether it may have a service of SCTP: where a kernel lacks what its rules need it writes none at all, of no service.
+    fn may_know_sctp(&self) -> Result<bool> {
+        let mut may = true;
+        for pod in &self.pods {
+            let said = pod.shell(self.served.cluster(), &format!("{ON_NODE} {SCTP}"))?;
+            may &= said.lines().filter(|line| *line == "yes").count() == 2;
+        }
+        Ok(may)
+    }
+
+    fn run(&self) -> Result<()> {
+        for pod in &self.pods {
+            // It is to leave alone what is the whole kernel's.
+            let kernel = "--conntrack-max-per-core=0 --conntrack-min=0 --conntrack-tcp-timeout-established=0s \
+                --conntrack-tcp-timeout-close-wait=0s --iptables-localhost-nodeports=false";
+            let run = format!("{PROGRAM} --kubeconfig={PROGRAM}.conf --hostname-override={} --proxy-mode=iptables {kernel}", pod.node);
+            pod.shell(self.served.cluster(), &format!("{ON_NODE} {run} >/tmp/log 2>&1 & echo $! >/tmp/process"))?;
+        }
+        Ok(())
+    }
+
+    /// The rules of each node about services of the test. Each begins with what it has met: `[PACKETS:BYTES]`.
+    fn rules(&self) -> Result<Vec<Vec<String>>> {
+        let of_test = format!("\"{}/", self.served.namespace.name);
+        let rules = |pod: &Pod| -> Result<Vec<String>> {
             let saved = pod.shell(self.served.cluster(), &format!("{ON_NODE} {RULES}"))?;
-            let rules: Vec<&str> = saved.lines().filter(|line| line.contains(&of_service)).collect();
-            let packets = rules.iter().map(|rule| rule.strip_prefix('[')?.split(':').next()?.parse::<u64>().ok());
-            Ok((rules.len(), packets.collect::<Option<Vec<u64>>>().context("a rule without its count")?.iter().sum()))
+            Ok(saved.lines().filter(|line| line.contains(&of_test)).map(str::to_owned).collect())
         };
-        self.pods.iter().map(count).collect()
+        self.pods.iter().map(rules).collect()
     }
 
     /// What went wrong, as far as it says itself.
@@ -81,9 +218,9 @@ impl<'a> Proxies<'a> {
         let end = format!("kill $(cat /tmp/process); sleep 1; {ON_NODE} {PROGRAM} --cleanup; rm -f {NODE}{PROGRAM} {NODE}{PROGRAM}.*");
         let ended: Vec<_> = self.pods.iter().map(|pod| pod.shell(self.served.cluster(), &end)).collect();
         let mut faults: Vec<String> = ended.into_iter().filter_map(|ended| Some(format!("{:#}", ended.err()?))).collect();
-        match self.rules("") {
-            Ok(rules) if rules.iter().all(|(rules, _)| *rules == 0) => self.pods.clear(),
-            left => faults.push(format!("rules and packets that are left: {left:?}")),
+        match self.rules() {
+            Ok(rules) if rules.iter().all(Vec::is_empty) => self.pods.clear(),
+            left => faults.push(format!("rules that are left: {left:?}")),
         }
         faults
     }
@@ -134,45 +271,45 @@ fn access(cluster: &Cluster, namespace: &str) -> Result<(Value, String)> {
 fn services_stay_ours_beside_a_kube_proxy_that_has_rules_for_them() -> Result<()> {
     let prober = Path::new(env!("CARGO_BIN_EXE_prober"));
     let served = Served::start("kube-proxy", prober)?;
-    let processes = served.processes(prober)?;
-    let inside = served.serve("both", json!({ "type": "NodePort" }))?;
-    let nobody = served.serve("nobody", json!({ "selector": { "app": "nobody" } }))?;
-    let at_nodes = served.at_nodes("both")?;
-    let mut proxies = Proxies::start(&served)?;
-    // For each of its two ports a service has a rule at least, in each family.
-    let least = 2 * served.clients[0].addresses.len();
+    let mut asked = Asked::start(&served, prober)?;
+    let mut proxies = Proxies::prepare(&served)?;
+    if proxies.may_know_sctp()? {
+        let changes = json!({ "ports": served.take_associations()? });
+        asked.services.push(Reached::serve(&served, ("sctp", 80), &changes, |addresses| associations(addresses, SERVICE_SCTP))?);
+    } else {
+        skipped("a kernel of the nodes has no rules about SCTP, which kube-proxy would write");
+    }
+    // Whoever is asked before we serve it is asked by its rules.
+    asked.expect("before kube-proxy")?;
+    proxies.run()?;
     soon("kube-proxy has rules for the services on every node", || {
-        let rules = [proxies.rules("both")?, proxies.rules("nobody")?].concat();
-        let complete = rules.iter().all(|(rules, _)| *rules >= least);
-        Ok(if complete { Vec::new() } else { vec![format!("rules and packets: {rules:?}\n{}", proxies.logs())] })
-    })?;
-
-    let all = from(&["near", "far"]);
-    for client in &served.clients {
-        served.expect("beside kube-proxy, from a pod", client, &inside, MANY, &all)?;
-        served.expect("beside kube-proxy, without endpoints", client, &nobody, 3, &[Refused])?;
-        for (node, targets) in &at_nodes {
-            served.expect(&format!("beside kube-proxy, from a pod by the ports of {node}"), client, targets, MANY, &all)?;
+        let mut missing = Vec::new();
+        for rules in proxies.rules()? {
+            for service in asked.services.iter().chain([&asked.nobody]) {
+                missing.extend(service.missing_in(&rules));
+            }
         }
-    }
-    for process in &processes {
-        served.expect("beside kube-proxy, from a process of a node", process, &inside, MANY, &all)?;
-    }
-    for (node, targets) in &at_nodes {
-        expect_outside(&format!("beside kube-proxy, from outside by the ports of {node}"), targets, MANY, &all)?;
-    }
+        if !missing.is_empty() {
+            missing.push(proxies.logs());
+        }
+        Ok(missing)
+    })?;
+    asked.expect("beside kube-proxy")?;
 
     // The source of a flow is what its policy sees: nobody has translated it.
     let near = json!({ "podSelector": { "matchLabels": { "app": "client", "at": "near" } } });
-    let spec =
-        json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"], "ingress": [{ "from": [near] }] });
-    policy(&served.namespace, "near", &spec)?;
+    policy(&served.namespace, "near", &to_backends(&json!([{ "from": [near] }])))?;
     let [client, other] = &served.clients;
-    served.expect("beside kube-proxy, whom the policy lets in", client, &inside, MANY, &all)?;
-    served.expect("beside kube-proxy, whom the policy keeps out", other, &inside, 3, &[Silent])?;
+    for service in &asked.services {
+        let (own, others) = (service.by(|node| node == client.node), service.by(|node| node == other.node));
+        served.expect("beside kube-proxy, whom the policy lets in", client, &own, MANY, &from(&["near", "far"]))?;
+        served.expect("beside kube-proxy, whom the policy keeps out", other, &others, 3, &[Silent])?;
+    }
 
-    let rules = proxies.rules("")?;
-    assert!(rules.iter().all(|(rules, packets)| *rules > 0 && *packets == 0), "rules of kube-proxy, and packets that met them: {rules:?}");
+    for rules in proxies.rules()? {
+        let met: Vec<&String> = rules.iter().filter(|rule| !rule.starts_with("[0:")).collect();
+        assert!(!rules.is_empty() && met.is_empty(), "of {} rules of kube-proxy, packets met these: {met:#?}", rules.len());
+    }
     assert_eq!(proxies.end(), [""; 0]);
     Ok(())
 }

@@ -61,13 +61,13 @@ fn until_ready(cluster: &Cluster, node: &str, wanted: bool, within: Duration) ->
 #[test]
 fn a_node_that_goes_takes_no_request_with_it_and_is_served_again_when_it_comes_back() -> Result<()> {
     let cluster = Cluster::connect();
-    let nodes = cluster.nodes()?;
-    let [first, .., last] = nodes.as_slice() else { unreachable!("at least two nodes") };
-    if nodes.len() < 3 {
-        skipped(&format!("the node that goes may be none that other scenarios need, which takes three nodes; there are {}", nodes.len()));
+    let last = &cluster.places()?.far;
+    let count = cluster.nodes()?.len();
+    if count < 3 {
+        skipped(&format!("the node that goes may be none that other scenarios need, which takes three nodes; there are {count}"));
         return Ok(());
     }
-    let served = Served::start_on("loss", env!("CARGO_BIN_EXE_prober").as_ref(), [first, last])?;
+    let served = Served::start("loss", env!("CARGO_BIN_EXE_prober").as_ref())?;
     let service = served.serve("both", json!({}))?;
     let [near, far] = &served.clients;
     served.expect("while both nodes are there", near, &service, MANY, &from(&["near", "far"]))?;

@@ -6,8 +6,8 @@ use palisade_e2e::definition::{Installed, NOTICED};
 use palisade_e2e::pod::{self, Pod, TCP_PORT, named};
 use palisade_e2e::probe::Outcome::{self, Reached, Silent};
 use palisade_e2e::probe::{Probe, run_all};
+use palisade_e2e::scene;
 use serde_json::{Value, json};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How long a change may take to be enforced.
@@ -109,8 +109,7 @@ fn nodes_are_peers_by_entity_block_and_label_and_never_by_a_pod_s_labels() -> Re
     let everybody = json!({ "podSelector": {}, "ingress": [{ "from": [{ "namespaceSelector": {} }, { "podSelector": { "matchLabels": { "app": "host" } } }] }] });
     nodes.apply(NETWORKING, "NetworkPolicy", "closed", &everybody)?;
     nodes.expect("open for all pods", &Reached, &Reached, &Reached, &Silent)?;
-    let block = |address: &IpAddr| json!({ "ipBlock": { "cidr": format!("{address}/{}", if address.is_ipv6() { 128 } else { 32 }) } });
-    let blocks = json!(nodes.other.addresses.iter().map(block).collect::<Vec<_>>());
+    let blocks = scene::blocks(&nodes.other.addresses);
     nodes.apply(NETWORKING, "NetworkPolicy", "closed", &json!({ "podSelector": {}, "ingress": [{ "from": blocks }] }))?;
     nodes.expect("open for a block of the other node", &Reached, &Reached, &Reached, &Reached)?;
 

@@ -18,7 +18,7 @@ const STOP: &str = "/tmp/stop";
 #[test]
 fn an_agents_restart_during_a_transfer_loses_nothing_and_opens_nothing() -> Result<()> {
     let cluster = Cluster::connect();
-    let nodes = cluster.nodes()?;
+    let places = cluster.places()?;
     let namespace = Namespace::create(&cluster, "restart", &[])?;
     policy(
         &namespace,
@@ -31,7 +31,8 @@ fn an_agents_restart_during_a_transfer_loses_nothing_and_opens_nothing() -> Resu
     // Its input stays open: at the end of its input nc would hang up.
     let listen = format!("sleep 3600 | nc -l -p {STREAM_PORT}");
     let server = |name: &str, node: &str| pod::shell(name, node, &[("app", "server")], &listen);
-    let servers = pod::start(&namespace, &[server("server-near", &nodes[0]), server("server-far", &nodes[1])])?;
+    let servers: Vec<Value> = places.all().map(|(at, node)| server(&format!("server-{at}"), node)).collect();
+    let servers = pod::start(&namespace, &servers)?;
 
     let mut talkers: Vec<Value> = Vec::new();
     for server in &servers {
@@ -41,8 +42,9 @@ fn an_agents_restart_during_a_transfer_loses_nothing_and_opens_nothing() -> Resu
         // Interrupted, ping says how many it sent.
         let begin: String = addresses.iter().map(|address| format!("ping -i {PACE} {address} & all=\"$all $!\"; ")).collect();
         let echoes = format!("{begin}while [ ! -e {STOP} ]; do sleep 0.2; done; kill -INT $all; wait $all; echo finished");
-        let talker = |who: &str, app: &str, script: &str| pod::shell(&format!("{who}-{}", server.name), &nodes[0], &[("app", app)], script);
-        // The other node hears of a new pod a moment later: only then do the streams begin.
+        let talker =
+            |who: &str, app: &str, script: &str| pod::shell(&format!("{who}-{}", server.name), &places.near, &[("app", app)], script);
+        // Other nodes hear of a new pod a moment later: only then do the streams begin.
         let known = format!("for a in {}; do until ping -c 1 -w 1 $a >/dev/null; do sleep 0.2; done; done; ", addresses.join(" "));
         talkers.push(talker("client-of", "client", &format!("{known}{stream}{echoes}")));
         talkers.push(talker("stranger-to", "stranger", &echoes));

@@ -5,13 +5,14 @@ use anyhow::{Context, Result};
 use palisade_e2e::cluster::{Cluster, items};
 use palisade_e2e::keep::Kept;
 use palisade_e2e::pod::{self, Pod};
-use palisade_e2e::request::Answer::{self, Other, Refused, Silent, Unreachable};
+use palisade_e2e::request::Answer::{self, Refused, Silent};
 use palisade_e2e::request::{Target, Way, page};
 use palisade_e2e::requirement::{requires_root, skipped};
 use palisade_e2e::route::Route;
-use palisade_e2e::scene::{blocks, policy};
+use palisade_e2e::scene::{blocks, clients_send, policy, to_backends};
 use palisade_e2e::service::{
-    LONG_PATIENCE, SERVICE_TCP, SERVICE_UDP, Served, associations, backend, by, expect_outside, from, node_addresses, soon, targets,
+    BACKEND_SCTP, LONG_PATIENCE, SERVICE_SCTP, SERVICE_TCP, SERVICE_UDP, Served, associations, backend, by, each, expect_outside, from,
+    node_addresses, soon, targets,
 };
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -19,9 +20,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many requests show who is behind a service: with two backends, one is missed by chance once in half a thousand million times.
 const MANY: u32 = 30;
-/// Where services take associations, and where backends do.
-const SERVICE_SCTP: u16 = 8132;
-const BACKEND_SCTP: u16 = 9000;
 
 fn start(purpose: &str) -> Result<Served> {
     Served::start(purpose, prober())
@@ -31,42 +29,13 @@ fn prober() -> &'static std::path::Path {
     env!("CARGO_BIN_EXE_prober").as_ref()
 }
 
-/// Pods on the network of both nodes; `None`, which is said, where services are not served to them.
-fn processes(served: &Served) -> Result<Option<[Pod; 2]>> {
+/// Pods on the networks of the clients' nodes; `None`, which is said, where services are not served to them.
+fn processes(served: &Served) -> Result<Option<Vec<Pod>>> {
     served.served_processes(prober())
-}
-
-/// What a process of a node is told where a service has no endpoint, and where it has none that it may use: before Linux 6.1 a program
-/// at a socket cannot say which.
-fn refusals(cluster: &Cluster, node: &str) -> Result<[Answer; 2]> {
-    let object = cluster.json(&["get", "node", node])?;
-    let version = object["status"]["nodeInfo"]["kernelVersion"].as_str().context("a node without a kernel")?;
-    let mut numbers = version.split(|character: char| !character.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or_default());
-    let forbidden = Other("Operation-not-permitted-(os-error-1)".into());
-    let tells = (numbers.next(), numbers.next()) >= (Some(6), Some(1));
-    Ok(if tells { [Refused, Unreachable] } else { [forbidden.clone(), forbidden] })
-}
-
-/// Makes a service of `type: LoadBalancer` with an external address and one that a load balancer gave, of each family: `number` and the one
-/// after it, of the ranges for documentation, which nobody has. These addresses.
-fn balanced(served: &Served, name: &str, number: u8, changes: &Value) -> Result<Vec<IpAddr>> {
-    let addresses = |number: u8| served.of_families(&[&format!("198.51.100.{number}"), &format!("2001:db8:51::{number}")]);
-    let (external, given) = (addresses(number)?, addresses(number + 1)?);
-    let mut spec = json!({ "type": "LoadBalancer", "externalIPs": external });
-    for (field, value) in changes.as_object().into_iter().flatten() {
-        spec[field] = value.clone();
-    }
-    served.serve(name, spec)?;
-    served.balance(name, &given)?;
-    Ok([external, given].concat())
 }
 
 fn at(at: &str) -> Value {
     json!({ "selector": { "app": "backend", "at": at } })
-}
-
-fn to_backends(ingress: &Value) -> Value {
-    json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"], "ingress": ingress })
 }
 
 /// A pod on a node's network is in the same network namespace as all that runs on the node itself, kubelet among it: what it is answered,
@@ -74,49 +43,48 @@ fn to_backends(ingress: &Value) -> Value {
 /// (docs/user/policy.md), by whatever address.
 #[test]
 fn a_process_of_a_node_reaches_services_by_every_address_and_other_nodes_policies_judge_it() -> Result<()> {
-    const HOST_PORTS: [u16; 2] = [18_081, 18_054];
+    const HOST_PORTS: [u16; 3] = [18_081, 18_054, 18_133];
     let served = start("processes")?;
     let Some(processes) = processes(&served)? else { return Ok(()) };
-    let cluster = served.cluster();
-    let [near, far] = &processes;
-    let mut hosted = backend("hosted", &far.node, 8080);
-    hosted["metadata"]["labels"]["app"] = json!("hosted");
-    for (index, port) in HOST_PORTS.into_iter().enumerate() {
-        hosted["spec"]["containers"][0]["ports"][index]["hostPort"] = json!(port);
-    }
-    pod::start(&served.namespace, &[hosted])?;
-    let addresses = |node: &str| node_addresses(cluster, node, &served.clients[0]);
-    let host_ports = targets(&addresses(&far.node)?, HOST_PORTS[0], HOST_PORTS[1]);
+    let (near, far) = (&processes[0], &processes[1]);
+    let [host_ports, _] = served.host(&far.node, HOST_PORTS, prober())?;
 
     // All that leads to a service from a process: the cluster IPs, the other addresses, the ports of its own node.
-    let make = |name: &str, number: u8, changes: &Value| -> Result<[Vec<Target>; 2]> {
-        let others = targets(&balanced(&served, name, number, changes)?, SERVICE_TCP, SERVICE_UDP);
+    let make = |name: &str, number: u8, changes: &Value| -> Result<Vec<Vec<Target>>> {
+        let others = targets(&served.balanced(name, number, changes)?, SERVICE_TCP, SERVICE_UDP);
         let inside = targets(&served.cluster_ips(name)?, SERVICE_TCP, SERVICE_UDP);
         let of =
             |process: &Pod| -> Result<Vec<Target>> { Ok([inside.clone(), others.clone(), served.at_node(name, &process.node)?].concat()) };
-        Ok([of(near)?, of(far)?])
+        processes.iter().map(of).collect()
     };
     let to_near = make("near", 10, &at("near"))?;
     let to_far = make("far", 20, &at("far"))?;
     let to_nobody = make("nobody", 30, &json!({ "selector": { "chosen": "yes" } }))?;
     let to_both = served.serve("both", json!({}))?;
+    let expect = |when: &str, count: u32, all: &dyn Fn(usize) -> Vec<Target>, names: &[&str]| {
+        let asked: Vec<_> = processes.iter().enumerate().map(|(index, process)| (process, all(index), from(names))).collect();
+        served.expect_each(when, count, &asked)
+    };
+    expect("with a backend on the near node", 3, &|index| to_near[index].clone(), &["near"])?;
+    expect("with a backend on the far node", 3, &|index| to_far[index].clone(), &["far"])?;
+    expect("with both backends", MANY, &|_| to_both.clone(), &["near", "far"])?;
+    expect("by the host ports of a pod on the far node", 3, &|_| host_ports.clone(), &["hosted"])?;
     for (index, process) in processes.iter().enumerate() {
-        served.expect("with a backend on the near node", process, &to_near[index], 3, &from(&["near"]))?;
-        served.expect("with a backend on the far node", process, &to_far[index], 3, &from(&["far"]))?;
-        served.expect("with a backend on each", process, &to_both, MANY, &from(&["near", "far"]))?;
-        served.expect("by the host ports of a pod on the far node", process, &host_ports, 3, &from(&["hosted"]))?;
-        let [nobody, _] = refusals(cluster, &process.node)?;
+        let [nobody, _] = served.refusals(&process.node)?;
         served.expect_at_once("without endpoints", process, &to_nobody[index], &nobody)?;
     }
 
     policy(&served.namespace, "isolated", &json!({ "podSelector": {}, "policyTypes": ["Ingress"] }))?;
     let of_far = [to_far[0].as_slice(), &host_ports].concat();
     served.expect("isolated, from another node", near, &of_far, 1, &[Silent])?;
-    served.expect("isolated, from another node", far, &to_near[1], 1, &[Silent])?;
+    for (process, to_near) in processes.iter().zip(&to_near).skip(1) {
+        served.expect("isolated, from another node", process, to_near, 1, &[Silent])?;
+    }
     served.expect("isolated, from the backend's own node", near, &to_near[0], 3, &from(&["near"]))?;
     served.expect("isolated, from the backend's own node", far, &to_far[1], 3, &from(&["far"]))?;
     served.expect("isolated, from the pod's own node", far, &host_ports, 3, &from(&["hosted"]))?;
-    let from_near = json!([{ "from": blocks(&addresses(&near.node)?), "ports": [{ "port": "web" }] }]);
+    let near_addresses = node_addresses(served.cluster(), &near.node, &served.clients[0])?;
+    let from_near = json!([{ "from": blocks(&near_addresses), "ports": [{ "port": "web" }] }]);
     policy(&served.namespace, "near-node", &to_backends(&from_near))?;
     served.expect("with the near node let in", near, &by(&to_far[0], Way::Tcp), 3, &from(&["far"]))?;
     served.expect("by one port", near, &by(&to_far[0], Way::Udp), 1, &[Silent])?;
@@ -130,7 +98,8 @@ fn where_the_internal_policy_is_local_clients_reach_endpoints_of_their_own_node_
     let served = start("internal")?;
     let processes = processes(&served)?;
     let clients: Vec<(&Pod, bool)> = {
-        let processes = processes.iter().flatten().map(|process| (process, true));
+        // Of the nodes with a backend.
+        let processes = processes.iter().flatten().take(2).map(|process| (process, true));
         served.clients.iter().map(|client| (client, false)).chain(processes).collect()
     };
     let local =
@@ -156,7 +125,7 @@ fn where_the_internal_policy_is_local_clients_reach_endpoints_of_their_own_node_
             (false, _) => served.expect(when, client, &service, 3, &from(&["far"]))?,
             (true, false) => served.expect(when, client, &service, 1, &[Silent])?,
             (true, true) => {
-                let [_, none_here] = refusals(served.cluster(), &client.node)?;
+                let [_, none_here] = served.refusals(&client.node)?;
                 served.expect_at_once(when, client, &service, &none_here)?;
             }
         }
@@ -165,7 +134,7 @@ fn where_the_internal_policy_is_local_clients_reach_endpoints_of_their_own_node_
     }
     local(json!({ "chosen": "yes" }))?;
     for (client, is_process) in &clients {
-        let [nobody, _] = if *is_process { refusals(served.cluster(), &client.node)? } else { [Refused, Silent] };
+        let [nobody, _] = if *is_process { served.refusals(&client.node)? } else { [Refused, Silent] };
         served.expect_at_once("with a backend on no node", client, &service, &nobody)?;
     }
     Ok(())
@@ -180,7 +149,7 @@ fn every_node_serves_external_and_balanced_addresses_to_the_outside_and_policy_i
     let served = start("external")?;
     let nodes = served.cluster().nodes()?;
     let far_node = served.backends[1].node.as_str();
-    let addresses = balanced(&served, "external", 40, &json!({}))?;
+    let addresses = served.balanced("external", 40, &json!({}))?;
     let service = targets(&addresses, SERVICE_TCP, SERVICE_UDP);
     // Asserts what comes by each node: by that of the far backend, and by the others.
     let expect = |when: &str, count: u32, by_far: &[Answer], by_others: &[Answer]| -> Result<()> {
@@ -199,7 +168,7 @@ fn every_node_serves_external_and_balanced_addresses_to_the_outside_and_policy_i
     let by_far = || Route::to_all(&addresses, &node_addresses(served.cluster(), far_node, &served.clients[0])?);
     let asked_from = |target: &Target| page(target.to, "/clientip", LONG_PATIENCE).with_context(|| format!("asking {target} who asks"));
     served.namespace.run(&["delete", "networkpolicy", "backends"])?;
-    balanced(&served, "external", 40, &at("far"))?;
+    served.balanced("external", 40, &at("far"))?;
     let mut outside: Vec<IpAddr> = Vec::new();
     {
         let _routes = by_far()?;
@@ -216,7 +185,7 @@ fn every_node_serves_external_and_balanced_addresses_to_the_outside_and_policy_i
     expect("with this machine let in, which other nodes stand for", 1, &from(&["far"]), &[Silent])?;
 
     let local = json!({ "externalTrafficPolicy": "Local", "selector": at("far")["selector"] });
-    balanced(&served, "external", 40, &local)?;
+    served.balanced("external", 40, &local)?;
     expect("with this machine let in, and the policy Local", 1, &from(&["far"]), &[Silent])?;
     served.namespace.run(&["delete", "networkpolicy", "backends"])?;
     expect("with the policy Local", 1, &from(&["far"]), &[Silent])?;
@@ -232,7 +201,7 @@ fn every_node_serves_external_and_balanced_addresses_to_the_outside_and_policy_i
 fn a_service_is_served_by_the_families_that_it_asks_for() -> Result<()> {
     let served = start("families")?;
     let required = |first: &str, second: &str| {
-        let mut spec = at("far");
+        let mut spec = at("near");
         (spec["ipFamilyPolicy"], spec["ipFamilies"]) = (json!("RequireDualStack"), json!([first, second]));
         spec
     };
@@ -241,9 +210,7 @@ fn a_service_is_served_by_the_families_that_it_asks_for() -> Result<()> {
     if is_dual {
         let addresses = served.make("both", required("IPv6", "IPv4"))?;
         assert_eq!(addresses.iter().map(IpAddr::is_ipv6).collect::<Vec<_>>(), [true, false], "{addresses:?}");
-        for client in &served.clients {
-            served.expect("of both families", client, &targets(&addresses, SERVICE_TCP, SERVICE_UDP), 3, &from(&["far"]))?;
-        }
+        served.expect_all("of both families", &targets(&addresses, SERVICE_TCP, SERVICE_UDP), 3, &from(&["near"]))?;
     } else {
         skipped("a cluster of one family has no service of both");
         let error = served.make("both", required("IPv6", "IPv4")).expect_err("the API server takes a service of two families");
@@ -252,16 +219,15 @@ fn a_service_is_served_by_the_families_that_it_asks_for() -> Result<()> {
 
     for (family, ipv6) in [("IPv4", false), ("IPv6", true)].into_iter().filter(|(_, ipv6)| has(*ipv6)) {
         let name = family.to_lowercase();
-        let mut spec = at("far");
+        let mut spec = at("near");
         (spec["ipFamilyPolicy"], spec["ipFamilies"], spec["type"]) = (json!("SingleStack"), json!([family]), json!("NodePort"));
         let addresses = served.make(&name, spec)?;
         assert_eq!(addresses.iter().map(IpAddr::is_ipv6).collect::<Vec<_>>(), [ipv6], "{addresses:?}");
-        let service = targets(&addresses, SERVICE_TCP, SERVICE_UDP);
+        served.expect_all(&format!("of {family} alone"), &targets(&addresses, SERVICE_TCP, SERVICE_UDP), 3, &from(&["near"]))?;
         for client in &served.clients {
-            served.expect(&format!("of {family} alone"), client, &service, 3, &from(&["far"]))?;
             let (own, other): (Vec<_>, Vec<_>) =
                 served.at_node(&name, &client.node)?.into_iter().partition(|target| target.to.is_ipv6() == ipv6);
-            served.expect(&format!("of {family} alone, by the node"), client, &own, 3, &from(&["far"]))?;
+            served.expect(&format!("of {family} alone, by the node"), client, &own, 3, &from(&["near"]))?;
             // By the kernel of the node: nobody listens there.
             let other = by(&other, Way::Tcp);
             served.expect(&format!("of {family} alone, by the node's other family"), client, &other, 3, &[Refused])?;
@@ -271,9 +237,9 @@ fn a_service_is_served_by_the_families_that_it_asks_for() -> Result<()> {
             spec["type"] = json!("NodePort");
             let addresses = served.make(&name, spec)?;
             assert_eq!(addresses.len(), 2, "{addresses:?}");
-            let client = &served.clients[0];
+            let client = &served.clients[1];
             let service = [targets(&addresses, SERVICE_TCP, SERVICE_UDP), served.at_node(&name, &client.node)?].concat();
-            served.expect(&format!("of {family}, and then of both"), client, &service, 3, &from(&["far"]))?;
+            served.expect(&format!("of {family}, and then of both"), client, &service, 3, &from(&["near"]))?;
         }
     }
     Ok(())
@@ -282,33 +248,24 @@ fn a_service_is_served_by_the_families_that_it_asks_for() -> Result<()> {
 #[test]
 fn associations_reach_a_service_by_sctp_where_policy_lets_them() -> Result<()> {
     let served = start("sctp")?;
-    for backend in &served.backends {
-        served.answer_associations(backend, BACKEND_SCTP)?;
-    }
-    let port = json!([{ "name": "associations", "port": SERVICE_SCTP, "targetPort": BACKEND_SCTP, "protocol": "SCTP" }]);
-    let serve = |selector: Value| served.make("sctp", json!({ "type": "NodePort", "ports": port, "selector": selector }));
+    let ports = served.take_associations()?;
+    let serve = |selector: Value| served.make("sctp", json!({ "type": "NodePort", "ports": ports, "selector": selector }));
     let by_cluster_ips = associations(&serve(json!({ "app": "backend" }))?, SERVICE_SCTP);
-    let node_port = *served.node_ports("sctp")?.first().context("no node port")?;
-    let at_node =
-        |node: &str| -> Result<Vec<Target>> { Ok(associations(&node_addresses(served.cluster(), node, &served.clients[0])?, node_port)) };
-    let by_nodes: Result<Vec<Vec<Target>>> = served.cluster().nodes()?.iter().map(|node| at_node(node)).collect();
-    let by_nodes = by_nodes?.concat();
+    let at_node = |node: &str| served.at_node("sctp", node);
+    let by_nodes: Vec<Target> = served.at_nodes("sctp")?.into_iter().flat_map(|(_, targets)| targets).collect();
     let may_ask_from_here = requires_root("an association from outside");
     let processes = processes(&served)?;
-    let expect = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
-        for client in &served.clients {
-            let service = [by_cluster_ips.clone(), at_node(&client.node)?].concat();
-            served.expect(when, client, &service, count, answers)?;
-        }
-        if may_ask_from_here {
-            expect_outside(when, &by_nodes, count, answers)?;
-        }
-        Ok(())
+    let asked = |pod: &Pod| -> Result<Vec<Target>> { Ok([by_cluster_ips.clone(), at_node(&pod.node)?].concat()) };
+    let by_clients = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
+        served.expect_each(when, count, &each(served.askers(), answers, asked)?)
     };
     let by_processes = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
-        for process in processes.iter().flatten() {
-            let service = [by_cluster_ips.clone(), at_node(&process.node)?].concat();
-            served.expect(when, process, &service, count, answers)?;
+        served.expect_each(when, count, &each(processes.iter().flatten(), answers, asked)?)
+    };
+    let expect = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
+        by_clients(when, count, answers)?;
+        if may_ask_from_here {
+            expect_outside(when, &by_nodes, count, answers)?;
         }
         Ok(())
     };
@@ -322,17 +279,10 @@ fn associations_reach_a_service_by_sctp_where_policy_lets_them() -> Result<()> {
     policy(&served.namespace, "backends", &to_backends(&json!([{ "ports": [{ "port": BACKEND_SCTP, "protocol": "SCTP" }] }])))?;
     expect("with the backends' port open", MANY, &both)?;
     by_processes("by a process, with the backends' port open", MANY, &both)?;
-    let out_to = |port: u16| {
-        let clients = json!({ "matchLabels": { "app": "client" } });
-        let rule = json!([{ "to": [{ "podSelector": { "matchLabels": { "app": "backend" } } }], "ports": [{ "port": port, "protocol": "SCTP" }] }]);
-        policy(&served.namespace, "clients", &json!({ "podSelector": clients, "policyTypes": ["Egress"], "egress": rule }))
-    };
     for (port, count, answers) in [(SERVICE_SCTP, 1, vec![Silent]), (BACKEND_SCTP, MANY, both.clone())] {
-        out_to(port)?;
-        for client in &served.clients {
-            let service = [by_cluster_ips.clone(), at_node(&client.node)?].concat();
-            served.expect(&format!("out to the backends' port {port}"), client, &service, count, &answers)?;
-        }
+        let backends = json!({ "podSelector": { "matchLabels": { "app": "backend" } } });
+        clients_send(&served.namespace, &json!([{ "to": [backends], "ports": [{ "port": port, "protocol": "SCTP" }] }]))?;
+        by_clients(&format!("out to the backends' port {port}"), count, &answers)?;
     }
     served.namespace.run(&["delete", "networkpolicy", "clients"])?;
     serve(json!({ "chosen": "yes" }))?;
@@ -340,13 +290,11 @@ fn associations_reach_a_service_by_sctp_where_policy_lets_them() -> Result<()> {
     expect("without endpoints", 3, &[Refused])?;
 
     // By addresses that are no node's.
-    let to_far = json!({ "ports": port, "selector": at("far")["selector"] });
-    let addresses = balanced(&served, "sctp-balanced", 50, &to_far)?;
+    let to_far = json!({ "ports": ports, "selector": at("far")["selector"] });
+    let addresses = served.balanced("sctp-balanced", 50, &to_far)?;
     let service = associations(&addresses, SERVICE_SCTP);
     let expect_balanced = |when: &str, count: u32, answers: &[Answer], by_far_process: &[Answer]| -> Result<()> {
-        for client in &served.clients {
-            served.expect(when, client, &service, count, answers)?;
-        }
+        served.expect_all(when, &service, count, answers)?;
         for process in processes.iter().flatten() {
             let answers = if process.node == served.backends[1].node { by_far_process } else { answers };
             served.expect(when, process, &service, count, answers)?;
@@ -427,17 +375,13 @@ fn a_service_that_prefers_the_same_zone_is_answered_there() -> Result<()> {
     let service = served.serve("zonal", json!({ "type": "NodePort", "trafficDistribution": "PreferSameZone" }))?;
     until_hinted(&served, "zonal", "forZones", "zone")?;
     let processes = processes(&served)?;
-    for client in served.clients.iter().chain(processes.iter().flatten()) {
-        served.expect("with a backend in each zone", client, &service, MANY, &from(&[zone_of(&client.node)]))?;
-    }
+    let asked = served.askers().chain(processes.iter().flatten()).map(|asker| (asker, service.clone(), from(&[zone_of(&asker.node)])));
+    served.expect_each("with a backend in each zone", MANY, &asked.collect::<Vec<_>>())?;
     for (node, targets) in served.at_nodes("zonal")? {
         expect_outside(&format!("with a backend in each zone, by {node}"), &targets, MANY, &from(&[zone_of(&node)]))?;
     }
     served.namespace.run(&["label", "--overwrite", "pod", "near", "app=none"])?;
-    for client in &served.clients {
-        served.expect("after the zone's backend went", client, &service, 3, &from(&["far"]))?;
-    }
-    Ok(())
+    served.expect_all("after the zone's backend went", &service, 3, &from(&["far"]))
 }
 
 #[test]
@@ -458,9 +402,8 @@ fn a_service_that_prefers_the_same_node_is_answered_there_as_long_as_somebody_is
             // For a node without a backend no hint is meant.
             from(if own.is_empty() { &["near", "far"] } else { &own })
         };
-        for client in served.clients.iter().chain(processes.iter().flatten()) {
-            served.expect(when, client, &service, MANY, &of_node(&client.node))?;
-        }
+        let asked = served.askers().chain(processes.iter().flatten()).map(|asker| (asker, service.clone(), of_node(&asker.node)));
+        served.expect_each(when, MANY, &asked.collect::<Vec<_>>())?;
         for (node, targets) in &at_nodes {
             expect_outside(&format!("{when}, by {node}"), targets, MANY, &of_node(node))?;
         }
@@ -474,9 +417,7 @@ fn a_service_that_prefers_the_same_node_is_answered_there_as_long_as_somebody_is
     served.expect("with a near backend that nobody may reach", far, &service, 3, &from(&["far"]))?;
     served.namespace.run(&["delete", "networkpolicy", "near"])?;
     served.namespace.run(&["label", "--overwrite", "pod", "near", "app=none"])?;
-    for client in &served.clients {
-        served.expect("after the near backend went", client, &service, 3, &from(&["far"]))?;
-    }
+    served.expect_all("after the near backend went", &service, 3, &from(&["far"]))?;
     served.namespace.run(&["label", "--overwrite", "pod", "near", "app=backend"])?;
     own("after it came back")
 }
@@ -505,9 +446,7 @@ fn an_endpoint_that_ends_keeps_its_connections_and_is_asked_anew_as_long_as_no_o
     let service = served.serve("ending", json!({ "type": "NodePort", "selector": { "chosen": "yes" } }))?;
     let by_nodes: Vec<Target> = served.at_nodes("ending")?.into_iter().flat_map(|(_, targets)| targets).collect();
     let expect = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
-        for client in &served.clients {
-            served.expect(when, client, &service, count, answers)?;
-        }
+        served.expect_all(when, &service, count, answers)?;
         expect_outside(&format!("{when}, by the ports of every node"), &by_nodes, count, answers)
     };
     // Where the policy is Local, each node looks at its own endpoints.
@@ -529,9 +468,9 @@ fn an_endpoint_that_ends_keeps_its_connections_and_is_asked_anew_as_long_as_no_o
     expect("before it ends", 3, &from(&["leaving"]))?;
     expect_local("before it ends", &from(&["leaving"]), &[Silent])?;
     // Of processes the connections alone: a socket of theirs for datagrams is ended when its backend serves no more (docs/user/agent.md).
-    let of_pods = [near, far].map(|client| (client, service.clone()));
+    let of_pods = served.askers().map(|client| (client, service.clone()));
     let of_processes = processes.iter().flatten().map(|process| (process, by(&service, Way::Tcp)));
-    let kept = Kept::begin(&served, &of_pods.into_iter().chain(of_processes).collect::<Vec<_>>(), &by(&by_nodes, Way::Tcp))?;
+    let kept = Kept::begin(&served, &of_pods.chain(of_processes).collect::<Vec<_>>(), &by(&by_nodes, Way::Tcp))?;
     kept.expect("before it ends", "leaving", "leaving")?;
     served.namespace.run(&["delete", "pod", "leaving", "--wait=false"])?;
     let endpoints = || -> Result<Vec<Value>> {
@@ -573,8 +512,5 @@ fn an_endpoint_that_ends_keeps_its_connections_and_is_asked_anew_as_long_as_no_o
         let left = endpoints()?;
         Ok(if left.is_empty() { vec![] } else { vec![format!("{left:?}")] })
     })?;
-    for client in &served.clients {
-        served.expect("after it", client, &service, 3, &[Refused])?;
-    }
-    Ok(())
+    served.expect_all("after it", &service, 3, &[Refused])
 }

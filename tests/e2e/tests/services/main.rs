@@ -1,4 +1,4 @@
-//! Services, as pods use them, and clients outside: over both families, TCP and UDP, from pods of two nodes and from this machine to backends on both nodes.
+//! Services, as pods use them, and clients outside: over both families, TCP and UDP, from pods of every node and from this machine to backends on two nodes.
 
 mod names;
 mod outside;
@@ -9,9 +9,9 @@ use palisade_e2e::pod::{IMAGE, Pod, TCP_PORT, UDP_PORT};
 use palisade_e2e::probe::{Outcome, Probe, run_all};
 use palisade_e2e::request::Answer::{self, From, Refused, Silent};
 use palisade_e2e::request::{Said, Target, Way, ask_from_here};
-use palisade_e2e::scene::{blocks, policy};
+use palisade_e2e::scene::{blocks, clients_send, policy, to_backends};
 use palisade_e2e::service::{
-    LONG_PATIENCE, SERVICE_TCP, SERVICE_UDP, Served, begin_load_outside, by, cluster_ips, expect_outside, from, named_ports,
+    LONG_PATIENCE, SERVICE_TCP, SERVICE_UDP, Served, begin_load_outside, by, cluster_ips, each, expect_outside, from, named_ports,
     node_addresses, soon, targets,
 };
 use serde_json::{Value, json};
@@ -39,59 +39,35 @@ fn pods(app: &str, at: &str) -> Value {
 }
 
 #[test]
-fn a_service_reaches_its_backends_on_both_nodes_from_pods_of_both_nodes() -> Result<()> {
+fn a_service_reaches_its_backends_on_both_nodes_from_pods_of_every_node() -> Result<()> {
     let served = start("service")?;
     let service = served.serve("both", json!({}))?;
-    for client in &served.clients {
-        served.expect("with a backend on each node", client, &service, MANY, &from(&["near", "far"]))?;
-    }
+    served.expect_all("with both backends", &service, MANY, &from(&["near", "far"]))?;
     served.serve("both", json!({ "selector": { "at": "far", "app": "backend" } }))?;
-    for client in &served.clients {
-        served.expect("with the far backend alone", client, &service, MANY, &from(&["far"]))?;
-    }
-    Ok(())
+    served.expect_all("with the far backend alone", &service, MANY, &from(&["far"]))
 }
 
 #[test]
 fn the_ports_of_a_pods_node_and_external_addresses_reach_a_service_and_are_no_way_round_policy() -> Result<()> {
     let served = start("outside")?;
-    // Of the ranges for documentation: nobody has them.
-    let external = served.of_families(&["192.0.2.10", "2001:db8::10"])?;
-    let given = served.of_families(&["192.0.2.20", "2001:db8::20"])?;
-    served.serve("outside", json!({ "type": "LoadBalancer", "externalIPs": external }))?;
-    served.balance("outside", &given)?;
-    let by_addresses = [targets(&external, SERVICE_TCP, SERVICE_UDP), targets(&given, SERVICE_TCP, SERVICE_UDP)].concat();
-    let at_node = |client: &Pod| served.at_node("outside", &client.node);
-    for client in &served.clients {
-        served.expect("by external addresses", client, &by_addresses, MANY, &from(&["near", "far"]))?;
-        served.expect("by the ports of the client's node", client, &at_node(client)?, MANY, &from(&["near", "far"]))?;
-    }
-    let isolated = json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"] });
-    policy(&served.namespace, "isolated", &isolated)?;
-    for client in &served.clients {
-        served.expect("isolated, by external addresses", client, &by_addresses, 1, &[Silent])?;
-        served.expect("isolated, by the ports of the client's node", client, &at_node(client)?, 1, &[Silent])?;
-    }
+    let mut addresses = served.balanced("outside", 10, &json!({}))?;
+    let by_addresses = targets(&addresses, SERVICE_TCP, SERVICE_UDP);
+    let expect = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
+        let asked = each(served.askers(), answers, |client| Ok([by_addresses.clone(), served.at_node("outside", &client.node)?].concat()))?;
+        served.expect_each(&format!("{when}, by external addresses and the ports of the client's node"), count, &asked)
+    };
+    expect("without a policy", MANY, &from(&["near", "far"]))?;
+    policy(&served.namespace, "isolated", &to_backends(&json!([])))?;
+    expect("isolated", 1, &[Silent])?;
     served.namespace.run(&["delete", "networkpolicy", "isolated"])?;
 
     // Nor do they lead out: whom a client may ask is a matter of backends, not of addresses.
-    let egress = |to: &Value| {
-        let clients = json!({ "matchLabels": { "app": "client" } });
-        policy(&served.namespace, "clients", &json!({ "podSelector": clients, "policyTypes": ["Egress"], "egress": [{ "to": to }] }))
-    };
-    let mut addresses = [external, given].concat();
-    for client in &served.clients {
+    for client in served.askers() {
         addresses.extend(node_addresses(served.cluster(), &client.node, client)?);
     }
-    let expect = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
-        for client in &served.clients {
-            served.expect(when, client, &[by_addresses.clone(), at_node(client)?].concat(), count, answers)?;
-        }
-        Ok(())
-    };
-    egress(&blocks(&addresses))?;
+    clients_send(&served.namespace, &json!([{ "to": blocks(&addresses) }]))?;
     expect("out to the addresses, behind which are backends", 1, &[Silent])?;
-    egress(&json!([pods("backend", "near"), pods("backend", "far")]))?;
+    clients_send(&served.namespace, &json!([{ "to": [pods("backend", "near"), pods("backend", "far")] }]))?;
     expect("out to the backends", MANY, &from(&["near", "far"]))
 }
 
@@ -107,9 +83,7 @@ fn a_service_without_endpoints_refuses_at_once() -> Result<()> {
     };
     refused_at_once("with a selector that no pod matches")?;
     served.namespace.run(&["label", "pod", "far", "chosen=yes"])?;
-    for client in &served.clients {
-        served.expect("after a pod was chosen", client, &service, 3, &from(&["far"]))?;
-    }
+    served.expect_all("after a pod was chosen", &service, 3, &from(&["far"]))?;
     served.namespace.run(&["label", "pod", "far", "chosen-"])?;
     refused_at_once("after the last endpoint went")
 }
@@ -143,12 +117,12 @@ fn policy_is_judged_on_the_backend() -> Result<()> {
     let served = start("judged")?;
     let own = |at: &str| served.serve(at, json!({ "selector": { "app": "backend", "at": at } }));
     let (near, far) = (own("near")?, own("far")?);
-    let expect = |when: &str, from_clients: [bool; 2], to_near: [bool; 2], to_far: [bool; 2]| -> Result<()> {
-        for (client, may) in served.clients.iter().zip(from_clients) {
-            for (service, name, [tcp, udp]) in [(&near, "near", to_near), (&far, "far", to_far)] {
-                for (way, open) in [(Way::Tcp, tcp && may), (Way::Udp, udp && may)] {
-                    let (count, answers) = if open { (3, from(&[name])) } else { (1, vec![Silent]) };
-                    served.expect(when, client, &by(service, way), count, &answers)?;
+    let expect = |when: &str, who: &dyn Fn(&Pod) -> bool, to_near: [bool; 2], to_far: [bool; 2]| -> Result<()> {
+        for (service, name, [tcp, udp]) in [(&near, "near", to_near), (&far, "far", to_far)] {
+            for (way, is_open) in [(Way::Tcp, tcp), (Way::Udp, udp)] {
+                let (open, shut): (Vec<&Pod>, Vec<&Pod>) = served.askers().partition(|client| is_open && who(client));
+                for (clients, count, answers) in [(open, 3, from(&[name])), (shut, 1, vec![Silent])] {
+                    served.expect_each(when, count, &each(clients, &answers, |_| Ok(by(service, way)))?)?;
                 }
             }
         }
@@ -156,33 +130,27 @@ fn policy_is_judged_on_the_backend() -> Result<()> {
     };
     let all = [true, true];
     let none = [false, false];
-    expect("without a policy", all, all, all)?;
+    let every = |_: &Pod| true;
+    expect("without a policy", &every, all, all)?;
 
-    let clients = json!({ "matchLabels": { "app": "client" } });
-    let egress =
-        |to: Value, ports: Value| json!({ "podSelector": clients, "policyTypes": ["Egress"], "egress": [{ "to": to, "ports": ports }] });
+    let out = |to: &Value, ports: &Value| clients_send(&served.namespace, &json!([{ "to": to, "ports": ports }]));
     let backends = json!([pods("backend", "near"), pods("backend", "far")]);
     let ports = |tcp: u16, udp: u16| json!([{ "port": tcp }, { "port": udp, "protocol": "UDP" }]);
-    policy(&served.namespace, "clients", &egress(json!([pods("backend", "near")]), ports(TCP_PORT, UDP_PORT)))?;
-    expect("out to the near backend's ports", all, all, none)?;
-    policy(&served.namespace, "clients", &egress(backends.clone(), ports(SERVICE_TCP, SERVICE_UDP)))?;
-    expect("out to the service's ports, where no backend listens", all, none, none)?;
+    out(&json!([pods("backend", "near")]), &ports(TCP_PORT, UDP_PORT))?;
+    expect("out to the near backend's ports", &every, all, none)?;
+    out(&backends, &ports(SERVICE_TCP, SERVICE_UDP))?;
+    expect("out to the service's ports, where no backend listens", &every, none, none)?;
     // Port 80 of the one, port 8080 of the other.
-    policy(&served.namespace, "clients", &egress(backends, json!([{ "port": "web" }])))?;
-    expect("out to a port by the name that it has at each backend", all, [true, false], [true, false])?;
-    let blocks: Vec<Value> = [near.as_slice(), &far]
-        .concat()
-        .iter()
-        .map(|target| json!({ "ipBlock": { "cidr": format!("{}/{}", target.to.ip(), if target.to.is_ipv6() { 128 } else { 32 }) } }))
-        .collect();
-    policy(&served.namespace, "clients", &json!({ "podSelector": clients, "policyTypes": ["Egress"], "egress": [{ "to": blocks }] }))?;
-    expect("out to blocks of the cluster IPs", all, none, none)?;
+    out(&backends, &json!([{ "port": "web" }]))?;
+    expect("out to a port by the name that it has at each backend", &every, [true, false], [true, false])?;
+    let addresses: Vec<IpAddr> = near.iter().chain(&far).map(|target| target.to.ip()).collect();
+    clients_send(&served.namespace, &json!([{ "to": blocks(&addresses) }]))?;
+    expect("out to blocks of the cluster IPs", &every, none, none)?;
     served.namespace.run(&["delete", "networkpolicy", "clients"])?;
 
     // The backends see who asks.
-    let ingress = json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "ingress": [{ "from": [pods("client", "far")] }] });
-    policy(&served.namespace, "backends", &ingress)?;
-    expect("in from the far client", [false, true], all, all)
+    policy(&served.namespace, "backends", &to_backends(&json!([{ "from": [pods("client", "far")] }])))?;
+    expect("in from the far client", &|client| *client == served.clients[1], all, all)
 }
 
 /// Who answers each of the targets: one pod alone, soon, and the same one when it is asked again.
@@ -228,7 +196,7 @@ fn session_affinity_keeps_a_client_with_its_backend() -> Result<()> {
     let kept = kept("with affinity", &service, || served.ask_patiently(client, &service, MANY))?;
 
     // Nor does policy send a client elsewhere.
-    policy(&served.namespace, "isolated", &json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"] }))?;
+    policy(&served.namespace, "isolated", &to_backends(&json!([])))?;
     served.expect("with affinity to backends that nobody may reach", client, &service, 1, &[Silent])?;
     served.namespace.run(&["delete", "networkpolicy", "isolated"])?;
     for (target, name) in &kept {
@@ -352,15 +320,14 @@ fn the_api_server_is_reached_by_its_service_from_a_pod() -> Result<()> {
                 port: 443,
                 protocol: "TCP".into(),
             };
-            let probes = served.clients.iter().flat_map(|client| addresses.iter().map(move |address| probe(client, address))).collect();
+            let probes = served.askers().flat_map(|client| addresses.iter().map(move |address| probe(client, address))).collect();
             let came = run_all(served.cluster(), probes).into_iter().filter(|(_, outcome)| *outcome != wanted);
             Ok(came.map(|(probe, outcome)| format!("{probe}: {outcome}, not {wanted}")).collect())
         })
     };
     expect("without a policy", Outcome::Reached)?;
 
-    let egress = |rules: Value| json!({ "podSelector": {}, "policyTypes": ["Egress"], "egress": rules });
-    policy(&served.namespace, "clients", &egress(json!([])))?;
+    clients_send(&served.namespace, &json!([]))?;
     expect("with nothing allowed", Outcome::Silent)?;
     // Its endpoints are processes of nodes.
     let selector = "kubernetes.io/service-name=kubernetes";
@@ -368,12 +335,9 @@ fn the_api_server_is_reached_by_its_service_from_a_pod() -> Result<()> {
     let mut rules = Vec::new();
     for slice in items(&slices) {
         let endpoints = slice["endpoints"].as_array().into_iter().flatten();
-        let addresses = endpoints.filter_map(|endpoint| endpoint["addresses"][0].as_str());
-        let blocks: Vec<Value> = addresses
-            .map(|address| json!({ "ipBlock": { "cidr": format!("{address}/{}", if address.contains(':') { 128 } else { 32 }) } }))
-            .collect();
-        rules.push(json!({ "to": blocks, "ports": [{ "port": slice["ports"][0]["port"] }] }));
+        let addresses: Vec<IpAddr> = endpoints.filter_map(|endpoint| endpoint["addresses"][0].as_str()?.parse().ok()).collect();
+        rules.push(json!({ "to": blocks(&addresses), "ports": [{ "port": slice["ports"][0]["port"] }] }));
     }
-    policy(&served.namespace, "clients", &egress(json!(rules)))?;
+    clients_send(&served.namespace, &json!(rules))?;
     expect("with its nodes' addresses and their port allowed", Outcome::Reached)
 }

@@ -6,7 +6,7 @@ use palisade_e2e::agent::Agent;
 use palisade_e2e::pod::{Pod, UDP_PORT};
 use palisade_e2e::request::Answer::{Refused, Silent};
 use palisade_e2e::request::{Target, Way};
-use palisade_e2e::scene::policy;
+use palisade_e2e::scene::clients_send;
 use palisade_e2e::service::{SERVICE_TCP, Served, cluster_ips, from, soon, targets};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -42,14 +42,14 @@ fn expect_headless(served: &Served) -> Result<()> {
                 Ok(if found.as_ref() == Ok(&addresses) { vec![] } else { vec![format!("{found:?}, not {addresses:?}")] })
             })?;
         }
-        for backend in &served.backends {
-            let (web, _) = backend.ports[0];
-            let own = targets(&backend.addresses, web, UDP_PORT);
-            served.expect("by the addresses of a headless service", client, &own, 3, &from(&[&backend.name]))?;
-            // Told by the pod itself: nobody listens at the service's port, and nobody leads from there to the pod's.
-            let of_service = backend.addresses.iter().map(|address| Target { way: Way::Tcp, to: SocketAddr::new(*address, SERVICE_TCP) });
-            served.expect("by the port of a headless service", client, &of_service.collect::<Vec<_>>(), 3, &[Refused])?;
-        }
+    }
+    for backend in &served.backends {
+        let (web, _) = backend.ports[0];
+        let own = targets(&backend.addresses, web, UDP_PORT);
+        served.expect_all("by the addresses of a headless service", &own, 3, &from(&[&backend.name]))?;
+        // Told by the pod itself: nobody listens at the service's port, and nobody leads from there to the pod's.
+        let of_service = backend.addresses.iter().map(|address| Target { way: Way::Tcp, to: SocketAddr::new(*address, SERVICE_TCP) });
+        served.expect_all("by the port of a headless service", &of_service.collect::<Vec<_>>(), 3, &[Refused])?;
     }
     let object = format!("{}/headless", served.namespace.name);
     for agent in Agent::all(served.cluster())? {
@@ -100,9 +100,7 @@ fn names_are_resolved_by_the_clusters_dns_where_policy_lets_them_and_headless_se
     expect_headless(&served)?;
 
     let to_backends = json!({ "to": [pods("backend", "near"), pods("backend", "far")] });
-    let egress =
-        |rules: Value| json!({ "podSelector": { "matchLabels": { "app": "client" } }, "policyTypes": ["Egress"], "egress": rules });
-    policy(&served.namespace, "clients", &egress(json!([to_backends])))?;
+    clients_send(&served.namespace, &json!([to_backends]))?;
     expect_reached("with the backends allowed, and DNS not", false)?;
     let dns = |ports: Value| {
         json!({
@@ -114,16 +112,16 @@ fn names_are_resolved_by_the_clusters_dns_where_policy_lets_them_and_headless_se
         })
     };
     let [by_tcp, by_udp] = [json!({ "port": DNS_PORT }), json!({ "port": DNS_PORT, "protocol": "UDP" })];
-    policy(&served.namespace, "clients", &egress(json!([to_backends, dns(json!([by_tcp]))])))?;
+    clients_send(&served.namespace, &json!([to_backends, dns(json!([by_tcp]))]))?;
     expect_name("with DNS allowed by TCP alone", [(Way::Udp, false), (Way::Tcp, true)])?;
     let dns = dns(json!([by_tcp, by_udp]));
-    policy(&served.namespace, "clients", &egress(json!([to_backends, dns])))?;
+    clients_send(&served.namespace, &json!([to_backends, dns]))?;
     expect_reached("with DNS allowed, by its pods", true)?;
-    policy(&served.namespace, "clients", &egress(json!([dns])))?;
+    clients_send(&served.namespace, &json!([dns]))?;
     expect_reached("with DNS allowed, and the backends not", false)?;
-    for (client, backend) in served.clients.iter().flat_map(|client| served.backends.iter().map(move |backend| (client, backend))) {
+    for backend in &served.backends {
         let own = targets(&backend.addresses, backend.ports[0].0, UDP_PORT);
-        served.expect("by the addresses of a headless service, the backends not allowed", client, &own, 1, &[Silent])?;
+        served.expect_all("by the addresses of a headless service, the backends not allowed", &own, 1, &[Silent])?;
     }
     Ok(())
 }

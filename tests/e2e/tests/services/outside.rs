@@ -4,27 +4,23 @@
 use crate::{MANY, prober, start};
 use anyhow::{Context, Result};
 use palisade_e2e::listener::{self, Listener};
-use palisade_e2e::pod::{self, Pod};
+use palisade_e2e::pod::Pod;
 use palisade_e2e::request::Answer::{Refused, Silent};
 use palisade_e2e::request::{Answer, Target, Way, page};
 use palisade_e2e::requirement::requires_root;
 use palisade_e2e::route::own_address;
-use palisade_e2e::scene::{blocks, policy};
-use palisade_e2e::service::{LONG_PATIENCE, associations, backend, by, expect_outside, from, node_addresses, soon, targets};
+use palisade_e2e::scene::{blocks, clients_send, policy, to_backends};
+use palisade_e2e::service::{BACKEND_SCTP, LONG_PATIENCE, by, each, expect_outside, from, node_addresses, soon};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-
-fn to_backends(ingress: &Value) -> Value {
-    json!({ "podSelector": { "matchLabels": { "app": "backend" } }, "policyTypes": ["Ingress"], "ingress": ingress })
-}
 
 /// To each node the pods and the processes of the others are clients outside, too.
 #[test]
 fn every_node_serves_node_ports_to_the_outside_and_policy_is_judged_on_the_backend() -> Result<()> {
     let served = start("from-outside")?;
     let processes = served.processes(prober())?;
-    let askers: Vec<&Pod> = served.clients.iter().chain(&processes).collect();
+    let askers: Vec<&Pod> = served.askers().chain(&processes).collect();
     served.serve("open", json!({ "type": "NodePort" }))?;
     let at_nodes = served.at_nodes("open")?;
     let ports_of = |of: &dyn Fn(&str) -> bool| -> Vec<Target> {
@@ -33,7 +29,7 @@ fn every_node_serves_node_ports_to_the_outside_and_policy_is_judged_on_the_backe
     let by_nodes = ports_of(&|_| true);
     let expect = |when: &str, count: u32, answers: &[Answer]| -> Result<()> {
         expect_outside(&format!("{when}, by the ports of every node"), &by_nodes, count, answers)?;
-        let asked: Vec<_> = askers.iter().map(|asker| (*asker, ports_of(&|node| node != asker.node), answers.to_vec())).collect();
+        let asked = each(askers.iter().copied(), answers, |asker| Ok(ports_of(&|node| node != asker.node)))?;
         served.expect_each(&format!("{when}, by the ports of other nodes"), count, &asked)
     };
     expect("without a policy", MANY, &from(&["near", "far"]))?;
@@ -57,7 +53,7 @@ fn every_node_serves_node_ports_to_the_outside_and_policy_is_judged_on_the_backe
         }
         served.expect_each(when, 1, &asked)
     };
-    let is_pod = |asker: &Pod| served.clients.contains(asker);
+    let is_pod = |asker: &Pod| served.askers().any(|client| client == asker);
     policy(&served.namespace, "chosen", &to_backends(&json!([{ "from": [{ "podSelector": { "matchLabels": { "app": "client" } } }] }])))?;
     expect_let_in("with the clients' pods let in", &|asker, asked| is_pod(asker) && asked == far_node)?;
     let near_addresses = node_addresses(served.cluster(), near_node, &served.clients[0])?;
@@ -69,13 +65,10 @@ fn every_node_serves_node_ports_to_the_outside_and_policy_is_judged_on_the_backe
     served.namespace.run(&["delete", "networkpolicy", "chosen"])?;
 
     // The node that is asked chooses the backend: what a pod may send is judged by that node's address.
-    let egress = |to: &Value| {
-        let clients = json!({ "matchLabels": { "app": "client" } });
-        policy(&served.namespace, "clients", &json!({ "podSelector": clients, "policyTypes": ["Egress"], "egress": [{ "to": to }] }))
-    };
-    egress(&json!([{ "podSelector": { "matchLabels": { "app": "backend" } } }]))?;
+    clients_send(&served.namespace, &json!([{ "to": [{ "podSelector": { "matchLabels": { "app": "backend" } } }] }]))?;
     expect_let_in("out to the backends, of clients", &|asker, _| !is_pod(asker))?;
-    egress(&blocks(&node_addresses(served.cluster(), far_node, &served.clients[0])?))?;
+    let far_addresses = node_addresses(served.cluster(), far_node, &served.clients[0])?;
+    clients_send(&served.namespace, &json!([{ "to": blocks(&far_addresses) }]))?;
     expect_let_in("out to the far node, of clients", &|asker, asked| !is_pod(asker) || asked == far_node)?;
     served.namespace.run(&["delete", "networkpolicy", "clients"])?;
 
@@ -96,7 +89,7 @@ fn where_the_external_policy_is_local_the_nodes_with_backends_serve_the_outside_
     for (node, targets) in &by_nodes {
         let expected = if *node == backend.node { from(&["far"]) } else { vec![Silent] };
         expect_outside(&format!("by {node}"), targets, 3, &expected)?;
-        for client in &served.clients {
+        for client in served.askers() {
             if client.node == *node {
                 served.expect(&format!("pods of {node}, which come from inside"), client, targets, 3, &from(&["far"]))?;
             }
@@ -144,29 +137,15 @@ fn where_the_external_policy_is_local_the_nodes_with_backends_serve_the_outside_
 fn a_host_port_leads_to_its_pod_from_outside_and_from_pods_where_policy_lets_them() -> Result<()> {
     /// By TCP, UDP and SCTP.
     const HOST_PORTS: [u16; 3] = [18_080, 18_053, 18_132];
-    const POD_SCTP: u16 = 9000;
     let served = start("host-port")?;
-    let [near, far] = &served.clients;
-    let node = &far.node;
-    let mut pod = backend("hosted", node, 8080);
-    let ports = &mut pod["spec"]["containers"][0]["ports"];
-    ports.as_array_mut().context("no ports")?.push(json!({ "containerPort": POD_SCTP, "protocol": "SCTP" }));
-    for (index, port) in HOST_PORTS.into_iter().enumerate() {
-        ports[index]["hostPort"] = json!(port);
-    }
-    let pods = pod::start(&served.namespace, &[pod])?;
-    served.answer_associations(&served.with_prober(&pods, "hosted", prober())?, POD_SCTP)?;
-    let [tcp, udp, sctp] = HOST_PORTS;
-    let addresses = node_addresses(served.cluster(), node, near)?;
-    let (plain, by_sctp) = (targets(&addresses, tcp, udp), associations(&addresses, sctp));
+    let [own, other] = &served.clients;
+    let [plain, by_sctp] = served.host(&own.node, HOST_PORTS, prober())?;
     let all = [plain.as_slice(), &by_sctp].concat();
     let from_here = if requires_root("an association from outside") { &all } else { &plain };
     let hosted = from(&["hosted"]);
     expect_outside("by the host ports", from_here, 3, &hosted)?;
     // A pod's own node is where the host port is; what other nodes' pods send comes from outside of that node.
-    for client in &served.clients {
-        served.expect("by the host ports", client, &all, 3, &hosted)?;
-    }
+    served.expect_all("by the host ports", &all, 3, &hosted)?;
 
     // The pod sees who asks, and its own ports are what is open.
     let rule = |from: &Value, ports: &Value| {
@@ -177,19 +156,20 @@ fn a_host_port_leads_to_its_pod_from_outside_and_from_pods_where_policy_lets_the
             &json!({ "podSelector": { "matchLabels": { "at": "hosted" } }, "policyTypes": ["Ingress"], "ingress": rules }),
         )
     };
-    let expect_clients = |when: &str, [of_near, of_far]: [&[Answer]; 2], targets: &[Target]| {
-        let asked = [(near, targets.to_vec(), of_near.to_vec()), (far, targets.to_vec(), of_far.to_vec())];
+    let expect_clients = |when: &str, [of_own, of_other]: [&[Answer]; 2], targets: &[Target]| {
+        let asked = [(own, targets.to_vec(), of_own.to_vec()), (other, targets.to_vec(), of_other.to_vec())];
         served.expect_each(when, 1, &asked)
     };
     rule(&Value::Null, &Value::Null)?;
     expect_clients("with a pod that nobody may reach", [&[Silent]; 2], &all)?;
     expect_outside("with a pod that nobody may reach", from_here, 1, &[Silent])?;
-    let of_pod = json!([{ "port": "web" }, { "port": POD_SCTP, "protocol": "SCTP" }]);
-    rule(&json!([{ "podSelector": { "matchLabels": { "app": "client", "at": "near" } } }]), &of_pod)?;
+    let of_pod = json!([{ "port": "web" }, { "port": BACKEND_SCTP, "protocol": "SCTP" }]);
+    rule(&json!([{ "podSelector": { "matchLabels": { "app": "client", "at": "far" } } }]), &of_pod)?;
     let open: Vec<Target> = [by(&all, Way::Tcp), by_sctp.clone()].concat();
-    expect_clients("with the near client let in", [&hosted, &[Silent]], &open)?;
-    expect_clients("with the near client let in, by a port that is not open", [&[Silent]; 2], &by(&all, Way::Udp))?;
-    expect_outside("with the near client let in", from_here, 1, &[Silent])?;
+    expect_clients("with the other node's client let in", [&[Silent], &hosted], &open)?;
+    expect_clients("with the other node's client let in, by a port that is not open", [&[Silent]; 2], &by(&all, Way::Udp))?;
+    expect_outside("with the other node's client let in", from_here, 1, &[Silent])?;
+    let addresses = node_addresses(served.cluster(), &own.node, other)?;
     let here: Vec<IpAddr> = addresses.iter().map(|address| own_address(*address)).collect::<Result<_>>()?;
     rule(&blocks(&here), &of_pod)?;
     let (open, shut): (Vec<Target>, Vec<Target>) = from_here.iter().partition(|target| open.contains(target));
