@@ -14,7 +14,7 @@ pub fn build(root: &Path) -> Result<PathBuf> {
         eprintln!("building Palisade: several minutes the first time, seconds later");
     }
     // JSON messages name where each executable landed, whatever the target and its folder are.
-    let output = Command::new(cargo())
+    let output = builder()
         .args(["build", "--release", "--locked", "--message-format", "json-render-diagnostics"])
         .args(BINARIES.iter().flat_map(|name| ["--package", name]))
         .current_dir(root)
@@ -41,7 +41,7 @@ pub fn build(root: &Path) -> Result<PathBuf> {
 
 /// Writes the definitions of our own Kubernetes objects: the test that compares them does it when it is told to.
 pub fn definitions(root: &Path) -> Result<ExitCode> {
-    let status = Command::new(cargo())
+    let status = builder()
         .args(["test", "--release", "--locked", "--package", "palisade-k8s", "--test", "rules", "definition::"])
         .env("PALISADE_GENERATE", "1")
         .current_dir(root)
@@ -64,6 +64,18 @@ fn place(executable: &Path, at: &Path) -> Result<()> {
         std::fs::remove_file(&fresh)?;
     }
     Ok(())
+}
+
+/// That cargo, for builds. It is not told of this package, as tasks are: crates whose build scripts look at such variables (ring) would be built again,
+/// with all that depends on them, whenever who builds is not a task.
+pub fn builder() -> Command {
+    let mut command = Command::new(cargo());
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of_package| name.starts_with(of_package))) {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// The cargo that runs this task.

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every suite in order, one closing line over all.
 
-use crate::product::cargo;
+use crate::product::{builder, cargo};
 use anyhow::{Context, Result, anyhow, bail};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -199,7 +199,7 @@ fn built<'a>(root: &Path, built: &'a mut Option<Built>) -> Result<&'a Built> {
 /// Builds every test of the workspace at once: with one choice of packages, each dependency is compiled once.
 pub fn build(root: &Path) -> Result<Built> {
     eprintln!("building the tests: several minutes the first time");
-    let output = Command::new(cargo())
+    let output = builder()
         .args(["test", "--release", "--locked", "--no-run", "--message-format", "json"])
         .args(WORKSPACE)
         .current_dir(root)
@@ -283,7 +283,7 @@ fn tests(root: &Path, suite: &Suite, programs: &[Program], preparation: Option<P
 /// The programs of the cluster suite that change nothing of the cluster but what is their own: those of a list run one after the other,
 /// beside those of the other list. They wait for most of their time.
 const LANES: [&[&str]; 2] =
-    [&["truth_tables"], &["attribution", "birth", "examples", "identities", "service_kinds", "services", "verdicts"]];
+    [&["truth_tables", "verdicts"], &["attribution", "birth", "examples", "identities", "service_kinds", "services"]];
 
 fn all(suite: &Suite, programs: &[&Program], environment: &[(&str, String)], failures: &mut Vec<String>) -> Result<Counts> {
     let of_lane =
