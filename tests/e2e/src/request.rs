@@ -268,23 +268,28 @@ static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 /// The same for the next process in this pod.
 const NEXT_PORT_FILE: &str = "/tmp/next-port";
 
-/// A socket at a port that no request came from before, and that the kernel gives to nobody by itself: what comes from a port that a
-/// datagram came from a moment ago is the same flow, and goes to the same backend as long as that may be there.
-fn from_new_port(address: IpAddr) -> std::io::Result<UdpSocket> {
+/// A port that no request of this pod, or of this process, came from before, and that the kernel gives to nobody by itself: what comes from a port that
+/// something came from a moment ago is the same flow, and goes to the same backend as long as that may be there. By another frontend of that backend
+/// it even meets its own flow, which still has its answers.
+pub(crate) fn next_port() -> u16 {
     /// Below are ports of services, above those that the kernel gives out.
     const PORTS: std::ops::Range<u16> = 10_240..29_000;
+    match NEXT_PORT.fetch_add(1, Ordering::Relaxed) {
+        next if PORTS.contains(&next) => next,
+        // Anywhere.
+        _ => {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let begin = PORTS.start + (since.as_millis() % PORTS.len() as u128) as u16;
+            NEXT_PORT.store(begin + 1, Ordering::Relaxed);
+            begin
+        }
+    }
+}
+
+/// A socket at such a port.
+fn from_new_port(address: IpAddr) -> std::io::Result<UdpSocket> {
     loop {
-        let port = match NEXT_PORT.fetch_add(1, Ordering::Relaxed) {
-            next if PORTS.contains(&next) => next,
-            // Anywhere.
-            _ => {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                let begin = PORTS.start + (since.as_millis() % PORTS.len() as u128) as u16;
-                NEXT_PORT.store(begin + 1, Ordering::Relaxed);
-                begin
-            }
-        };
-        match UdpSocket::bind((address, port)) {
+        match UdpSocket::bind((address, next_port())) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => {}
             bound => return bound,
         }

@@ -2,16 +2,13 @@
 //! probers send and answer these themselves.
 
 use crate::raw;
+use crate::request::next_port;
 use socket2::Protocol;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// The protocol's number (IANA).
 const PROTOCOL: i32 = 132;
-/// The first of the ports that associations are opened from, and how many these are (RFC 6335).
-const SOURCES: (u16, u32) = (49_152, 16_384);
 
 const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
@@ -96,14 +93,8 @@ fn answer_openings(socket: &UdpSocket, ipv6: bool, name: &str, port: u16) {
 
 /// Sends one INIT, from a new port; the name of who answers it within the time.
 pub fn ask(to: SocketAddr, time: Duration) -> std::io::Result<String> {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    // Anywhere, as who asked before has begun somewhere else: what comes from a port again is the same flow, and goes to the same backend.
-    static BEGIN: LazyLock<u32> =
-        LazyLock::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_micros() % SOURCES.1);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let (first, ports) = SOURCES;
-    let source = first + ((*BEGIN + count) % ports) as u16;
-    let opening = Init { source, destination: to.port(), tag: count + 1 };
+    let source = next_port();
+    let opening = Init { source, destination: to.port(), tag: u32::from(source) };
     let socket = raw::open(to.is_ipv6(), Protocol::from(PROTOCOL))?;
     // From now on it gets what comes from there only, and hears when it is refused.
     socket.connect(SocketAddr::new(to.ip(), 0))?;
