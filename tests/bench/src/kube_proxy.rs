@@ -24,8 +24,8 @@ use tokio::sync::oneshot;
 
 /// The node's name.
 const NODE: &str = "node";
-/// How long it may take to write the rules of all services.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How long it may take to write the rules of all services: of 10 000, more than three minutes on two CPUs that others want, too.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// kube-proxy, and an API server that knows what kube-proxy asks for and no more.
 pub struct KubeProxy {
