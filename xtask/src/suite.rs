@@ -478,13 +478,19 @@ impl Drop for Preparation {
 
 /// The cluster suite: on the cluster that [`CLUSTER`] names, else on one that is made for it and removed.
 fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program], failures: &mut Vec<String>) -> Result<Counts> {
-    // What the tests install. Where they run there may be no way out; mostly the preparation has fetched it.
-    for (script, arguments, needed) in [("upstream-definitions", None, "ClusterNetworkPolicy"), ("build", Some("kube-proxy"), "kube-proxy")]
-    {
-        let script = root.join("tests/e2e/kind").join(script);
+    // What the tests install. Where they run there may be no way out; mostly the preparation and the tests of the plugin have fetched it.
+    let built = programs.first().and_then(|program| program.executable.ancestors().nth(3)).unwrap_or(root);
+    let needs = [
+        ("kind/upstream-definitions", None, "ClusterNetworkPolicy"),
+        ("kind/build", Some(PathBuf::from("kube-proxy")), "kube-proxy"),
+        // Where its tests look: `CARGO_TARGET_TMPDIR`.
+        ("libcni/build", Some(built.join("tmp/go")), "libcni"),
+    ];
+    for (script, arguments, needed) in needs {
+        let script = root.join("tests/e2e").join(script);
         let fetched = Command::new(&script).args(arguments).stdout(Stdio::null()).status();
         if !fetched.with_context(|| format!("starting {}", script.display()))?.success() {
-            eprintln!("cluster: the tests that install {needed} will fail");
+            eprintln!("cluster: the tests that need {needed} will fail, or be skipped");
         }
     }
     if let Ok(kubeconfig) = std::env::var(CLUSTER) {
