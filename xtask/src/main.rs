@@ -21,9 +21,15 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Task {
     /// Build the three static binaries into target/bin.
-    Build,
+    Build {
+        #[command(flatten)]
+        with: product::With,
+    },
     /// Build the binaries and pack them as a container image into target/image/palisade.tar.
-    Image,
+    Image {
+        #[command(flatten)]
+        with: product::With,
+    },
     /// Run the test suites; all of them where none is named.
     Test {
         /// Names of suites.
@@ -52,8 +58,8 @@ fn main() -> ExitCode {
 
 fn run(task: Task, root: &Path) -> Result<ExitCode> {
     match task {
-        Task::Build => product::build(root).map(|_| ExitCode::SUCCESS),
-        Task::Image => image::write(root, &product::build(root)?, product::BINARIES).map(|_| ExitCode::SUCCESS),
+        Task::Build { with } => product::build(root, &with).map(|_| ExitCode::SUCCESS),
+        Task::Image { with } => image::write(root, &product::build(root, &with)?, product::BINARIES).map(|_| ExitCode::SUCCESS),
         Task::Test { suites } => suite::run(root, &suites),
         Task::Vm { kernel, suites } => vm::run(root, &kernel, &suites),
         Task::Generate => product::definitions(root),

@@ -7,15 +7,26 @@ use std::process::{Command, ExitCode};
 /// The binaries of the product.
 pub const BINARIES: &[&str] = &["palisade", "palisade-agent", "palisade-cni"];
 
+/// Names the profile of cargo that the product is built with; the tests set it.
+pub const PROFILE: &str = "PALISADE_PROFILE";
+
+/// How the product is built.
+#[derive(clap::Args)]
+pub struct With {
+    /// The profile of cargo: `dev` is that of the tests, which is compiled sooner and checks more.
+    #[arg(long, env = PROFILE, default_value = "release")]
+    profile: String,
+}
+
 /// Builds the binaries and returns the folder that holds them, `target/bin`.
-pub fn build(root: &Path) -> Result<PathBuf> {
+pub fn build(root: &Path, With { profile }: &With) -> Result<PathBuf> {
     let bin = root.join("target/bin");
     if !bin.join(BINARIES[0]).exists() {
         eprintln!("building Palisade: several minutes the first time, seconds later");
     }
     // JSON messages name where each executable landed, whatever the target and its folder are.
     let output = builder()
-        .args(["build", "--release", "--locked", "--message-format", "json-render-diagnostics"])
+        .args(["build", "--profile", profile, "--locked", "--message-format", "json-render-diagnostics"])
         .args(BINARIES.iter().flat_map(|name| ["--package", name]))
         .current_dir(root)
         .stderr(std::process::Stdio::inherit())
@@ -42,7 +53,7 @@ pub fn build(root: &Path) -> Result<PathBuf> {
 /// Writes the definitions of our own Kubernetes objects: the test that compares them does it when it is told to.
 pub fn definitions(root: &Path) -> Result<ExitCode> {
     let status = builder()
-        .args(["test", "--release", "--locked", "--package", "palisade-k8s", "--test", "rules", "definition::"])
+        .args(["test", "--locked", "--package", "palisade-k8s", "--test", "rules", "definition::"])
         .env("PALISADE_GENERATE", "1")
         .current_dir(root)
         .status()

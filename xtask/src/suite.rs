@@ -188,6 +188,8 @@ impl Built {
 /// The compiler of all that the suites run: clippy's, which says what it finds and compiles like rustc. To check everything and
 /// then to compile it would take half as long again. What is released is compiled by rustc.
 const COMPILER: (&str, &str) = ("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
+/// Of the image, too: so that it is made of what was built for the tests.
+const PROFILE: (&str, &str) = (crate::product::PROFILE, "dev");
 
 fn built<'a>(root: &Path, built: &'a mut Option<Built>) -> Result<&'a Built> {
     if built.is_none() {
@@ -200,7 +202,7 @@ fn built<'a>(root: &Path, built: &'a mut Option<Built>) -> Result<&'a Built> {
 pub fn build(root: &Path) -> Result<Built> {
     eprintln!("building the tests: several minutes the first time");
     let output = builder()
-        .args(["test", "--release", "--locked", "--no-run", "--message-format", "json"])
+        .args(["test", "--locked", "--no-run", "--message-format", "json"])
         .args(WORKSPACE)
         .current_dir(root)
         .env(COMPILER.0, COMPILER.1)
@@ -500,7 +502,7 @@ fn on_cluster(root: &Path, suite: &Suite, programs: &[&Program], failures: &mut 
     let kubeconfig = root.join("target/cluster/kubeconfig");
     let ours = !kubeconfig.exists();
     let make =
-        |target: &str| Command::new("make").arg(target).current_dir(root).env(COMPILER.0, COMPILER.1).status().context("starting make");
+        |target: &str| Command::new("make").arg(target).current_dir(root).envs([COMPILER, PROFILE]).status().context("starting make");
     let mut counts = if make("cluster")?.success() {
         let path = format!("{}:{}", root.join("target/cluster/bin").display(), std::env::var("PATH").unwrap_or_default());
         let mut environment = vec![("KUBECONFIG", kubeconfig.display().to_string()), ("PATH", path)];
