@@ -1,6 +1,7 @@
 //! Repository tasks: what the Makefile calls.
 
 mod image;
+mod plugin;
 mod product;
 mod suite;
 mod tidy;
@@ -43,6 +44,8 @@ enum Task {
         /// Names of suites, or of programs of them: packet/attaching.
         suites: Vec<String>,
     },
+    /// Build the plugin as it is installed and check what it is: static, stripped, small.
+    Plugin,
     /// Write the definitions of our own Kubernetes objects, in charts/palisade/crds, as the Rust types say.
     Generate,
     /// Check what the compiler does not: edges between crates, file sizes, unsafe, paths, licences.
@@ -62,6 +65,7 @@ fn run(task: Task, root: &Path) -> Result<ExitCode> {
         Task::Image { with } => image::write(root, &product::build(root, &with)?, product::BINARIES).map(|_| ExitCode::SUCCESS),
         Task::Test { suites } => suite::run(root, &suites),
         Task::Vm { kernel, suites } => vm::run(root, &kernel, &suites),
+        Task::Plugin => plugin::run(root).map(|()| ExitCode::SUCCESS),
         Task::Generate => product::definitions(root),
         Task::Tidy => tidy::run(root),
     }

@@ -61,6 +61,8 @@ const SUITES: &[Suite] = &[
             "palisade-protocol",
         ]),
     },
+    // As it is installed: tests are compiled otherwise.
+    Suite { name: "binary", needs: Needs::Nothing, alone: false, work: Work::Check(|| vec!["xtask", "plugin"]) },
     Suite { name: "packet", needs: Needs::Root, alone: false, work: Work::Beside(&["palisade-loader"]) },
     Suite {
         name: "namespace",
@@ -283,9 +285,12 @@ fn tests(root: &Path, suite: &Suite, programs: &[Program], preparation: Option<P
 }
 
 /// The programs of the cluster suite that change nothing of the cluster but what is their own: those of a list run one after the other,
-/// beside those of the other list. They wait for most of their time.
-const LANES: [&[&str]; 2] =
-    [&["truth_tables", "verdicts"], &["attribution", "birth", "examples", "identities", "service_kinds", "services"]];
+/// beside those of the other lists. They wait for most of their time. The first list has all that need ClusterNetworkPolicy to be defined, or not to be.
+const LANES: [&[&str]; 3] = [
+    &["cluster_policies", "nodes", "truth_tables", "verdicts"],
+    &["examples", "identities", "service_kinds", "services"],
+    &["attribution", "birth", "cni", "kube_proxy", "metrics"],
+];
 
 fn all(suite: &Suite, programs: &[&Program], environment: &[(&str, String)], failures: &mut Vec<String>) -> Result<Counts> {
     let of_lane =

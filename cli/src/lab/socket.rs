@@ -7,6 +7,7 @@ use nix::libc;
 use palisade_cni::link::{LinkError, Namespace};
 use palisade_protocol::Family;
 use socket2::{Domain, Socket, Type};
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::OnceLock;
 
@@ -98,8 +99,13 @@ pub fn bound(party: &Party, protocol: Protocol, address: SocketAddr) -> Result<S
         let socket = open(protocol, family_of(address.ip()))?;
         match way(protocol) {
             Way::Association | Way::Echo => socket.bind(&SocketAddr::new(address.ip(), 0).into())?,
-            Way::Datagram if address.port() == 0 => socket.bind(&address.into())?,
-            Way::Connection if address.port() == 0 => {}
+            // So that no two sockets have one port: the kernel chooses that of a connection for its destination, and what goes to a backend by two frontends
+            // from one port is one flow (ADR 10).
+            Way::Datagram | Way::Connection if address.port() == 0 => match socket.bind(&address.into()) {
+                // None is free: the connections of a moment ago wait for what may be on its way still.
+                Err(error) if error.kind() == ErrorKind::AddrInUse && matches!(way(protocol), Way::Connection) => {}
+                bound => bound?,
+            },
             spoken => {
                 socket.set_reuse_address(true)?;
                 socket.bind(&address.into())?;
@@ -128,5 +134,22 @@ pub fn raise_open_files() -> u64 {
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
         Err(_) => soft,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_two_sockets_of_a_party_have_one_port() {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let open = || bound(&Party::Outside, protocol, SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), 0)).unwrap();
+            let sockets: Vec<Socket> = (0..50).map(|_| open()).collect();
+            let ports = sockets.iter().map(|socket| socket.local_addr().unwrap().as_socket().unwrap().port());
+            let ports: BTreeSet<u16> = ports.filter(|port| *port != 0).collect();
+            assert_eq!(ports.len(), sockets.len(), "{protocol}: {ports:?}");
+        }
     }
 }

@@ -276,6 +276,7 @@ where
 }
 
 /// A pinned map that cannot be opened. Here EACCES, too, is a lack of permission: the file's mode.
+#[cfg(feature = "load")]
 pub(crate) fn cannot_open(path: &Path, source: impl Error + Send + Sync + 'static) -> LoaderError {
     match os_error(&source) {
         Some(nix::libc::EPERM | nix::libc::EACCES) => {

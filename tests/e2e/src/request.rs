@@ -5,6 +5,7 @@
 //! connection that stays are those of [`keep`](crate::keep).
 
 use crate::sctp;
+use socket2::{Domain, Socket, Type};
 use std::fmt;
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -31,7 +32,7 @@ pub struct Target {
 /// How a request is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// By a new connection.
+    /// By a new connection, from a new port.
     Tcp,
     /// By one datagram from a new port; it is not repeated.
     Udp,
@@ -243,7 +244,9 @@ pub struct Page {
 
 /// Asks for a page.
 pub fn page(to: SocketAddr, path: &str, patience: Duration) -> std::io::Result<Page> {
-    let mut stream = TcpStream::connect_timeout(&to, patience)?;
+    let socket = from_new_port(to, Type::STREAM)?;
+    socket.connect_timeout(&to.into(), patience)?;
+    let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(patience))?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut text = String::new();
@@ -286,19 +289,20 @@ pub(crate) fn next_port() -> u16 {
     }
 }
 
-/// A socket at such a port.
-fn from_new_port(address: IpAddr) -> std::io::Result<UdpSocket> {
+/// A socket at such a port, for what goes to an address. (The kernel would choose the port of a connection for its destination, and give one port to two.)
+fn from_new_port(to: SocketAddr, kind: Type) -> std::io::Result<Socket> {
+    let any: IpAddr = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let socket = Socket::new(Domain::for_address(to), kind, None)?;
     loop {
-        match UdpSocket::bind((address, next_port())) {
+        match socket.bind(&SocketAddr::new(any, next_port()).into()) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-            bound => return bound,
+            bound => return bound.map(|()| socket),
         }
     }
 }
 
 fn by_udp(to: SocketAddr, patience: Duration) -> std::io::Result<String> {
-    let any = if to.is_ipv6() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-    let socket = from_new_port(any)?;
+    let socket: UdpSocket = from_new_port(to, Type::DGRAM)?.into();
     // From now on it gets what comes from there only, and hears when it is refused.
     socket.connect(to)?;
     socket.set_read_timeout(Some(patience))?;
