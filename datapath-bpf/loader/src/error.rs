@@ -1,8 +1,4 @@
-use std::{
-    error::Error,
-    io,
-    path::{Path, PathBuf},
-};
+use std::{error::Error, io, path::PathBuf};
 
 use crate::AttachKind;
 
@@ -277,7 +273,7 @@ where
 
 /// A pinned map that cannot be opened. Here EACCES, too, is a lack of permission: the file's mode.
 #[cfg(feature = "load")]
-pub(crate) fn cannot_open(path: &Path, source: impl Error + Send + Sync + 'static) -> LoaderError {
+pub(crate) fn cannot_open(path: &std::path::Path, source: impl Error + Send + Sync + 'static) -> LoaderError {
     match os_error(&source) {
         Some(nix::libc::EPERM | nix::libc::EACCES) => {
             LoaderError::Permission { action: format!("to open {}", path.display()), source: Box::new(source) }

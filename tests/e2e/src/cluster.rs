@@ -85,7 +85,8 @@ impl Cluster {
     /// `kubectl` with these arguments, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.kubectl);
-        command.args(arguments);
+        // What runs in a pod is heard by SPDY: by WebSockets, kubectl (1.32) sometimes hears it before it listens, on a machine that is busy, and drops it.
+        command.args(arguments).env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false");
         command
     }
 

@@ -33,7 +33,7 @@ macro_rules! scenarios {
 }
 
 /// So many scenarios run at once, each in a world of its own: they wait more than they work.
-const WORLDS: usize = 3;
+const WORLDS: usize = 2;
 
 /// What the scenarios share.
 #[derive(Default)]
