@@ -3,6 +3,7 @@
 //! The archive is what `docker save` writes: a tar of one layer, a configuration and a manifest that names them. The
 //! product's binaries are static, so the layer is those three files. The same binaries give the same bytes.
 
+use crate::product::{self, With};
 use anyhow::{Context, Result};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -16,19 +17,20 @@ const BIN: &str = "usr/bin";
 /// What runs when nothing else is named.
 const ENTRYPOINT: &str = "palisade-agent";
 
-/// Writes `target/image/palisade.tar` from the binaries in `bin` and returns its path.
-pub fn write(root: &Path, bin: &Path, binaries: &[&str]) -> Result<PathBuf> {
+/// Builds the binaries and writes them as an archive in `target/image`, `palisade.tar` where they are those that are released; its path.
+pub fn write(root: &Path, with: &With) -> Result<PathBuf> {
+    let bin = product::build(root, with)?;
     let mut contents = Vec::new();
-    for name in binaries {
+    for name in product::BINARIES {
         let path = bin.join(name);
         contents.push((*name, std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?));
     }
     let archive = archive(&layer(&contents)?, env!("CARGO_PKG_VERSION"), architecture())?;
     let folder = root.join("target/image");
     std::fs::create_dir_all(&folder)?;
-    let path = folder.join("palisade.tar");
+    let path = folder.join(format!("palisade{}.tar", with.ending()));
     // In one step: who loads the image meanwhile gets the old one or the new one.
-    let fresh = folder.join("palisade.tar.new");
+    let fresh = path.with_extension("tar.new");
     std::fs::write(&fresh, archive).with_context(|| format!("writing {}: is there space?", fresh.display()))?;
     std::fs::rename(&fresh, &path)?;
     println!("{IMAGE}:{} in {}", env!("CARGO_PKG_VERSION"), path.display());

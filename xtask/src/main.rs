@@ -21,12 +21,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Build the three static binaries into target/bin.
+    /// Build the three static binaries into target/bin; with another profile than that of releases, into target/bin-PROFILE.
     Build {
         #[command(flatten)]
         with: product::With,
     },
-    /// Build the binaries and pack them as a container image into target/image/palisade.tar.
+    /// Build the binaries and pack them as a container image into target/image/palisade.tar; with another profile, into palisade-PROFILE.tar.
     Image {
         #[command(flatten)]
         with: product::With,
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 fn run(task: Task, root: &Path) -> Result<ExitCode> {
     match task {
         Task::Build { with } => product::build(root, &with).map(|_| ExitCode::SUCCESS),
-        Task::Image { with } => image::write(root, &product::build(root, &with)?, product::BINARIES).map(|_| ExitCode::SUCCESS),
+        Task::Image { with } => image::write(root, &with).map(|_| ExitCode::SUCCESS),
         Task::Test { suites } => suite::run(root, &suites),
         Task::Vm { kernel, suites } => vm::run(root, &kernel, &suites),
         Task::Plugin => plugin::run(root).map(|()| ExitCode::SUCCESS),

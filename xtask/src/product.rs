@@ -1,4 +1,4 @@
-//! Building the product: the three static binaries, together in `target/bin`.
+//! Building the product: the three static binaries, together in one folder.
 
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -18,16 +18,41 @@ pub struct With {
     profile: String,
 }
 
-/// Builds the binaries and returns the folder that holds them, `target/bin`.
-pub fn build(root: &Path, With { profile }: &With) -> Result<PathBuf> {
-    let bin = root.join("target/bin");
+impl With {
+    /// What is built so is told apart by this, at the end of its name: what is released has none.
+    pub fn ending(&self) -> String {
+        if self.profile == "release" { String::new() } else { format!("-{}", self.profile) }
+    }
+}
+
+/// Builds the binaries and returns the folder that holds them, `target/bin` where they are those that are released.
+pub fn build(root: &Path, with: &With) -> Result<PathBuf> {
+    let bin = root.join(format!("target/bin{}", with.ending()));
     if !bin.join(BINARIES[0]).exists() {
         eprintln!("building Palisade: several minutes the first time, seconds later");
     }
+    std::fs::create_dir_all(&bin)?;
+    let mut placed = 0;
+    // The plugin by itself: built beside the agent, it would be given the agent's part of the loader.
+    for packages in [&BINARIES[..2], &BINARIES[2..]] {
+        for executable in executables(root, &with.profile, packages)? {
+            let Some(name) = executable.file_name().filter(|name| packages.iter().any(|package| name == package)) else { continue };
+            place(&executable, &bin.join(name))?;
+            placed += 1;
+        }
+    }
+    if placed != BINARIES.len() {
+        bail!("cargo reported {placed} of {} executables", BINARIES.len());
+    }
+    Ok(bin)
+}
+
+/// Builds packages; the programs that they have.
+pub fn executables(root: &Path, profile: &str, packages: &[&str]) -> Result<Vec<PathBuf>> {
     // JSON messages name where each executable landed, whatever the target and its folder are.
     let output = builder()
         .args(["build", "--profile", profile, "--locked", "--message-format", "json-render-diagnostics"])
-        .args(BINARIES.iter().flat_map(|name| ["--package", name]))
+        .args(packages.iter().flat_map(|name| ["--package", name]))
         .current_dir(root)
         .stderr(std::process::Stdio::inherit())
         .output()
@@ -35,19 +60,9 @@ pub fn build(root: &Path, With { profile }: &With) -> Result<PathBuf> {
     if !output.status.success() {
         bail!("the build failed; what the compiler says stands above");
     }
-    std::fs::create_dir_all(&bin)?;
-    let mut placed = 0;
-    for message in String::from_utf8(output.stdout)?.lines() {
-        let message: serde_json::Value = serde_json::from_str(message)?;
-        let Some(executable) = message["executable"].as_str().map(Path::new) else { continue };
-        let Some(name) = executable.file_name().filter(|name| BINARIES.iter().any(|binary| name == binary)) else { continue };
-        place(executable, &bin.join(name))?;
-        placed += 1;
-    }
-    if placed != BINARIES.len() {
-        bail!("cargo reported {placed} of {} executables", BINARIES.len());
-    }
-    Ok(bin)
+    let messages = String::from_utf8(output.stdout)?;
+    let messages = messages.lines().map(serde_json::from_str).collect::<Result<Vec<serde_json::Value>, _>>()?;
+    Ok(messages.iter().filter_map(|message| message["executable"].as_str().map(PathBuf::from)).collect())
 }
 
 /// Writes the definitions of our own Kubernetes objects: the test that compares them does it when it is told to.

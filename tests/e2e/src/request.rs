@@ -275,18 +275,23 @@ const NEXT_PORT_FILE: &str = "/tmp/next-port";
 /// something came from a moment ago is the same flow, and goes to the same backend as long as that may be there. By another frontend of that backend
 /// it even meets its own flow, which still has its answers.
 pub(crate) fn next_port() -> u16 {
-    /// Below are ports of services, above those that the kernel gives out.
-    const PORTS: std::ops::Range<u16> = 10_240..29_000;
-    match NEXT_PORT.fetch_add(1, Ordering::Relaxed) {
-        next if PORTS.contains(&next) => next,
-        // Anywhere.
-        _ => {
-            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let begin = PORTS.start + (since.as_millis() % PORTS.len() as u128) as u16;
-            NEXT_PORT.store(begin + 1, Ordering::Relaxed);
-            begin
-        }
-    }
+    /// Below are ports of services and of nodes, above those that the kernel gives out.
+    const PORTS: std::ops::Range<u16> = 18_200..29_000;
+    let anywhere = || {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        PORTS.start + (since.as_millis() % PORTS.len() as u128) as u16
+    };
+    let mut taken = 0;
+    // The closure is called anew where another thread was first.
+    let _ = NEXT_PORT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+        taken = match next {
+            0 => anywhere(),
+            next if PORTS.contains(&next) => next,
+            _ => PORTS.start,
+        };
+        Some(taken + 1)
+    });
+    taken
 }
 
 /// A socket at such a port, for what goes to an address. (The kernel would choose the port of a connection for its destination, and give one port to two.)

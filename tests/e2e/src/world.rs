@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Where the node keeps its addresses: `paths.state` of the chart, and the plugin's own folder in it.
@@ -143,6 +144,9 @@ impl World {
     /// cut short in the node's store, the rest is what always happens. Another test's pod may come between and take the addresses: then it
     /// is tried again, until that pod has gone.
     pub fn recreate(&mut self, name: Name, labels: &BTreeMap<String, String>) -> Result<()> {
+        // Not in two worlds at once: each counts on what it has told the node's store.
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.sessions.remove(&name).with_context(|| format!("no pod {name}"))?.pod.clone();
         let keeper = self.keeper(&old.node)?;
         let addresses: Vec<String> = old.addresses.iter().map(IpAddr::to_string).collect();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// How long a change may take to be enforced.
 const SOON: Duration = Duration::from_secs(5);
 /// Where servers on a node's network listen.
-const HOST_PORT: u16 = 18_080;
+const HOST_PORT: u16 = 18_083;
 const NETWORKING: &str = "networking.k8s.io/v1";
 const OURS: &str = "palisade.dev/v1alpha1";
 
@@ -33,7 +33,7 @@ fn on_the_network_of(node: &str, name: &str) -> Value {
     let mut pod = pod::server(name, node, &[("app", "host")]);
     pod["spec"]["hostNetwork"] = json!(true);
     let container = &mut pod["spec"]["containers"][0];
-    container["args"] = json!(["netexec", format!("--http-port={HOST_PORT}"), "--udp-port=18053"]);
+    container["args"] = json!(["netexec", format!("--http-port={HOST_PORT}"), "--udp-port=18056"]);
     container["ports"] = json!([{ "containerPort": HOST_PORT, "hostPort": HOST_PORT }]);
     container["readinessProbe"]["httpGet"]["port"] = json!(HOST_PORT);
     pod
