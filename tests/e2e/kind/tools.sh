@@ -58,7 +58,7 @@ build_tools() {
 		kubernetes) step "Building Kubernetes $KUBERNETES_VERSION and etcd (5 minutes on two cores, once)" "$(go_hint)" go_build kubernetes . ;;
 		agnhost) step "Building agnhost" "$(go_hint)" go_build agnhost k8s.io/kubernetes/test/images/agnhost ;;
 		pause) step "Building pause" "$(go_hint)" go_build pause ./pause ;;
-		# By itself it starts in a fifth of the time, and the tests start it thousands of times.
+		# By itself it starts in half the time, and the tests start it thousands of times.
 		kubectl) step "Building kubectl" "$(go_hint)" go_build kubectl k8s.io/kubernetes/cmd/kubectl ;;
 		kind) step "Building kind" "$(go_hint)" go_build kind sigs.k8s.io/kind ;;
 		kube-proxy) step "Building kube-proxy" "$(go_hint)" go_build kube-proxy k8s.io/kubernetes/cmd/kube-proxy ;;
