@@ -170,13 +170,13 @@ fn any(family: Family, port: u16) -> SocketAddr {
 const MUCH: usize = 300_000;
 
 /// Takes one connection, tells who made it, sends much, and reads until the other end has closed.
-fn serve_stream(at: &Pod, family: Family) -> mpsc::Receiver<IpAddr> {
+///
+/// An address is bound once in a test: a program that another test starts meanwhile may still hold what is closed here.
+fn serve_stream(at: &Pod, address: IpAddr) -> mpsc::Receiver<IpAddr> {
     let (tell, told) = mpsc::channel();
-    let listener = at.inside(move || TcpListener::bind(any(family, TARGET)).unwrap());
+    let listener = at.inside(move || TcpListener::bind((address, TARGET)).unwrap());
     at.start(move || {
         let (mut stream, peer) = listener.accept().unwrap();
-        // The next one may listen here.
-        drop(listener);
         tell.send(peer.ip()).unwrap();
         stream.write_all(&[7; MUCH]).unwrap();
         let _ = stream.read_to_end(&mut Vec::new());
@@ -196,16 +196,20 @@ fn read_much(client: &Pod, family: Family) {
     });
 }
 
-/// Echoes one datagram, and tells who sent it.
-fn serve_datagram(at: &Pod, family: Family) -> mpsc::Receiver<IpAddr> {
+/// Lengths of datagrams: one that is a packet, and one that goes in fragments.
+const LENGTHS: [usize; 2] = [5, 3000];
+
+/// Echoes some datagrams, and tells of each who sent it. Its address is bound once, as that of a stream.
+fn serve_datagrams(at: &Pod, address: IpAddr, count: usize) -> mpsc::Receiver<IpAddr> {
     let (tell, told) = mpsc::channel();
-    let socket = at.inside(move || UdpSocket::bind(any(family, TARGET)).unwrap());
+    let socket = at.inside(move || UdpSocket::bind((address, TARGET)).unwrap());
     at.start(move || {
         let mut buffer = [0; 4096];
-        let (length, peer) = socket.recv_from(&mut buffer).unwrap();
-        socket.send_to(&buffer[..length], peer).unwrap();
-        drop(socket);
-        tell.send(peer.ip()).unwrap();
+        for _ in 0..count {
+            let (length, peer) = socket.recv_from(&mut buffer).unwrap();
+            socket.send_to(&buffer[..length], peer).unwrap();
+            tell.send(peer.ip()).unwrap();
+        }
     });
     told
 }
@@ -230,21 +234,21 @@ fn a_pod_sees_the_client_itself_and_learns_the_width_of_the_way_to_it() {
         let mut scene = Scene::new(base);
         masquerade();
         for family in [V4, V6] {
-            scene.serve(family, TCP, address(family, POD, 2));
-            let peer = serve_stream(&scene.pod, family);
+            let backend = address(family, POD, 2);
+            scene.serve(family, TCP, backend);
+            let peer = serve_stream(&scene.pod, backend);
             read_much(&scene.client, family);
             assert_eq!(peer.recv_timeout(PATIENCE).unwrap(), address(family, CLIENT, 2), "{family:?}");
             assert_learnt(&scene.pod.space, address(family, CLIENT, 2));
-            scene.serve(family, UDP, address(family, POD, 2));
-            // One packet, and one in fragments.
-            for length in [5, 3000] {
-                let peer = serve_datagram(&scene.pod, family);
+            scene.serve(family, UDP, backend);
+            let peer = serve_datagrams(&scene.pod, backend, LENGTHS.len());
+            for length in LENGTHS {
                 assert_eq!(ask(&scene.client, family, length).unwrap(), vec![9; length], "{family:?}");
                 assert_eq!(peer.recv_timeout(PATIENCE).unwrap(), address(family, CLIENT, 2), "{family:?}");
             }
         }
         // What the pod sends of its own is masqueraded: the table is in force.
-        let peer = serve_datagram(&scene.client, V4);
+        let peer = serve_datagrams(&scene.client, address(V4, CLIENT, 2), 1);
         scene.pod.inside(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             socket.send_to(b"own", (address(V4, CLIENT, 2), TARGET)).unwrap();
@@ -259,14 +263,15 @@ fn a_backend_elsewhere_sees_the_node_and_learns_the_width_of_the_way_to_the_clie
         let mut scene = Scene::new(base);
         masquerade();
         for family in [V4, V6] {
-            scene.serve(family, TCP, address(family, ELSEWHERE, 2));
-            let peer = serve_stream(&scene.elsewhere, family);
+            let backend = address(family, ELSEWHERE, 2);
+            scene.serve(family, TCP, backend);
+            let peer = serve_stream(&scene.elsewhere, backend);
             read_much(&scene.client, family);
             assert_eq!(peer.recv_timeout(PATIENCE).unwrap(), address(family, ELSEWHERE, 1), "{family:?}");
             assert_learnt(&scene.elsewhere.space, address(family, ELSEWHERE, 1));
-            scene.serve(family, UDP, address(family, ELSEWHERE, 2));
-            for length in [5, 3000] {
-                let peer = serve_datagram(&scene.elsewhere, family);
+            scene.serve(family, UDP, backend);
+            let peer = serve_datagrams(&scene.elsewhere, backend, LENGTHS.len());
+            for length in LENGTHS {
                 assert_eq!(ask(&scene.client, family, length).unwrap(), vec![9; length], "{family:?}");
                 assert_eq!(peer.recv_timeout(PATIENCE).unwrap(), address(family, ELSEWHERE, 1), "{family:?}");
             }
