@@ -141,7 +141,7 @@ impl Scenario {
     /// Runs the steps and takes back all that they did. The error has the tables that differ.
     pub fn run(&self, world: &mut World) -> Result<()> {
         self.check()?;
-        become_so(world, &Claims::default()).context("before the first step")?;
+        settle(world, &Claims::default()).context("before the first step")?;
         let mut applied = Vec::new();
         let outcome = self.steps.iter().enumerate().try_for_each(|(index, step)| {
             for action in &step.actions {
@@ -204,18 +204,6 @@ impl Action {
 
 /// Waits until the table is as claimed, and asks once more: it has to stay so.
 fn settle(world: &mut World, claims: &Claims) -> Result<()> {
-    become_so(world, claims)?;
-    let families = world.families().to_vec();
-    let expected = |question: Question| claims.reached(question);
-    let observed = ask(world, expected)?;
-    if !differences(&families, expected, &observed).is_empty() {
-        bail!("the table was right and did not stay so\n{}", print(&families, expected, &observed));
-    }
-    Ok(())
-}
-
-/// Waits until the table is as claimed.
-fn become_so(world: &mut World, claims: &Claims) -> Result<()> {
     let families = world.families().to_vec();
     let deadline = Instant::now() + SOON;
     let expected = |question: Question| claims.reached(question);
@@ -224,12 +212,17 @@ fn become_so(world: &mut World, claims: &Claims) -> Result<()> {
         let begun = Instant::now();
         let observed = ask(world, expected)?;
         if differences(&families, expected, &observed).is_empty() {
-            return Ok(());
+            break;
         }
         if begun > deadline {
             bail!("the table differs after {} s\n{}", SOON.as_secs(), print(&families, expected, &observed));
         }
     }
+    let observed = ask(world, expected)?;
+    if !differences(&families, expected, &observed).is_empty() {
+        bail!("the table was right and did not stay so\n{}", print(&families, expected, &observed));
+    }
+    Ok(())
 }
 
 /// Asks for the whole table. Silence where an answer should be may be a machine that is busy, so these are asked again,

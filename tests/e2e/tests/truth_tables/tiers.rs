@@ -21,7 +21,7 @@ crate::scenarios![
 fn policy(scenario: Scenario, name: &str, tier: &str, priority: u16, direction: &str, rules: &str) -> Scenario {
     scenario.cluster_policy(
         name,
-        &format!("{{tier: {tier}, priority: {priority}, subject: {{namespaces: {{matchLabels: {{kubernetes.io/metadata.name: $ns(x)}}}}}}, {direction}: {rules}}}"),
+        &format!("{{tier: {tier}, priority: {priority}, subject: {{namespaces: {{matchLabels: {{ns: x, kubernetes.io/metadata.name: $ns(x)}}}}}}, {direction}: {rules}}}"),
     )
 }
 
