@@ -47,7 +47,7 @@ pub enum IpamError {
     )]
     NoRange,
     /// All addresses are taken.
-    #[error("the pod range {range} is full: {taken} addresses are taken; remove pods from this node, or give it a larger range")]
+    #[error("the pod range {range} is full, with {taken} taken; remove pods from this node, or give it a larger range")]
     Full {
         /// The range.
         range: IpNet,

@@ -140,7 +140,7 @@ fn a_full_range_is_code_100_and_one_that_rests_is_code_11() {
         node.add("first");
         node.host.create_pod("second").unwrap();
         let message = node.call("ADD", "second").run().failure(100);
-        assert!(message.contains("10.77.0.0/30 is full: 1 addresses are taken"), "{message}");
+        assert!(message.contains("10.77.0.0/30 is full, with 1 taken"), "{message}");
         node.remove("first");
         let message = node.call("ADD", "second").run().failure(11);
         assert!(message.contains("try again in"), "{message}");
