@@ -3,7 +3,7 @@
 //! The archive is what `docker save` writes: a tar of one layer, a configuration and a manifest that names them. The
 //! product's binaries are static, so the layer is those three files. The same binaries give the same bytes.
 
-use crate::product::{self, With};
+use crate::product::{self, Profile};
 use anyhow::{Context, Result};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -18,8 +18,8 @@ const BIN: &str = "usr/bin";
 const ENTRYPOINT: &str = "palisade-agent";
 
 /// Builds the binaries and writes them as an archive in `target/image`, `palisade.tar` where they are those that are released; its path.
-pub fn write(root: &Path, with: &With) -> Result<PathBuf> {
-    let bin = product::build(root, with)?;
+pub fn write(root: &Path, profile: &Profile) -> Result<PathBuf> {
+    let bin = product::build(root, profile)?;
     let mut contents = Vec::new();
     for name in product::BINARIES {
         let path = bin.join(name);
@@ -28,7 +28,7 @@ pub fn write(root: &Path, with: &With) -> Result<PathBuf> {
     let archive = archive(&layer(&contents)?, env!("CARGO_PKG_VERSION"), architecture())?;
     let folder = root.join("target/image");
     std::fs::create_dir_all(&folder)?;
-    let path = folder.join(format!("palisade{}.tar", with.ending()));
+    let path = folder.join(format!("palisade{}.tar", profile.ending()));
     // In one step: who loads the image meanwhile gets the old one or the new one.
     let fresh = path.with_extension("tar.new");
     std::fs::write(&fresh, archive).with_context(|| format!("writing {}: is there space?", fresh.display()))?;

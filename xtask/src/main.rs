@@ -24,12 +24,12 @@ enum Task {
     /// Build the three static binaries into target/bin; with another profile than that of releases, into target/bin-PROFILE.
     Build {
         #[command(flatten)]
-        with: product::With,
+        profile: product::Profile,
     },
     /// Build the binaries and pack them as a container image into target/image/palisade.tar; with another profile, into palisade-PROFILE.tar.
     Image {
         #[command(flatten)]
-        with: product::With,
+        profile: product::Profile,
     },
     /// Run the test suites; all of them where none is named.
     Test {
@@ -61,8 +61,8 @@ fn main() -> ExitCode {
 
 fn run(task: Task, root: &Path) -> Result<ExitCode> {
     match task {
-        Task::Build { with } => product::build(root, &with).map(|_| ExitCode::SUCCESS),
-        Task::Image { with } => image::write(root, &with).map(|_| ExitCode::SUCCESS),
+        Task::Build { profile } => product::build(root, &profile).map(|_| ExitCode::SUCCESS),
+        Task::Image { profile } => image::write(root, &profile).map(|_| ExitCode::SUCCESS),
         Task::Test { suites } => suite::run(root, &suites),
         Task::Vm { kernel, suites } => vm::run(root, &kernel, &suites),
         Task::Plugin => plugin::run(root).map(|()| ExitCode::SUCCESS),

@@ -12,22 +12,22 @@ pub const PROFILE: &str = "PALISADE_PROFILE";
 
 /// How the product is built.
 #[derive(clap::Args)]
-pub struct With {
+pub struct Profile {
     /// The profile of cargo: `dev` is that of the tests, which is compiled sooner and checks more.
-    #[arg(long, env = PROFILE, default_value = "release")]
-    profile: String,
+    #[arg(id = "profile", long = "profile", env = PROFILE, default_value = "release")]
+    name: String,
 }
 
-impl With {
+impl Profile {
     /// What is built so is told apart by this, at the end of its name: what is released has none.
     pub fn ending(&self) -> String {
-        if self.profile == "release" { String::new() } else { format!("-{}", self.profile) }
+        if self.name == "release" { String::new() } else { format!("-{}", self.name) }
     }
 }
 
 /// Builds the binaries and returns the folder that holds them, `target/bin` where they are those that are released.
-pub fn build(root: &Path, with: &With) -> Result<PathBuf> {
-    let bin = root.join(format!("target/bin{}", with.ending()));
+pub fn build(root: &Path, profile: &Profile) -> Result<PathBuf> {
+    let bin = root.join(format!("target/bin{}", profile.ending()));
     if !bin.join(BINARIES[0]).exists() {
         eprintln!("building Palisade: several minutes the first time, seconds later");
     }
@@ -35,7 +35,7 @@ pub fn build(root: &Path, with: &With) -> Result<PathBuf> {
     let mut placed = 0;
     // The plugin by itself: built beside the agent, it would be given the agent's part of the loader.
     for packages in [&BINARIES[..2], &BINARIES[2..]] {
-        for executable in executables(root, &with.profile, packages)? {
+        for executable in executables(root, &profile.name, packages)? {
             let Some(name) = executable.file_name().filter(|name| packages.iter().any(|package| name == package)) else { continue };
             place(&executable, &bin.join(name))?;
             placed += 1;

@@ -101,9 +101,9 @@ pub fn bound(party: &Party, protocol: Protocol, address: SocketAddr) -> Result<S
             Way::Association | Way::Echo => socket.bind(&SocketAddr::new(address.ip(), 0).into())?,
             // So that no two sockets have one port: the kernel chooses that of a connection for its destination, and what goes to a backend by two frontends
             // from one port is one flow (ADR 10).
-            Way::Datagram | Way::Connection if address.port() == 0 => match socket.bind(&address.into()) {
+            spoken @ (Way::Datagram | Way::Connection) if address.port() == 0 => match socket.bind(&address.into()) {
                 // None is free: the connections of a moment ago wait for what may be on its way still.
-                Err(error) if error.kind() == ErrorKind::AddrInUse && matches!(way(protocol), Way::Connection) => {}
+                Err(error) if error.kind() == ErrorKind::AddrInUse && spoken == Way::Connection => {}
                 bound => bound?,
             },
             spoken => {
