@@ -1,11 +1,12 @@
 //! The node's pod range: none yet, another one, and one that another node has by now.
 
 use crate::node::{
-    Agent, METRICS, add, add_in_vain, clear, command_with_kubeconfig, counted, listen, log_of, reaches, reaches_in_time, remove, wait,
-    with_kubeconfig,
+    Agent, METRICS, add, add_in_vain, add_refused, clear, command_with_kubeconfig, counted, listen, log_of, reaches, reaches_in_time,
+    remove, wait, with_kubeconfig,
 };
 use crate::server::{Answer, Server};
 use ipnet::IpNet;
+use palisade_cni::link::{Netlink, RouteKind};
 use palisade_test_support::{Host, private_host};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -187,6 +188,38 @@ fn a_node_that_claims_nothing_or_what_others_have_takes_nothing_from_them_and_is
         for (namespace, pod) in [WEB, FRIEND, STRANGER] {
             remove(host, namespace, pod);
         }
+        agent.kill();
+        clear(host);
+    });
+}
+
+#[test]
+fn a_pod_range_of_one_address_has_room_for_one_pod() {
+    private_host(|host| {
+        let directory = tempfile::tempdir().unwrap();
+        let server = Server::start(API_SERVER.parse().unwrap(), Answer::Objects);
+        server.give_ranges("node", &["10.79.0.7/32", "fd79::7/128"], 8);
+        let agent = agent(host, directory.path());
+        let web = add(host, WEB.0, WEB.1);
+        assert_eq!(web, ["10.79.0.7", "fd79::7"].map(|address| address.parse::<IpAddr>().unwrap()));
+        let _listeners = [web[0], web[1]].map(|address| listen(host, WEB, SocketAddr::new(address, 80)));
+        let has_ways = || {
+            let netlink = Netlink::open().unwrap();
+            web.iter().all(|address| netlink.route_to(*address).unwrap().is_some_and(|route| route.kind == RouteKind::Unicast))
+        };
+        assert!(has_ways(), "the pod's own routes are before those that say that nobody has the addresses");
+        let error = add_refused(host, &host.cni_call(FRIEND.0, FRIEND.1), 100);
+        assert!(error.to_string().contains("10.79.0.7/32"), "{error}");
+        // When the range goes, the pod's own routes stay.
+        server.give_ranges("node", &FIRST, 9);
+        until("the pod that runs is outside of the range", || faults("pods-outside-range") == 1);
+        assert!(has_ways());
+        add(host, FRIEND.0, FRIEND.1);
+        for address in &web {
+            assert!(reaches_in_time(host, FRIEND, SocketAddr::new(*address, 80)), "{address}");
+        }
+        remove(host, FRIEND.0, FRIEND.1);
+        remove(host, WEB.0, WEB.1);
         agent.kill();
         clear(host);
     });

@@ -264,7 +264,9 @@ fn set_routes(netlink: &Netlink, asked: &Asked, device: Option<u32>) -> Result<(
 fn routes(asked: &Asked, device: Option<u32>) -> Vec<Route> {
     // Addresses of this node's ranges are unreachable but for those of its pods.
     let own = asked.own.ranges.iter().filter(|range| !asked.looked.omitted.contains(*range));
-    let mut routes: Vec<Route> = own.map(|range| Route::unreachable(*range)).collect();
+    // A pod's route leads to the same destination as that of a range that is one address: of two with one metric the kernel takes but one.
+    let last = |range: &IpNet| (range.prefix_len() == range.max_prefix_len()).then_some(u32::MAX);
+    let mut routes: Vec<Route> = own.map(|range| Route { metric: last(range), ..Route::unreachable(*range) }).collect();
     let widest = asked.looked.device.map_or(0, |device| device.mtu);
     for reach in &asked.looked.reaches {
         let Reach { range, way, .. } = reach;
@@ -289,10 +291,11 @@ fn is_node_route(route: &Route, device: Option<u32>) -> bool {
     route.protocol == ROUTE_PROTOCOL && ours
 }
 
-/// Whether two routes do the same. The kernel adds a metric of its own.
-fn same(a: &Route, b: &Route) -> bool {
+/// Whether a route does what a wanted one does. Where that one has no metric, the kernel adds one of its own.
+fn same(wanted: &Route, route: &Route) -> bool {
     let of = |route: &Route| (route.destination, route.kind, route.gateway, route.source, route.mtu);
-    of(a) == of(b) && (a.kind != RouteKind::Unicast || a.link == b.link)
+    let metric = wanted.metric.is_none() || wanted.metric == route.metric;
+    of(wanted) == of(route) && metric && (wanted.kind != RouteKind::Unicast || wanted.link == route.link)
 }
 
 #[cfg(test)]
