@@ -31,15 +31,16 @@ pub struct Files {
     notes: Vec<String>,
 }
 
-/// A sentence for each object that is there and has no effect, or another one than in a cluster.
+/// A sentence for each object that is there and has no effect, or another one than in a cluster, and for what of services leads to nobody.
 /// A sub-directory is worth no word when it is the one where the expectations lie.
-pub fn notes(manifest: &Manifest, expect: Option<&Path>) -> Vec<String> {
+pub fn notes(manifest: &Manifest, index: &Index, expect: Option<&Path>) -> Vec<String> {
     let expected = |note: &&Note| expect.is_some_and(|file| note.kind == "directory" && file.parent() == Some(&note.place.file));
     let ignored = manifest.ignored.iter().filter(|note| !expected(note)).map(|note| format!("Ignored: {note}"));
     let declared = manifest.declared_pods();
     let on_node = declared.iter().filter(|pod| pod.host_network);
     let unwired = on_node.map(|pod| format!("Not wired: pod {} is on the node's network, where no policy of a pod holds", pod.name));
-    ignored.chain(unwired).collect()
+    let astray = index.astray().into_iter().map(|astray| format!("Leads to nobody: {astray}"));
+    ignored.chain(unwired).chain(astray).collect()
 }
 
 impl Files {
@@ -68,7 +69,8 @@ impl Files {
         index.derive_endpoints();
         let services = index.services();
         let served = palisade_service::compile(&services, &palisade_service::Compiled::default(), &mut palisade_service::Numbers::after(0));
-        Ok(Self { model, compiled, numbers, services, served, notes: notes(&manifest, None) })
+        let notes = notes(&manifest, &index, None);
+        Ok(Self { model, compiled, numbers, services, served, notes })
     }
 
     /// What of the files has no effect, a sentence each.

@@ -6,7 +6,7 @@ use super::topology::Topology;
 use crate::error::CliError;
 use crate::files;
 use palisade_k8s::index::Index;
-use palisade_k8s::manifest::{self, DeclaredPod, Manifest};
+use palisade_k8s::manifest::{self, DeclaredPod, Manifest, Place};
 use palisade_policy::model::{Node, ObjectName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -55,15 +55,18 @@ pub struct Cluster {
 /// `before`, when the directory was read last, they keep.
 pub fn read(directory: &Path, expect: Option<&Path>, before: Option<&Manifests>) -> Result<Manifests, CliError> {
     let manifest = manifest::read(directory).map_err(|errors| CliError::Input(errors.to_string()))?;
-    let topology = Topology::read(&manifest, before.and_then(|before| Some(&before.cluster.as_ref()?.topology)))
-        .map_err(|error| CliError::Input(format!("{}: {error}", directory.display())))?;
+    let place = |kind, name| manifest.places.get(&(kind, name)).cloned().unwrap_or_else(|| Place::file(directory));
+    let topology = Topology::read(&manifest, before.and_then(|before| Some(&before.cluster.as_ref()?.topology))).map_err(|error| {
+        let place = place("Node", ObjectName::cluster(error.node().unwrap_or_default()));
+        CliError::Input(format!("{place}: {error}"))
+    })?;
     if before.is_some_and(|before| before.cluster.is_some() != topology.is_some()) {
         let why = "a lab that runs cannot get its first Node object, or lose its last one: start it anew";
         return Err(CliError::Input(format!("{}: {why}", directory.display())));
     }
-    let mut notes = files::notes(&manifest, expect);
     let places = topology.as_ref().map(|topology| places(&manifest.declared_pods(), topology, before));
     let index = index(&manifest);
+    let mut notes = files::notes(&manifest, &index, expect);
     let mut found = Manifests { notes: Vec::new(), index, ..Manifests::default() };
     let wired = || manifest.declared_pods().into_iter().filter(|pod| !pod.host_network);
     let mut targets = targets(&found.index, wired().map(|pod| pod.name));
@@ -72,7 +75,8 @@ pub fn read(directory: &Path, expect: Option<&Path>, before: Option<&Manifests>)
         ports.extend(pod.ports.iter().map(|port| (Protocol::from(port.protocol), port.port)));
         let node = places.as_ref().map_or_else(|| outside::NODE.to_owned(), |places| places.get(&pod.name).cloned().unwrap_or_default());
         if topology.as_ref().is_some_and(|topology| !topology.0.contains_key(&node)) {
-            notes.push(format!("Not wired: pod {} is on Node {node}, which is not there", pod.name));
+            let place = place("Pod", pod.name.clone());
+            notes.push(format!("Not wired: {place}: pod {} is on Node {node}, which is not there", pod.name));
             continue;
         }
         found.pods.push(PodSpec { name: pod.name, ports, node });
@@ -220,7 +224,11 @@ spec: {selector: {app: x}, ports: [{name: web, port: 80, targetPort: 8080}, {nam
         write(&["a", "b"], &[("p1", ""), ("p2", "nodeName: a,"), ("p3", ""), ("p4", "nodeName: z,"), ("p5", "")]);
         let first = read(directory.path(), None, None).unwrap();
         assert_eq!(shown(&first), ["p1:b", "p2:a", "p3:a", "p5:b"]);
-        assert!(first.notes.iter().any(|note| note == "Not wired: pod default/p4 is on Node z, which is not there"), "{:?}", first.notes);
+        assert!(
+            first.notes.iter().any(|note| note.ends_with("all.yaml:27: pod default/p4 is on Node z, which is not there")),
+            "{:?}",
+            first.notes
+        );
         write(&["a", "b", "c"], &[("p0", ""), ("p1", ""), ("p3", "")]);
         let second = read(directory.path(), None, Some(&first)).unwrap();
         assert_eq!(shown(&second), ["p0:c", "p1:b", "p3:a"]);
@@ -228,6 +236,41 @@ spec: {selector: {app: x}, ports: [{name: web, port: 80, targetPort: 8080}, {nam
         assert_eq!(shown(&read(directory.path(), None, Some(&second)).unwrap()), ["p0:c", "p1:b", "p3:b"]);
         write(&[], &[("p0", "")]);
         assert!(read(directory.path(), None, Some(&second)).unwrap_err().to_string().contains("start it anew"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_node_names_its_file_and_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = |name: &str| format!("---\napiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\nspec: {{podCIDRs: [10.1.0.0/24]}}\n");
+        std::fs::write(directory.path().join("nodes.yaml"), node("a") + &node("b")).unwrap();
+        let error = read(directory.path(), None, None).unwrap_err().to_string();
+        let line = format!("{}:11: the pod range of Node a, ", directory.path().join("nodes.yaml").display());
+        assert!(error.starts_with(&line), "{line}: {error}");
+    }
+
+    #[test]
+    fn a_service_that_leads_to_nobody_is_told_of() {
+        let directory = tempfile::tempdir().unwrap();
+        let service = |name: &str, app: &str, target: &str| {
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: a}}\nspec: {{selector: {{app: {app}}}, ports: [{{port: 80, targetPort: {target}}}]}}\n"
+            )
+        };
+        let labelled = MANIFESTS
+            .replace("metadata: {name: x, namespace: a}", "metadata: {name: x, namespace: a, labels: {app: x}}")
+            .replace("{containerPort: 80}", "{name: web, containerPort: 80}");
+        let services = [("good", "x", "web"), ("number", "x", "9999"), ("other", "x", "wbe"), ("nobody", "z", "web")];
+        let text: String = services.map(|(name, app, target)| service(name, app, target)).concat();
+        std::fs::write(directory.path().join("all.yaml"), labelled + &text).unwrap();
+        let notes = read(directory.path(), None, None).unwrap().notes;
+        let told: Vec<&str> = notes.iter().filter_map(|note| note.strip_prefix("Leads to nobody: ")).collect();
+        assert_eq!(
+            told,
+            [
+                "service a/nobody selects no pod: is a label of its selector misspelt?",
+                "service a/other: no pod that it selects names a TCP port \"wbe\", as its targetPort does",
+            ]
+        );
     }
 
     #[test]

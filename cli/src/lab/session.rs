@@ -14,7 +14,7 @@ use super::service;
 use super::several::Several;
 use super::witness::Witness;
 use super::{LabOptions, manifests, outside, paths, socket, truth_table, watch};
-use crate::arguments::Output;
+use crate::arguments::{Output, RoutingMode};
 use crate::error::CliError;
 use crate::print;
 use crate::table::{Paint, count};
@@ -70,7 +70,8 @@ pub async fn run(options: &LabOptions, stop: impl Future<Output = ()>) -> Result
         // From now on: whoever gives an order waits until it is obeyed.
         let orders = session.several.is_some().then(control::listen).transpose()?;
         let report = session.probe().await?;
-        let notes: Vec<String> = found.notes.iter().cloned().chain(session.problems().await?).collect();
+        let notes: Vec<String> =
+            routing(options, &session).into_iter().chain(found.notes.iter().cloned()).chain(session.problems().await?).collect();
         let verdict = shown(options, &notes, &report, expectations.as_ref());
         Ok::<_, CliError>((session, failed, orders, found, report, verdict))
     };
@@ -96,6 +97,16 @@ pub async fn run(options: &LabOptions, stop: impl Future<Output = ()>) -> Result
 
 fn read_expectations(options: &LabOptions) -> Result<Option<Expectations>, CliError> {
     options.expect.as_deref().map(Expectations::read).transpose()
+}
+
+/// What is to be said of the routing mode.
+fn routing(options: &LabOptions, session: &Session) -> Option<String> {
+    let mode = palisade_runtime::RoutingMode::from(options.mode).name();
+    match session.several {
+        Some(_) => Some(format!("Routing mode: {mode}")),
+        None if options.mode == RoutingMode::default() => None,
+        None => Some(format!("Ignored: --mode {mode}: without Node objects all pods are on one node")),
+    }
 }
 
 /// Prints the result and judges it.

@@ -102,11 +102,28 @@ pub enum TopologyError {
     /// Two uses of an address.
     #[error("{one} and {other} overlap")]
     Overlap {
+        /// A node that says one of them.
+        node: Option<String>,
         /// What.
         one: String,
         /// And what.
         other: String,
     },
+}
+
+impl TopologyError {
+    /// The node whose object says what is wrong, where one does.
+    pub fn node(&self) -> Option<&str> {
+        match self {
+            Self::Name => Some(outside::NODE),
+            Self::TwoMtus { other: node, .. }
+            | Self::Annotation { node, .. }
+            | Self::Address { node, .. }
+            | Self::Full { node, .. }
+            | Self::Family { node, .. } => Some(node),
+            Self::Overlap { node, .. } => node.as_deref(),
+        }
+    }
 }
 
 impl Link {
@@ -280,28 +297,34 @@ impl Topology {
     }
 
     fn check_overlaps(&self) -> Result<(), TopologyError> {
-        let mut uses: Vec<(String, IpNet)> = outside::networks().map(|net| ("the network of the outside host".to_owned(), net)).collect();
-        uses.extend(outside::service_ranges().into_iter().map(|net| ("the range of services".to_owned(), net)));
-        let subnets: BTreeSet<IpNet> = self.links().into_iter().flat_map(|link| link.subnets.iter().copied()).collect();
+        let on = |link: &Link| self.0.iter().find(|(_, plan)| plan.link == *link).map(|(name, _)| name.clone());
+        let mut uses: Vec<(String, IpNet, Option<String>)> =
+            outside::networks().map(|net| ("the network of the outside host".to_owned(), net, None)).collect();
+        uses.extend(outside::service_ranges().into_iter().map(|net| ("the range of services".to_owned(), net, None)));
         let links = self.links();
         let split =
             links.iter().find(|link| links.iter().any(|other| other != *link && link.subnets.iter().any(|it| other.subnets.contains(it))));
         if let Some(link) = split {
-            let one = format!("subnets {}", shown(&link.subnets));
-            return Err(TopologyError::Overlap { one, other: "those of another link: nodes of one link name the same subnets".to_owned() });
+            let (one, other) =
+                (format!("subnets {}", shown(&link.subnets)), "those of another link: nodes of one link name the same subnets");
+            return Err(TopologyError::Overlap { node: on(link), one, other: other.to_owned() });
         }
-        uses.extend(subnets.into_iter().map(|net| ("subnet".to_owned(), net)));
+        uses.extend(links.into_iter().flat_map(|link| link.subnets.iter().map(move |net| ("subnet".to_owned(), *net, on(link)))));
         for (node, plan) in &self.0 {
             for &range in &plan.ranges {
                 if !plan.addresses.iter().any(|address| address.is_ipv4() == range.addr().is_ipv4()) {
                     return Err(TopologyError::Family { node: node.clone(), range });
                 }
-                uses.push((format!("the pod range of Node {node},"), range));
+                uses.push((format!("the pod range of Node {node},"), range, Some(node.clone())));
             }
         }
-        for (index, (what, net)) in uses.iter().enumerate() {
-            if let Some((other, second)) = uses[..index].iter().find(|(_, other)| overlap(*net, *other)) {
-                return Err(TopologyError::Overlap { one: format!("{other} {second}"), other: format!("{what} {net}") });
+        for (index, (what, net, node)) in uses.iter().enumerate() {
+            if let Some((other, second, _)) = uses[..index].iter().find(|(_, other, _)| overlap(*net, *other)) {
+                return Err(TopologyError::Overlap {
+                    node: node.clone(),
+                    one: format!("{other} {second}"),
+                    other: format!("{what} {net}"),
+                });
             }
         }
         Ok(())

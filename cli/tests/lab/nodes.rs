@@ -396,12 +396,12 @@ fn nodes_and_pod_ranges_follow_the_files() {
 
     // A range of another node, or a node that cannot be: nothing changes.
     manifests.write("right.yaml", &node("right", NEAR, "", "10.1.0.0/16"));
-    lab.wait_for_errors("overlap");
+    lab.wait_for_errors("right.yaml:4: the pod range of Node left, 10.1.0.0/24 and the pod range of Node right, 10.1.0.0/16 overlap");
     lab.wait_for_errors("nothing is changed");
 
     std::fs::remove_file(manifests.path().join("right.yaml")).unwrap();
     lab.wait_for_output("Applied: nodes removed: right; pods removed: a/z\n");
-    lab.wait_for_output("Not wired: pod a/z is on Node right, which is not there\n");
+    lab.wait_for_output("pod a/z is on Node right, which is not there\n");
     assert!(!exec(&manifests, "node:right", &["true"]).errors.is_empty(), "its namespace is gone");
     assert!(!routes("left").contains("via"), "{}", routes("left"));
 

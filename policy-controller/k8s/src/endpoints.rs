@@ -1,8 +1,8 @@
 //! The endpoints of a service by its selector, where there is no API server whose controller keeps EndpointSlices: a directory of files.
 
 use crate::convert::{Family, ServiceParts, Target};
-use palisade_identity::Labels;
-use palisade_policy::model::NamedPort;
+use palisade_identity::{Labels, Protocol};
+use palisade_policy::model::{NamedPort, ObjectName};
 use palisade_service::model::{Endpoint, Slice, SlicePort};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -22,14 +22,58 @@ pub struct Candidate<'a> {
     pub terminating: bool,
 }
 
+/// What a service's selector leads to nobody for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Astray {
+    /// No pod has its labels.
+    #[error("service {service} selects no pod: is a label of its selector misspelt?")]
+    NoPod {
+        /// The service.
+        service: ObjectName,
+    },
+    /// No pod that it selects has a port of a name.
+    #[error("service {service}: no pod that it selects names a {protocol} port {target:?}, as its targetPort does")]
+    NoPort {
+        /// The service.
+        service: ObjectName,
+        /// The transport protocol.
+        protocol: Protocol,
+        /// The name.
+        target: String,
+    },
+}
+
+/// What of a service with a selector leads to nobody, whatever the addresses of pods.
+pub fn astray<'a>(service: &ObjectName, parts: &ServiceParts, pods: impl Iterator<Item = Candidate<'a>>) -> Vec<Astray> {
+    if parts.selector.is_empty() {
+        return Vec::new();
+    }
+    let pods: Vec<Candidate> = pods.filter(|pod| selects(parts, pod)).collect();
+    if pods.is_empty() {
+        return vec![Astray::NoPod { service: service.clone() }];
+    }
+    let numbers: Vec<Vec<Option<u16>>> = pods.iter().map(|pod| resolved(parts, pod).collect()).collect();
+    let ports = parts.service.ports.iter().zip(&parts.targets).enumerate();
+    ports
+        .filter_map(|(index, (port, target))| match target {
+            Target::Name(name) if numbers.iter().all(|of_pod| of_pod[index].is_none()) => {
+                Some(Astray::NoPort { service: service.clone(), protocol: port.protocol, target: name.clone() })
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn selects(service: &ServiceParts, pod: &Candidate) -> bool {
+    !service.selector.is_empty() && service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+}
+
 /// The EndpointSlices of the service called `name`, by name: the pods that its selector matches, in the order of `pods`. A selector without
 /// labels matches nobody.
 ///
 /// Pods that give a named port different numbers are in different slices; one that has none of the ports is in none.
 pub fn derive<'a>(name: &str, service: &ServiceParts, pods: impl Iterator<Item = Candidate<'a>>) -> BTreeMap<String, Slice> {
-    let selected =
-        |pod: &Candidate| !service.selector.is_empty() && service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value));
-    let pods: Vec<Candidate> = pods.filter(selected).collect();
+    let pods: Vec<Candidate> = pods.filter(|pod| selects(service, pod)).collect();
     let mut slices = BTreeMap::new();
     for family in &service.families {
         let mut groups: BTreeMap<Vec<Option<u16>>, Vec<Endpoint>> = BTreeMap::new();

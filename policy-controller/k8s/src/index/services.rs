@@ -2,7 +2,7 @@
 
 use super::{Index, Record, differ};
 use crate::convert::{Family, ServiceParts, SliceParts};
-use crate::endpoints;
+use crate::endpoints::{self, Astray};
 use crate::problem::FieldError;
 use ipnet::IpNet;
 use palisade_policy::model::ObjectName;
@@ -49,16 +49,26 @@ impl Index {
     /// them again.
     pub fn derive_endpoints(&mut self) -> bool {
         let mut derived = BTreeMap::new();
-        for (name, record) in &self.services.services {
-            if record.value.selector.is_empty() || self.services.has_slice_objects(name) {
-                continue;
-            }
+        for (name, record) in self.without_slice_objects() {
             let slices = endpoints::derive(&name.name, &record.value, self.candidates(&name.namespace));
             if !slices.is_empty() {
                 derived.insert(name.clone(), slices);
             }
         }
         self.services.set_derived(derived)
+    }
+
+    /// What of the services whose endpoints are derived leads to nobody.
+    pub fn astray(&self) -> Vec<Astray> {
+        let of =
+            |(name, record): (&ObjectName, &Record<ServiceParts>)| endpoints::astray(name, &record.value, self.candidates(&name.namespace));
+        self.without_slice_objects().flat_map(of).collect()
+    }
+
+    /// The services that have a selector, and no EndpointSlice that is known.
+    fn without_slice_objects(&self) -> impl Iterator<Item = (&ObjectName, &Record<ServiceParts>)> {
+        let services = self.services.services.iter();
+        services.filter(|(name, record)| !record.value.selector.is_empty() && !self.services.has_slice_objects(name))
     }
 
     /// Gives each service that has cluster IPs by its kind one of `ranges` for each of its families of which its object names none. For

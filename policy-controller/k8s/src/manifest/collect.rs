@@ -15,7 +15,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{ClusterResourceScope, Metadata, NamespaceResourceScope, Resource};
 use palisade_policy::model::ObjectName;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The kinds that are read, and the version of each.
@@ -54,8 +53,6 @@ impl Scope for ClusterResourceScope {
 pub(super) struct Collected {
     manifest: Manifest,
     errors: Vec<ManifestError>,
-    /// Who has which name: kind, namespace, name.
-    taken: BTreeMap<(&'static str, ObjectName), Place>,
     /// Where objects live, to be checked once all files are read.
     lives_in: Vec<(String, Place, String)>,
 }
@@ -271,7 +268,7 @@ impl Collected {
     /// Claims a name for a kind.
     fn takes(&mut self, kind: &'static str, name: ObjectName, document: &Document) -> bool {
         let place = document.place(&FieldPath::of("metadata.name"));
-        if let Some(first) = self.taken.get(&(kind, name.clone())) {
+        if let Some(first) = self.manifest.places.get(&(kind, name.clone())) {
             let first = first.clone();
             self.errors.push(ManifestError {
                 place,
@@ -280,7 +277,7 @@ impl Collected {
             });
             return false;
         }
-        self.taken.insert((kind, name), place);
+        self.manifest.places.insert((kind, name), place);
         true
     }
 
@@ -317,6 +314,7 @@ impl Collected {
             services,
             endpoint_slices,
             ignored: _,
+            places: _,
         } = &mut self.manifest;
         if nodes.is_empty() {
             pods.iter_mut().for_each(belongs_nowhere);

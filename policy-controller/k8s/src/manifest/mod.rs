@@ -21,6 +21,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use palisade_policy::model::ObjectName;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What a directory of manifests declares. Every object in it converts without error.
@@ -47,6 +48,8 @@ pub struct Manifest {
     pub endpoint_slices: Vec<EndpointSlice>,
     /// Objects of kinds that mean nothing here, and sub-directories.
     pub ignored: Vec<Note>,
+    /// Where each object stands, by its kind and name; the pods of a Deployment where that one does.
+    pub places: BTreeMap<(&'static str, ObjectName), Place>,
 }
 
 /// Something that was seen and not used.
