@@ -303,6 +303,35 @@ fn of_more_sockets_than_there_is_room_for_the_newest_see_their_service_and_none_
     });
 }
 
+#[test]
+fn a_socket_s_datagrams_leave_their_backend_once_the_frontend_is_another_service_s() {
+    served(|_, mut datapath, _, first| {
+        let frontends = serve(&mut datapath, 1, first);
+        let others = backends(TWO);
+        let asks = frontends.map(|frontend| {
+            let socket = socket_for(frontend).unwrap();
+            move || {
+                socket.send_to(b"ask", frontend).unwrap();
+                hears(&socket).unwrap()
+            }
+        });
+        for (ask, frontend) in asks.iter().zip(frontends) {
+            assert_eq!(ask(), (frontend, ONE));
+            assert_eq!(ask(), (frontend, ONE));
+        }
+        // The first service lives on, and so does its backend; its addresses are another one's.
+        let of_another = serve(&mut datapath, 2, others);
+        for (frontend, other) in frontends.into_iter().zip(of_another) {
+            let [key, theirs] = [frontend, other].map(|frontend| (frontend.ip(), PORT, UDP));
+            let entry = datapath.services.get(theirs).unwrap().unwrap();
+            datapath.services.insert(key, &entry).unwrap();
+        }
+        for (ask, frontend) in asks.iter().zip(frontends) {
+            assert_eq!(ask(), (frontend, TWO));
+        }
+    });
+}
+
 /// For how many seconds a client stays with its backend.
 const STAYS: u32 = 1;
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use palisade_datapath_core::abi::{
-    Direction, MARK_MASQUERADE, Outcome, RowVerdict, ServiceEntry, TABLE_NONE, backend_flag, outside_leg, service_flag,
+    Backend, Direction, MARK_MASQUERADE, Outcome, RowVerdict, ServiceEntry, TABLE_NONE, backend_flag, outside_leg, service_flag,
 };
 use palisade_test_support::packet::{self, Way, protocol, sctp_chunk, set, summed, tcp_flag::*};
 
@@ -296,6 +296,52 @@ fn an_established_flow_stays_with_its_backend_and_a_new_one_goes_to_another() {
                 world.datapath.backends.remove(&1).unwrap();
             }
             became(&world.arrives(packet(CLIENT, ACK)), MARK_MASQUERADE, (client, CLIENT), to_remote);
+        }
+    });
+}
+
+#[test]
+fn datagrams_leave_a_backend_that_is_removed_at_once() {
+    each_family(|world, family| {
+        let client = outside(family);
+        two(world, family, protocol::UDP);
+        let datagram = summed(asking(world, family).udp(CLIENT, PORT));
+        became(&world.arrives(datagram.clone()), 0, (client, CLIENT), (world.b.address(family), TARGET));
+        flip(world, family, protocol::UDP);
+        world.datapath.backends.remove(&1).unwrap();
+        for _ in 0..2 {
+            became(&world.arrives(datagram.clone()), MARK_MASQUERADE, (client, CLIENT), (remote(family), TARGET));
+        }
+    });
+}
+
+#[test]
+fn a_flow_from_outside_leaves_its_backend_once_its_frontend_is_another_service_s() {
+    each_family(|world, family| {
+        let client = outside(family);
+        for protocol in [protocol::TCP, protocol::UDP] {
+            two(world, family, protocol);
+            let way = asking(world, family);
+            let packet = |flags: u8| match protocol {
+                protocol::TCP => summed(way.tcp(CLIENT, PORT, flags)),
+                _ => summed(way.udp(CLIENT, PORT)),
+            };
+            for flags in [SYN, ACK] {
+                became(&world.arrives(packet(flags)), 0, (client, CLIENT), (world.b.address(family), TARGET));
+            }
+            // The service lives on, at another address, and so does its backend.
+            let others = Backend { service: SERVICE + 1, ..world.datapath.backends.get(&2).unwrap().unwrap() };
+            world.datapath.backends.insert(&2, &others).unwrap();
+            let entry = ServiceEntry {
+                service: SERVICE + 1,
+                outside_table: TABLE + 1,
+                bits: 6,
+                outside_bits: 6,
+                flags: service_flag::OUTSIDE,
+                ..ServiceEntry::default()
+            };
+            world.datapath.services.insert((node(family), PORT, protocol), &entry).unwrap();
+            became(&world.arrives(packet(ACK)), MARK_MASQUERADE, (client, CLIENT), (remote(family), TARGET));
         }
     });
 }
