@@ -60,6 +60,7 @@ pub struct Metrics {
     node_faults: Family<FaultLabels, Gauge>,
     addresses_refused: Family<OfLabels, Counter>,
     frontends_passed_on: Counter,
+    frontends_given_up: Counter,
     pod_mtu: Gauge,
     told: Family<WhatLabels, Counter>,
     not_told: Family<WhatLabels, Counter>,
@@ -188,6 +189,7 @@ impl Metrics {
             node_faults: Family::default(),
             addresses_refused: Family::default(),
             frontends_passed_on: Counter::default(),
+            frontends_given_up: Counter::default(),
             pod_mtu: Gauge::default(),
             told: Family::default(),
             not_told: Family::default(),
@@ -235,6 +237,11 @@ impl Metrics {
             "frontends_passed_on",
             "Addresses and ports of services that have become another service's, whose flows have ended by that",
             self.frontends_passed_on.clone(),
+        );
+        registry.register(
+            "frontends_given_up",
+            "Addresses and ports without which their services go on, whose flows have ended by that",
+            self.frontends_given_up.clone(),
         );
         registry.register_with_unit("pod_mtu", "MTU of new pods", Unit::Bytes, self.pod_mtu.clone());
         registry.register("ready", "1 when everything was read and is in the kernel", self.ready.clone());
@@ -304,6 +311,11 @@ impl Metrics {
     /// A frontend of one service has become another's.
     pub fn frontend_passed_on(&self) {
         self.frontends_passed_on.inc();
+    }
+
+    /// A service goes on without one of its frontends, and nobody else has that.
+    pub fn frontend_given_up(&self) {
+        self.frontends_given_up.inc();
     }
 
     /// A table of flows was swept. They do not grow: their room is their limit.
@@ -432,6 +444,7 @@ mod tests {
             "palisade_addresses_refused_total{of=\"node\"} 0",
             "palisade_addresses_refused_total{of=\"pod\"} 0",
             "palisade_frontends_passed_on_total 0",
+            "palisade_frontends_given_up_total 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -382,6 +382,46 @@ fn open_connections_end_and_datagrams_go_elsewhere_when_their_cluster_ip_is_anot
 }
 
 #[test]
+fn open_connections_end_when_their_service_gives_its_cluster_ip_up_and_that_is_logged_and_counted() {
+    private_host(|host| {
+        let (directory, logs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        write(directory.path(), &[PODS, &service_of("one", 10)]);
+        let mut command = Agent::command(host);
+        command.args(["--metrics", METRICS]);
+        let log = log_of(&mut command, logs.path());
+        let agent = Agent::from_directory(command, directory.path());
+        wait(host, "the agent is ready", |status| status.ready);
+        Backend::start(host, "one", 8080, 5353);
+        add(host, "shop", "client");
+        let mut open = Vec::new();
+        for frontend in FRONTENDS {
+            let mut stream = connect(host, "client", SocketAddr::new(frontend.parse().unwrap(), 80)).unwrap();
+            assert!(ask(&mut stream, 1).starts_with("one "));
+            open.push(stream);
+        }
+        write(directory.path(), &[PODS, &service_of("one", 12)]);
+        // Of each family a port of TCP and one of UDP.
+        until("the addresses are nobody's", || counted("palisade_frontends_given_up_total") == 4);
+        assert_eq!(counted("palisade_frontends_passed_on_total"), 0);
+        for (mut stream, frontend) in open.into_iter().zip(FRONTENDS) {
+            let told = log().lines().filter(|line| line.contains("its service goes on without it") && line.contains(frontend)).count();
+            assert_eq!(told, 2, "{frontend}: it is logged, once for each port");
+            let over = stream.write_all(b"x").and_then(|()| stream.read(&mut [0; 64]));
+            assert!(over.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset), "{frontend}: the connection is reset");
+            assert!(connect(host, "client", SocketAddr::new(frontend.parse().unwrap(), 80)).is_err(), "{frontend} leads nowhere");
+        }
+        for frontend in ["10.96.0.12", "fd96::12"] {
+            assert_eq!(answers(host, SocketAddr::new(frontend.parse().unwrap(), 80)), "one", "{frontend}");
+        }
+        agent.kill();
+        for pod in ["one", "client"] {
+            remove(host, "shop", pod);
+        }
+        clear(host);
+    });
+}
+
+#[test]
 fn an_endpoint_of_another_family_than_its_slice_is_told_of_and_gets_no_flows_and_the_others_are_served() {
     private_host(|host| {
         let directory = tempfile::tempdir().unwrap();
