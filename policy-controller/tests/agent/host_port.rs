@@ -1,7 +1,9 @@
 //! Ports of the node that lead to a pod, used by a client outside: those that our plugin is asked for, and those that Debian's portmap maps after it.
 
-use crate::node::{Agent, MANIFESTS, add_by, addresses, clear, reaches_in_time, remove_by, wait};
+use crate::mtu::ip;
+use crate::node::{Agent, MANIFESTS, add_by, addresses, clear, command_with_kubeconfig, reaches_in_time, remove_by, wait};
 use crate::outside::{NODE, OTHER, Outside, UPLINK, at};
+use crate::server::{Answer, Server};
 use crate::service::{Backend, PATIENCE, ask, until};
 use palisade_test_support::debian::{DEBIAN, SYSTEM, missing};
 use palisade_test_support::{CniCall, Host, private_host, skipped};
@@ -103,19 +105,21 @@ fn a_port_that_portmap_maps_leads_from_outside_to_the_pod_and_is_no_way_round_po
     });
 }
 
+/// Wires a pod with ports of the node, and has it answer.
+fn wire(host: &Host, (namespace, pod): (&'static str, &'static str), mappings: Value) -> CniCall {
+    let call = host.cni_call(namespace, pod).key("runtimeConfig", json!({ "portMappings": mappings }));
+    Backend::of(host, pod, addresses(&add_by(host, &call)), 80, 53);
+    call
+}
+
 #[test]
 fn a_host_port_leads_from_outside_to_the_pod_at_the_address_that_it_names_alone_and_is_no_way_round_policy() {
     private_host(|host| {
         let outside = Outside::join();
         let directory = tempfile::tempdir().unwrap();
         let agent = agent(host, directory.path());
-        let wire = |(namespace, pod): (&'static str, &'static str), mappings: Value| {
-            let call = host.cni_call(namespace, pod).key("runtimeConfig", json!({ "portMappings": mappings }));
-            Backend::of(host, pod, addresses(&add_by(host, &call)), 80, 53);
-            call
-        };
-        let open = wire(OPEN, NODE.map(|address| mapping(TO_OPEN, address)).into());
-        let guarded = wire(GUARDED, [mapping(TO_GUARDED, "")].into());
+        let open = wire(host, OPEN, NODE.map(|address| mapping(TO_OPEN, address)).into());
+        let guarded = wire(host, GUARDED, [mapping(TO_GUARDED, "")].into());
         for (node, other) in NODE.into_iter().zip(OTHER) {
             expect_open(&outside, at(node, TO_OPEN));
             assert!(is_nobodys(&outside, at(other, TO_OPEN)), "{other} is not named");
@@ -130,6 +134,34 @@ fn a_host_port_leads_from_outside_to_the_pod_at_the_address_that_it_names_alone_
             until("the port is nobody's again", || is_nobodys(&outside, at(node, TO_OPEN)));
         }
         remove_by(host, &guarded);
+        agent.kill();
+        clear(host);
+    });
+}
+
+#[test]
+fn a_host_port_follows_the_node_s_own_addresses() {
+    private_host(|host| {
+        let outside = Outside::join();
+        let directory = tempfile::tempdir().unwrap();
+        let api_server: SocketAddr = "127.0.0.1:6443".parse().unwrap();
+        let server = Server::start(api_server, Answer::Objects);
+        server.give_addresses("node", &NODE.map(ip), 8);
+        let mut command = command_with_kubeconfig(host, directory.path(), api_server);
+        command.args(["--services-outside", "on"]);
+        let agent = Agent::spawn(command);
+        wait(host, "the agent serves clients outside", |status| status.ready && status.uplinks == [UPLINK]);
+        let open = wire(host, OPEN, [mapping(TO_OPEN, "")].into());
+        for (node, other) in NODE.into_iter().zip(OTHER) {
+            expect_open(&outside, at(node, TO_OPEN));
+            assert!(is_nobodys(&outside, at(other, TO_OPEN)), "{other} is no address of the Node");
+        }
+        server.give_addresses("node", &OTHER.map(ip), 9);
+        for (node, other) in NODE.into_iter().zip(OTHER) {
+            expect_open(&outside, at(other, TO_OPEN));
+            until("the port of the old address is nobody's", || is_nobodys(&outside, at(node, TO_OPEN)));
+        }
+        remove_by(host, &open);
         agent.kill();
         clear(host);
     });

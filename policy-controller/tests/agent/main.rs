@@ -15,4 +15,5 @@ mod restart;
 mod server;
 mod service;
 mod service_flip;
+mod timeout;
 mod trouble;

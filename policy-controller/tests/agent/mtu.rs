@@ -254,7 +254,7 @@ impl Stage<'_> {
 }
 
 #[test]
-fn native_takes_the_longest_packet_and_answers_one_byte_more_also_after_the_link_has_shrunk() {
+fn native_takes_the_longest_packet_and_answers_one_byte_more_also_after_the_link_has_shrunk_and_grown() {
     stage("native", |stage| {
         stage.both_ways();
         // The pod runs, and its interface has 1400.
@@ -267,6 +267,14 @@ fn native_takes_the_longest_packet_and_answers_one_byte_more_also_after_the_link
                 assert!(began.elapsed() < PATIENCE, "IPv6: {ipv6}");
             }
             assert_eq!(stage.back(ipv6, 1300), (true, None), "IPv6: {ipv6}");
+        }
+        stage.set_mtu(1500);
+        for ipv6 in [false, true] {
+            let began = Instant::now();
+            while stage.out(ipv6, POD_MTU) != (true, None) {
+                assert!(began.elapsed() < PATIENCE, "IPv6: {ipv6}");
+            }
+            assert_eq!(stage.back(ipv6, POD_MTU), (true, None), "IPv6: {ipv6}");
         }
     });
 }
@@ -287,7 +295,7 @@ fn by_a_network_that_routes_pods_native_sets_no_route_and_packets_pass() {
 }
 
 #[test]
-fn the_overlay_takes_the_longest_packet_and_answers_one_byte_more_also_after_the_link_has_shrunk() {
+fn the_overlay_takes_the_longest_packet_and_answers_one_byte_more_also_after_the_link_has_shrunk_and_grown() {
     stage("vxlan", |stage| {
         // The outer packets are of both families: that of IPv6 costs the most.
         let overlay = |mtu: u32| {
@@ -305,6 +313,12 @@ fn the_overlay_takes_the_longest_packet_and_answers_one_byte_more_also_after_the
             assert_eq!(stage.out(ipv6, 1330), (true, None), "IPv6: {ipv6}");
             assert_eq!(stage.out(ipv6, 1331), (false, Some(1330)), "IPv6: {ipv6}");
             assert_eq!(stage.back(ipv6, 1330), (true, None), "IPv6: {ipv6}");
+        }
+        stage.set_mtu(1500);
+        overlay(1430);
+        for ipv6 in [false, true] {
+            assert_eq!(stage.out(ipv6, POD_MTU), (true, None), "IPv6: {ipv6}");
+            assert_eq!(stage.back(ipv6, POD_MTU), (true, None), "IPv6: {ipv6}");
         }
     });
 }
@@ -344,11 +358,14 @@ fn a_new_pod_has_the_mtu_of_the_ways_as_they_are_by_then() {
                 Netlink::open_in(&inside(stage.host, namespace, pod)).unwrap().link("eth0").unwrap().unwrap().mtu
             };
             assert_eq!(mtu(CLIENT), at_first, "{mode}");
-            stage.set_mtu(1400);
-            wait(stage.host, "the MTU of pods follows", |status| status.routing.as_ref().is_some_and(|routing| routing.mtu == then));
-            add(stage.host, LATE.0, LATE.1);
-            assert_eq!((mtu(LATE), mtu(CLIENT)), (then, at_first), "{mode}");
-            remove(stage.host, LATE.0, LATE.1);
+            // The link shrinks, and grows again.
+            for (of_link, of_pods) in [(1400, then), (1500, at_first)] {
+                stage.set_mtu(of_link);
+                wait(stage.host, "the MTU of pods follows", |status| status.routing.as_ref().is_some_and(|routing| routing.mtu == of_pods));
+                add(stage.host, LATE.0, LATE.1);
+                assert_eq!((mtu(LATE), mtu(CLIENT)), (of_pods, at_first), "{mode}");
+                remove(stage.host, LATE.0, LATE.1);
+            }
         });
     }
 }

@@ -148,6 +148,11 @@ impl<'s> Nodes<'s> {
     }
 }
 
+/// Pod ranges as objects have them.
+fn texts(ranges: [(&str, u32); 2]) -> [String; 2] {
+    ranges.map(|(address, length)| format!("{address}/{length}"))
+}
+
 /// The rows of the nodes, as bytes: by an address, which is whole, or by a pod range.
 type Rows = BTreeMap<(IpAddr, u32), Vec<u8>>;
 
@@ -242,5 +247,37 @@ fn a_node_that_changes_goes_and_comes_back_is_reached_and_believed_as_its_object
         nodes.lead_nowhere(when, ANOTHER);
         nodes.are_forged(when, MOVED, ANOTHER);
         others_notice_nothing(when);
+    });
+}
+
+#[test]
+fn a_node_that_claims_the_pod_range_or_the_address_of_an_older_one_gets_none_of_its_packets_and_is_not_believed() {
+    stage("vxlan", |stage| {
+        stage.server.change_node("third", true, 8);
+        let nodes = Nodes::new(stage);
+        let is_told = |of: &str| {
+            wait(stage.host, "what is wrong with the third node is told", |status| {
+                let faults = status.routing.iter().flat_map(|routing| &routing.faults);
+                faults.filter(|fault| fault.node == "third").filter(|fault| fault.fault.contains(of)).count() == 2
+            });
+        };
+        nodes.talk("at first", PEER, OTHERS);
+        nodes.talk("at first", THIRD, THIRDS);
+
+        let when = "the third node claims the other's pod ranges";
+        stage.server.give_ranges("third", &texts(FIRST).each_ref().map(String::as_str), 9);
+        is_told("of the older node peer, which keeps it");
+        nodes.talk(when, PEER, OTHERS);
+        nodes.are_forged(when, THIRD, OTHERS);
+        nodes.lead_nowhere(when, THIRDS);
+
+        let when = "it claims the other's addresses";
+        stage.server.give_ranges("third", &texts(THIRD_RANGES).each_ref().map(String::as_str), 10);
+        stage.server.give_addresses("third", &PEER.map(ip), 11);
+        is_told("is that of the older node peer, which keeps it");
+        nodes.talk(when, PEER, OTHERS);
+        nodes.are_forged(when, PEER, THIRDS);
+        nodes.are_forged(when, THIRD, THIRDS);
+        nodes.lead_nowhere(when, THIRDS);
     });
 }

@@ -8,6 +8,7 @@ use crate::server::{Answer, Server};
 use ipnet::IpNet;
 use palisade_cni::link::{Netlink, RouteKind};
 use palisade_test_support::{Host, private_host};
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -39,13 +40,14 @@ fn are_of(addresses: &[IpAddr], ranges: [&str; 2]) -> bool {
     addresses.len() == 2 && addresses.iter().zip(ranges).all(|(address, range)| range.parse::<IpNet>().unwrap().contains(address))
 }
 
-/// A node with an agent that is served by a server, its metrics shown.
-fn agent(host: &Host, directory: &Path) -> Agent {
+/// A node with an agent that is served by a server, its metrics shown; what it has logged so far.
+fn agent(host: &Host, directory: &Path) -> (Agent, impl Fn() -> String + use<>) {
     let mut command = command_with_kubeconfig(host, directory, API_SERVER.parse().unwrap());
     command.args(["--metrics", METRICS, "--routing-mode", "native", "--mtu", "1400"]);
+    let log = log_of(&mut command, directory);
     let agent = Agent::spawn(command);
     wait(host, "the agent is ready", |status| status.ready);
-    agent
+    (agent, log)
 }
 
 #[test]
@@ -53,7 +55,7 @@ fn when_the_pod_range_changes_under_running_pods_their_policy_holds_and_new_pods
     private_host(|host| {
         let directory = tempfile::tempdir().unwrap();
         let server = Server::start(API_SERVER.parse().unwrap(), Answer::Objects);
-        let agent = agent(host, directory.path());
+        let (agent, log) = agent(host, directory.path());
         let web = add(host, WEB.0, WEB.1);
         assert!(are_of(&web, FIRST), "{web:?}");
         add(host, FRIEND.0, FRIEND.1);
@@ -71,6 +73,7 @@ fn when_the_pod_range_changes_under_running_pods_their_policy_holds_and_new_pods
 
         server.give_ranges("node", &SECOND, 8);
         until("the pods that run are outside of the range", || faults("pods-outside-range") == 1);
+        until("it is logged", || log().contains("are outside of its pod ranges") && log().contains("the node's pod range is another"));
         policy_holds();
         // The first ADD may come before the agent has told of the range.
         let mut late = Vec::new();
@@ -97,7 +100,7 @@ fn a_pod_is_closed_as_long_as_a_pod_of_the_node_that_has_its_range_by_now_has_it
     private_host(|host| {
         let directory = tempfile::tempdir().unwrap();
         let server = Server::start(API_SERVER.parse().unwrap(), Answer::Two);
-        let agent = agent(host, directory.path());
+        let (agent, log) = agent(host, directory.path());
         let web = add(host, WEB.0, WEB.1);
         let friend = add(host, FRIEND.0, FRIEND.1);
         add(host, STRANGER.0, STRANGER.1);
@@ -114,13 +117,15 @@ fn a_pod_is_closed_as_long_as_a_pod_of_the_node_that_has_its_range_by_now_has_it
         // One family will do: other nodes take one pod for the other.
         server.change_far(&web[1..], true, 10);
         until("the pod is closed both ways", || open(reaches) == (false, false));
+        until("it is logged", || log().contains("a pod of another node has the endpoint's address: closed"));
         assert!(!reaches(host, STRANGER, to_web));
         assert!(reaches_in_time(host, STRANGER, to_friend), "others are open");
         // The next agent finds it as it is.
         agent.kill();
-        let agent = self::agent(host, directory.path());
+        let (agent, log) = self::agent(host, directory.path());
         assert_eq!(open(reaches), (false, false));
         until("it is told", || faults("pods-in-other-range") == 1);
+        until("it is logged", || log().contains("of its pods claim addresses in pod ranges of other nodes"));
 
         server.change_far(&web[1..], false, 11);
         until("it is opened again", || open(reaches_in_time) == (true, true));
@@ -139,21 +144,19 @@ fn a_node_that_claims_nothing_or_what_others_have_takes_nothing_from_them_and_is
     private_host(|host| {
         let directory = tempfile::tempdir().unwrap();
         let server = Server::start(API_SERVER.parse().unwrap(), Answer::Two);
-        let mut command = command_with_kubeconfig(host, directory.path(), API_SERVER.parse().unwrap());
-        command.args(["--metrics", METRICS, "--routing-mode", "native", "--mtu", "1400"]);
-        let log = log_of(&mut command, directory.path());
-        let agent = Agent::spawn(command);
-        wait(host, "the agent is ready", |status| status.ready);
+        let (agent, log) = agent(host, directory.path());
         let web = add(host, WEB.0, WEB.1);
         add(host, FRIEND.0, FRIEND.1);
         add(host, STRANGER.0, STRANGER.1);
         let _listeners = [web[0], web[1]].map(|address| listen(host, WEB, SocketAddr::new(address, 80)));
-        let mut version = 7;
-        let mut expect = |what: &str, ranges: &[&str], addresses: &[IpAddr], fault: &str, said: &str| {
-            version += 2;
-            server.give_ranges("peer", ranges, version);
-            server.give_addresses("peer", addresses, version + 1);
-            version += 1;
+        let versions = Cell::new(7);
+        let next = || {
+            versions.set(versions.get() + 1);
+            versions.get()
+        };
+        let expect = |what: &str, ranges: &[&str], addresses: &[IpAddr], fault: &str, said: &str| {
+            server.give_ranges("peer", ranges, next());
+            server.give_addresses("peer", addresses, next());
             until(what, || faults(fault) > 0);
             wait(host, what, |status| {
                 let faults = status.routing.iter().flat_map(|routing| &routing.faults);
@@ -180,10 +183,15 @@ fn a_node_that_claims_nothing_or_what_others_have_takes_nothing_from_them_and_is
             "covering-pod-range",
             "has 192.0.2.1 of node node in it",
         );
-        server.give_ranges("peer", &third, version + 1);
+        server.give_ranges("node", &SECOND, next());
+        until("the pods that run are in no range", || faults("pods-outside-range") == 1);
+        expect("another node has the address of a pod in no range", &third, &web, "address-of-pod", "is that of a pod that runs here");
+        server.give_ranges("node", &FIRST, next());
+        server.give_addresses("peer", &own, next());
         until("nothing is wrong any more", || {
-            let kinds = ["no-pod-range", "overlapping-pod-range", "address-among-pods", "shared-address", "covering-pod-range"];
-            kinds.iter().all(|fault| faults(fault) == 0)
+            let of_nodes = ["no-pod-range", "overlapping-pod-range", "covering-pod-range"];
+            let of_addresses = ["address-among-pods", "shared-address", "address-of-pod", "pods-outside-range"];
+            of_nodes.into_iter().chain(of_addresses).all(|fault| faults(fault) == 0)
         });
         for (namespace, pod) in [WEB, FRIEND, STRANGER] {
             remove(host, namespace, pod);
@@ -199,7 +207,7 @@ fn a_pod_range_of_one_address_has_room_for_one_pod() {
         let directory = tempfile::tempdir().unwrap();
         let server = Server::start(API_SERVER.parse().unwrap(), Answer::Objects);
         server.give_ranges("node", &["10.79.0.7/32", "fd79::7/128"], 8);
-        let agent = agent(host, directory.path());
+        let (agent, _log) = agent(host, directory.path());
         let web = add(host, WEB.0, WEB.1);
         assert_eq!(web, ["10.79.0.7", "fd79::7"].map(|address| address.parse::<IpAddr>().unwrap()));
         let _listeners = [web[0], web[1]].map(|address| listen(host, WEB, SocketAddr::new(address, 80)));
