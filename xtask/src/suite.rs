@@ -289,7 +289,7 @@ fn tests(root: &Path, suite: &Suite, programs: &[Program], preparation: Option<P
 const LANES: [&[&str]; 3] = [
     &["cluster_policies", "nodes", "truth_tables", "verdicts"],
     &["examples", "identities", "service_kinds", "services"],
-    &["attribution", "birth", "metrics"],
+    &["attribution", "birth", "chart", "metrics"],
 ];
 
 fn all(suite: &Suite, programs: &[&Program], environment: &[(&str, String)], failures: &mut Vec<String>) -> Result<Counts> {

@@ -6,6 +6,7 @@
 pub mod administrator;
 pub mod agent;
 pub mod arrived;
+pub mod chart;
 pub mod claim;
 pub mod cluster;
 pub mod definition;

@@ -2,25 +2,15 @@
 
 use anyhow::{Context, Result, ensure};
 use palisade_e2e::agent::Agent;
+use palisade_e2e::chart;
 use palisade_e2e::cluster::{Cluster, Namespace};
 use palisade_e2e::pod;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 use std::time::Duration;
 
 /// Sums are told after the first sweep of the tables.
 const SWEPT: Duration = Duration::from_secs(60);
-
-/// What the chart makes with these values.
-fn rendered(template: &str, values: &[&str]) -> Result<Value> {
-    let mut helm = Command::new("helm");
-    helm.args(["template", "palisade", concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/palisade"), "--show-only", template]);
-    helm.args(values.iter().flat_map(|value| ["--set", value]));
-    let output = helm.output().with_context(|| format!("starting {helm:?}"))?;
-    ensure!(output.status.success(), "{helm:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_saphyr::from_str(&String::from_utf8_lossy(&output.stdout)).context("what helm printed")
-}
 
 /// The series of an agent: of each name, the sets of labels.
 fn series(metrics: &str) -> BTreeMap<&str, BTreeSet<&str>> {
@@ -35,7 +25,7 @@ fn series(metrics: &str) -> BTreeMap<&str, BTreeSet<&str>> {
 
 #[test]
 fn the_alert_of_full_tables_asks_for_series_that_every_agent_has() -> Result<()> {
-    let rule = rendered("templates/rules.yaml", &["metrics.rules.enabled=true", "metrics.rules.labels.release=prometheus"])?;
+    let rule = chart::rendered("templates/rules.yaml", &["metrics.rules.enabled=true", "metrics.rules.labels.release=prometheus"])?;
     ensure!(rule["kind"] == "PrometheusRule" && rule["metadata"]["labels"]["release"] == "prometheus", "{rule}");
     let alerts = rule["spec"]["groups"][0]["rules"].as_array().context("no rules")?;
     let expressions: Vec<&str> = alerts.iter().filter_map(|alert| alert["expr"].as_str()).collect();

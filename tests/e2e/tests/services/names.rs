@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 const DNS_STARTS: &str = "--timeout=120s";
 const DNS_PORT: u16 = 53;
 
-/// The cluster's DNS, asked by datagrams or by connections. kubeadm gives its service one family; where it has two, both are asked.
+/// The cluster's DNS, asked by datagrams or by connections, by each family of its service: kubeadm gives it one, `kind/up` both where the cluster has them.
 fn servers(served: &Served, way: Way) -> Result<Vec<Target>> {
     let addresses = cluster_ips(served.cluster(), "kube-system", "kube-dns")?;
     Ok(addresses.into_iter().map(|address| Target { way, to: SocketAddr::new(address, DNS_PORT) }).collect())
