@@ -56,9 +56,8 @@ impl KubeProxy {
         Ok(Self { program, directory, router, is_ipv6: path.server_address.is_ipv6(), lists, api, running: None })
     }
 
-    /// Starts it anew with these services, and waits until it has written the rules of all of them.
+    /// Has it write the rules of these services, and ends it then: no packet meets it, and what it still does would slow down all that is measured.
     pub fn serve(&mut self, services: &Services) -> Result<()> {
-        self.stop()?;
         let ports: usize = services.services.iter().map(|(_, service)| service.ports.len()).sum();
         *self.lists.lock().expect("no holder of this lock panics") = lists(services, self.is_ipv6);
         let log = File::create(self.directory.join("log"))?;
@@ -76,6 +75,8 @@ impl KubeProxy {
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+        self.stop()?;
+        ensure!(self.rules()? == ports, "kube-proxy has not left its rules where they were");
         Ok(())
     }
 
@@ -100,7 +101,6 @@ impl KubeProxy {
 
     /// Ends it and its API server; the rules go with the node.
     pub fn end(mut self) -> Result<()> {
-        self.stop()?;
         if let Some((end, server)) = self.api.take() {
             // It has ended already only where it failed.
             let _ = end.send(());
