@@ -308,19 +308,25 @@ fn a_network_of_one_family_is_as_one_of_both() {
 
 #[test]
 fn a_node_that_goes_takes_its_pods_out_of_services_and_brings_them_back() {
-    lose_a_node("native");
+    lose_a_node("native", NEAR);
 }
 
 #[test]
 fn a_node_that_goes_takes_its_pods_out_of_services_and_brings_them_back_through_the_overlay() {
-    lose_a_node("vxlan");
+    lose_a_node("vxlan", NEAR);
 }
 
-fn lose_a_node(mode: &str) {
+#[test]
+fn a_node_behind_a_router_that_goes_takes_its_pods_out_of_services_and_brings_them_back_in_auto_mode() {
+    lose_a_node("auto", FAR);
+}
+
+/// Loses a node that is at this place and gets it back; the two others share a link.
+fn lose_a_node(mode: &str, place: &str) {
     if !labs_run_here() {
         return;
     }
-    let nodes = ["left", "middle", "right"].map(|name| node(name, NEAR, "", "")).concat();
+    let nodes = [("left", NEAR), ("middle", NEAR), ("right", place)].map(|(name, place)| node(name, place, "", "")).concat();
     let web = |node: &str, name: &str| on(node, name).replace("labels: {app: ", "labels: {app: web, own: ");
     let manifests = Manifests::new(
         &(namespace("a")
@@ -384,15 +390,23 @@ fn nodes_and_pod_ranges_follow_the_files() {
     let mut lab = Running::lab(manifests.path(), &["--watch", "--mode", "native"]);
     lab.wait_for_errors("watching for edits");
     assert!(addresses(&manifests, "right", "z")[0].starts_with("10.2.0."));
-    let routes = |node: &str| exec(&manifests, &format!("node:{node}"), &["ip", "route", "show", "proto", "80"]).expect_code(0).output;
-    assert!(routes("left").contains("10.2.0.0/24 via 192.0.2."), "{}", routes("left"));
+    let routes = |node: &str| {
+        let of = |family| exec(&manifests, &format!("node:{node}"), &["ip", family, "route", "show", "proto", "80"]).expect_code(0).output;
+        of("-4") + &of("-6")
+    };
+    let leads_to = |node: &str, ranges: [&str; 2]| {
+        let [v4, v6] = ranges.map(str::to_owned);
+        routes(node).contains(&(v4 + " via 192.0.2.")) && routes(node).contains(&(v6 + " via 2001:db8:1:"))
+    };
+    assert!(leads_to("left", ["10.2.0.0/24", "fd02::/64"]), "{}", routes("left"));
 
     // Pods of a node whose range is another are made anew.
     manifests.write("right.yaml", &node("right", NEAR, "", "10.3.0.0/24, 'fd03::/64'"));
     lab.wait_for_output("Applied: no flow changed");
     let z = addresses(&manifests, "right", "z");
     assert!(z[0].starts_with("10.3.0.") && z[1].starts_with("fd03::"), "{z:?}");
-    assert!(routes("left").contains("10.3.0.0/24 via 192.0.2.") && !routes("left").contains("10.2.0.0/24"), "{}", routes("left"));
+    assert!(leads_to("left", ["10.3.0.0/24", "fd03::/64"]), "{}", routes("left"));
+    assert!(!["10.2.0.0/24", "fd02::/64"].iter().any(|range| routes("left").contains(range)), "{}", routes("left"));
 
     // A range of another node, or a node that cannot be: nothing changes.
     manifests.write("right.yaml", &node("right", NEAR, "", "10.1.0.0/16"));
