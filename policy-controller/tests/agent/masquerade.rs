@@ -7,7 +7,7 @@ use crate::raw::Raw;
 use crate::service::{socket, until};
 use nix::sys::socket::SockProtocol;
 use palisade_cni::link::Netlink;
-use palisade_test_support::{Host, private_host};
+use palisade_test_support::{Host, bound, private_host};
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ impl Stage<'_> {
     /// Whom the client sees by a datagram of the pod, and whether the pod hears its answer; `None`: it has not come in time.
     fn by_datagram(&self, to: &str) -> Option<(Seen, bool)> {
         let to = at(to, PORT);
-        let server = self.outside.0.enter(|| UdpSocket::bind(to)).unwrap().unwrap();
+        let server = self.outside.0.enter(|| bound(|| UdpSocket::bind(to))).unwrap().unwrap();
         server.set_read_timeout(Some(DOUBT)).unwrap();
         let client = socket(self.host, POD.1, to);
         client.send(b"asks").unwrap();

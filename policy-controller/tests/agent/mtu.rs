@@ -9,7 +9,7 @@ use nix::sys::socket::SockProtocol;
 use palisade_cni::link::{MacAddress, Namespace, Netlink, Route, Veth};
 use palisade_protocol::WayName;
 use palisade_test_support::packet::{self, ETHERNET, IPV4, IPV6, Way};
-use palisade_test_support::{Host, private_host};
+use palisade_test_support::{Host, bound, private_host};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -171,7 +171,7 @@ impl Stage<'_> {
     /// The socket on which the other node gets what is in the overlay.
     fn overlay(&self, ipv6: bool) -> UdpSocket {
         let at = SocketAddr::new(ip(PEER[usize::from(ipv6)]), PORT);
-        let socket = self.peer.enter(|| UdpSocket::bind(at)).unwrap().unwrap();
+        let socket = self.peer.enter(|| bound(|| UdpSocket::bind(at))).unwrap().unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         socket
     }

@@ -5,7 +5,7 @@ use crate::node::{Agent, add, inside, remove, wait};
 use crate::node_service::{ADDRESSES, Node, UPLINK, exchange};
 use crate::service::{Backend, FRONTENDS, OBJECTS, PATIENCE, TWO, connect_from, run, try_ask, until, write};
 use palisade_cni::link::Namespace;
-use palisade_test_support::private_host;
+use palisade_test_support::{bound, private_host};
 use std::io::{ErrorKind, Result};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
@@ -36,7 +36,7 @@ impl Way<'_> {
         self.port = self.port.checked_add(1).unwrap_or(FIRST_PORT);
         let any: IpAddr = if self.to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         // One that is not connected: the node's are ended with their backends.
-        let socket = self.from.enter(|| UdpSocket::bind((any, self.port))).unwrap()?;
+        let socket = self.from.enter(|| bound(|| UdpSocket::bind((any, self.port)))).unwrap()?;
         socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let (said, from) = exchange(&socket, self.to)?;
         assert_eq!(from, self.to, "who answers {}", self.client);

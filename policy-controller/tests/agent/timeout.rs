@@ -1,7 +1,7 @@
 //! How long a flow may be silent, by the agent's flag.
 
 use crate::node::{Agent, MANIFESTS, add, clear, inside, remove, wait};
-use palisade_test_support::{Host, private_host};
+use palisade_test_support::{Host, bound, private_host};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -18,16 +18,17 @@ spec:
 const CLIENT: (&str, &str) = ("shop", "client");
 const SERVER: (&str, &str) = ("shop", "web");
 /// For how long both are silent: longer than the flag says, and shorter than what holds without it.
-const SILENCE: Duration = Duration::from_secs(3);
+const SILENCE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long what should not come is waited for.
 const DOUBT: Duration = Duration::from_secs(1);
 
 /// Whether a server that may open nothing is heard once more after a silence, in a flow that its client has opened.
 fn is_heard_after_the_silence(host: &Host, client: IpAddr, server: IpAddr) -> bool {
-    let bound =
-        |(namespace, pod): (&str, &str), at: SocketAddr| inside(host, namespace, pod).enter(|| UdpSocket::bind(at)).unwrap().unwrap();
-    let (client, server) = (bound(CLIENT, (client, 0).into()), bound(SERVER, (server, 80).into()));
+    let open = |(namespace, pod): (&str, &str), at: SocketAddr| {
+        inside(host, namespace, pod).enter(|| bound(|| UdpSocket::bind(at))).unwrap().unwrap()
+    };
+    let (client, server) = (open(CLIENT, (client, 0).into()), open(SERVER, (server, 80).into()));
     for socket in [&client, &server] {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
     }

@@ -5,6 +5,7 @@ pub mod debian;
 mod leak;
 mod namespace;
 pub mod packet;
+mod port;
 mod program;
 mod prompt;
 mod requirement;
@@ -12,6 +13,7 @@ mod wiring;
 
 pub use leak::Snapshot;
 pub use namespace::{Host, private_host};
+pub use port::bound;
 pub use program::for_every_user;
 pub use prompt::at_once;
 pub use requirement::{requires_root, skipped};
