@@ -1,12 +1,13 @@
 //! The node's pod range: none yet, another one, and one that another node has by now.
 
+use crate::mtu::stage;
 use crate::node::{
     Agent, METRICS, add, add_in_vain, add_refused, clear, command_with_kubeconfig, counted, listen, log_of, reaches, reaches_in_time,
     remove, wait, with_kubeconfig,
 };
 use crate::server::{Answer, Server};
 use ipnet::IpNet;
-use palisade_cni::link::{Netlink, RouteKind};
+use palisade_cni::link::{Netlink, Route, RouteKind};
 use palisade_test_support::{Host, private_host};
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
@@ -231,6 +232,32 @@ fn a_pod_range_of_one_address_has_room_for_one_pod() {
         agent.kill();
         clear(host);
     });
+}
+
+#[test]
+fn a_range_of_one_address_that_passes_to_another_node_leaves_its_routes_to_the_pod_that_runs() {
+    for mode in ["native", "vxlan"] {
+        stage(mode, |stage| {
+            let netlink = Netlink::open().unwrap();
+            let links =
+                || stage.pod.iter().map(|address| netlink.route_to(*address).unwrap().and_then(|route| route.link)).collect::<Vec<_>>();
+            let before = links();
+            assert!(before.iter().all(Option::is_some), "{before:?}");
+            stage.server.give_ranges("node", &SECOND, 8);
+            let passed: Vec<String> = stage.pod.iter().map(|address| IpNet::from(*address).to_string()).collect();
+            stage.server.give_ranges("peer", &passed.iter().map(String::as_str).collect::<Vec<_>>(), 9);
+            wait(stage.host, "the ranges are the other node's", |status| {
+                status.routing.iter().flat_map(|routing| &routing.ranges).filter(|range| passed.contains(&range.range.to_string())).count()
+                    == 2
+            });
+            let is_there = |passed: &&String| {
+                let of = |route: &Route| route.destination.to_string() == **passed && route.metric == Some(u32::MAX);
+                netlink.routes().unwrap().iter().any(of)
+            };
+            until("there are routes to the other node", || passed.iter().filter(is_there).count() == 2);
+            assert_eq!(links(), before, "{mode}: the pod's own are before them");
+        });
+    }
 }
 
 #[test]

@@ -238,7 +238,7 @@ fn set_routes(netlink: &Netlink, asked: &Asked, device: Option<u32>) -> Result<(
     let missing = |route: &&Route| !present.iter().any(|present| same(route, present));
     for route in others.iter().chain(by_overlay.iter().filter(|_| asked.overlay)).filter(missing) {
         // In the place of one of ours alone: what somebody else sets meanwhile, or what is not shown, stays.
-        let takes_place = present.iter().any(|present| present.destination == route.destination);
+        let takes_place = present.iter().any(|present| present.destination == route.destination && metric(present) == metric(route));
         if let Err(error) = if takes_place { netlink.replace_route(route) } else { netlink.add_route(route) } {
             refused.insert(route.destination);
             outcome = outcome.and(Err(error.into()));
@@ -264,9 +264,7 @@ fn set_routes(netlink: &Netlink, asked: &Asked, device: Option<u32>) -> Result<(
 fn routes(asked: &Asked, device: Option<u32>) -> Vec<Route> {
     // Addresses of this node's ranges are unreachable but for those of its pods.
     let own = asked.own.ranges.iter().filter(|range| !asked.looked.omitted.contains(*range));
-    // A pod's route leads to the same destination as that of a range that is one address: of two with one metric the kernel takes but one.
-    let last = |range: &IpNet| (range.prefix_len() == range.max_prefix_len()).then_some(u32::MAX);
-    let mut routes: Vec<Route> = own.map(|range| Route { metric: last(range), ..Route::unreachable(*range) }).collect();
+    let mut routes: Vec<Route> = own.map(|range| Route::unreachable(*range)).collect();
     let widest = asked.looked.device.map_or(0, |device| device.mtu);
     for reach in &asked.looked.reaches {
         let Reach { range, way, .. } = reach;
@@ -282,7 +280,18 @@ fn routes(asked: &Asked, device: Option<u32>) -> Vec<Route> {
             Way::Network | Way::Nowhere(_) => {}
         }
     }
+    // A pod's route leads to the same destination as that of a range that is one address, which may pass to another node under the pod that runs: of two
+    // routes with one metric the kernel takes but one.
+    for route in routes.iter_mut().filter(|route| route.destination.prefix_len() == route.destination.max_prefix_len()) {
+        route.metric = Some(u32::MAX);
+    }
     routes
+}
+
+/// The metric that a route has in the kernel.
+fn metric(route: &Route) -> u32 {
+    const OF_IPV6: u32 = 1024;
+    route.metric.unwrap_or(if route.destination.addr().is_ipv6() { OF_IPV6 } else { 0 })
 }
 
 /// Whether a route is one of those made here: those to single pods, which palisade-cni makes, have no gateway.
@@ -365,6 +374,28 @@ mod tests {
             }
         })
         .unwrap();
+    }
+
+    /// As earlier agents have left it.
+    #[test]
+    fn the_route_of_a_range_of_one_address_that_has_the_kernel_s_metric_gives_way_to_one_with_the_last() {
+        Namespace::create()
+            .unwrap()
+            .enter(|| {
+                let netlink = Netlink::open().unwrap();
+                netlink.set_up(1).unwrap();
+                let ranges: Vec<IpNet> = ["10.1.0.7/32", "fd00:1::7/128"].map(|range| range.parse().unwrap()).into();
+                ranges.iter().for_each(|range| netlink.add_route(&Route::unreachable(*range)).unwrap());
+                let own = Peer { ranges: ranges.clone(), ..Peer::default() };
+                let asked = Asked { port: 4789, overlay: false, own, looked: Looked::default() };
+                for _ in 0..2 {
+                    set_routes(&netlink, &asked, None).unwrap();
+                    let ours = netlink.routes().unwrap().into_iter().filter(|route| route.protocol == ROUTE_PROTOCOL);
+                    let found: Vec<_> = ours.map(|route| (route.destination, route.kind, route.metric)).collect();
+                    assert_eq!(found, [0, 1].map(|family| (ranges[family], RouteKind::Unreachable, Some(u32::MAX))));
+                }
+            })
+            .unwrap();
     }
 
     #[test]
