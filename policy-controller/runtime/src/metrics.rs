@@ -240,7 +240,7 @@ impl Metrics {
         );
         registry.register(
             "frontends_given_up",
-            "Addresses and ports without which their services go on, whose flows have ended by that",
+            "Addresses and ports that are nobody's any more though who had them is there, whose flows have ended by that",
             self.frontends_given_up.clone(),
         );
         registry.register_with_unit("pod_mtu", "MTU of new pods", Unit::Bytes, self.pod_mtu.clone());
@@ -313,7 +313,7 @@ impl Metrics {
         self.frontends_passed_on.inc();
     }
 
-    /// A service goes on without one of its frontends, and nobody else has that.
+    /// A frontend is nobody's any more, though the service or the pod that had it is there.
     pub fn frontend_given_up(&self) {
         self.frontends_given_up.inc();
     }

@@ -25,6 +25,8 @@ pub(crate) struct Compiler {
     views: HashMap<Owner, BTreeMap<View, Rows>>,
     /// Who is held back, since the rows that are wanted do not fit.
     held: BTreeSet<Owner>,
+    /// What the last change has left to nobody, though who had it is there.
+    given_up: Vec<Frontend>,
 }
 
 /// What some have in the maps, by their views.
@@ -52,6 +54,11 @@ impl Compiler {
         *self = Self::default();
         numbers.hold(old.highest());
         self.take(services, Some(old), numbers, limits)
+    }
+
+    /// The frontends that nobody has since the last change, though who had them is still there.
+    pub(crate) fn given_up(&self) -> &[Frontend] {
+        &self.given_up
     }
 
     fn take(&mut self, services: &Services, read: Option<&Compiled>, numbers: &mut Numbers, limits: &Limits) -> Arc<Compiled> {
@@ -113,7 +120,15 @@ impl Compiler {
         let listing = before.slices.differences(&after.slices).into_iter().map(|different| Owner::Service(different.key.clone()));
         let mut affected: BTreeSet<Owner> = listing.collect();
         affected.extend(claiming);
+        let is_there = |owner: &Owner| match owner {
+            Owner::Service(name) => after.services.contains_key(name),
+            Owner::Pod(interface) => after.host_ports.contains_key(interface),
+        };
+        self.given_up.clear();
         for (frontend, first) in touched {
+            if first.as_ref().is_some_and(|first| is_there(first.owner())) && self.claims.first(&frontend).is_none() {
+                self.given_up.push(frontend);
+            }
             if first.as_ref() != self.claims.first(&frontend) {
                 // Who had it and claims it no more is among those that claim otherwise.
                 affected.extend(self.claims.claimants(&frontend).cloned());

@@ -38,6 +38,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What the maps hold after the last step, and what is wrong with services.
     pub next: Arc<Compiled>,
+    /// The frontends that nobody has any more, though the service or the pod that had them is still there.
+    pub given_up: Vec<Frontend>,
 }
 
 /// Plans one change after the other with the same [`Numbers`]. A change costs as much as it touches.
@@ -72,7 +74,7 @@ impl Planner {
             steps.push(Step::RaiseNumber(numbers.highest()));
         }
         write(old, &next, &mut steps);
-        Plan { steps, next }
+        Plan { steps, next, given_up: self.compiler.given_up().to_vec() }
     }
 }
 

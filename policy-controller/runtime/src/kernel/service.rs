@@ -11,7 +11,7 @@ use palisade_policy::shared::SharedMap;
 use palisade_protocol::{Attachment, EndpointSpec, Transport};
 use palisade_service::model::{HostPort, HostPorts, PodInterface, Services};
 use palisade_service::{Compiled, Frontend, Leads, Number, Numbers, Plan, Planner, Problem, Step, Trouble};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What the agent knows of the rows of services.
@@ -79,13 +79,16 @@ impl Kernel {
             None => Numbers::after(self.datapath()?.service_number()?),
         };
         let limits = self.datapath()?.room().into_iter().map(|room| (room.map, room.limit)).collect();
-        let Plan { steps, next } = self.served.planner.plan_within(&old, services, &mut numbers, &limits);
+        let plan = self.served.planner.plan_within(&old, services, &mut numbers, &limits);
         self.served.numbers = Some(numbers);
-        if let Err(error) = self.room_for(&old, &steps) {
+        if let Err(error) = self.room_for(&old, &plan.steps) {
             self.served.applied = Some(old).filter(|_| is_known);
             return Err(error);
         }
-        self.make_services(&old, &next, &steps)?;
+        let made = self.make_services(&old, &plan.steps);
+        self.tell_of_frontends(&old, &plan);
+        made?;
+        let Plan { steps, next, .. } = plan;
         let went = |number: &Number| serves(&old, number) && !serves(&next, number);
         if !is_known || old.backends.differences(&next.backends).iter().any(|backend| went(backend.key)) {
             self.end_datagrams(&next);
@@ -97,7 +100,7 @@ impl Kernel {
     /// Makes writes one by one. Where frontends pass on, from nobody, to nobody or to another service, flows that go there are judged again: they go to a
     /// backend of who has it now. So also where a write fails, or the agent is killed in between, when the next one finds the epoch as that of a change
     /// under way.
-    fn make_services(&mut self, old: &Compiled, next: &Compiled, steps: &[Step]) -> Result<(), KernelError> {
+    fn make_services(&mut self, old: &Compiled, steps: &[Step]) -> Result<(), KernelError> {
         let passes_on = |step: &Step| match step {
             Step::WriteFrontend(frontend, entry) => old.frontends.get(frontend).is_none_or(|before| before.service != entry.service),
             Step::RemoveFrontend(_) => true,
@@ -108,7 +111,6 @@ impl Kernel {
             self.datapath()?.unsettle_epoch()?;
         }
         let made = steps.iter().try_for_each(|step| self.make_service(step));
-        self.tell_of_frontends(old, next, steps);
         if some_pass_on {
             let datapath = self.datapath()?;
             // Whoever has read an old row has written by then what it has made of it.
@@ -118,23 +120,19 @@ impl Kernel {
         made
     }
 
-    /// Logs and counts the frontends that have become another service's, and those without which their services go on.
-    fn tell_of_frontends(&self, old: &Compiled, next: &Compiled, steps: &[Step]) {
-        let is_removal = |step: &Step| matches!(step, Step::RemoveFrontend(_));
-        let there: BTreeSet<u32> =
-            if steps.iter().any(is_removal) { next.frontends.values().map(|entry| entry.service).collect() } else { BTreeSet::new() };
+    /// Logs and counts the frontends that have become another's, and those that are nobody's though who had them is there.
+    fn tell_of_frontends(&self, old: &Compiled, Plan { steps, given_up, .. }: &Plan) {
         for step in steps {
-            match step {
-                Step::WriteFrontend(frontend, entry) if old.frontends.get(frontend).is_some_and(|old| old.service != entry.service) => {
-                    tracing::info!(%frontend, "one service's is another's now: flows of the old one end");
-                    self.state.metrics.frontend_passed_on();
-                }
-                Step::RemoveFrontend(frontend) if old.frontends.get(frontend).is_some_and(|old| there.contains(&old.service)) => {
-                    tracing::info!(%frontend, "its service goes on without it: flows by it end");
-                    self.state.metrics.frontend_given_up();
-                }
-                _ => {}
+            if let Step::WriteFrontend(frontend, entry) = step
+                && old.frontends.get(frontend).is_some_and(|before| before.service != entry.service)
+            {
+                tracing::info!(%frontend, "one service's is another's now: flows of the old one end");
+                self.state.metrics.frontend_passed_on();
             }
+        }
+        for frontend in given_up {
+            tracing::info!(%frontend, "its service goes on without it: flows by it end");
+            self.state.metrics.frontend_given_up();
         }
     }
 

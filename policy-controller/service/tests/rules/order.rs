@@ -4,7 +4,7 @@ use crate::judge::kernel::{Client, Kernel, chosen};
 use crate::judge::world::{World, at, named, ready, service, slice};
 use palisade_datapath_core::abi::ServiceEntry;
 use palisade_policy::generate::Random;
-use palisade_service::model::Services;
+use palisade_service::model::{Service, Services};
 use palisade_service::oracle::Answer;
 use palisade_service::{Compiled, Frontend, Numbers, Plan, Planner, Step, generate, plan};
 use std::collections::BTreeSet;
@@ -147,6 +147,26 @@ fn a_service_keeps_its_numbers_when_its_cluster_ip_changes() {
     assert_eq!(entry(&first, IP), entry(&second, "10.96.0.2"));
     let expected = [Step::WriteFrontend(at("10.96.0.2", 80), entry(&first, IP)), Step::RemoveFrontend(at(IP, 80))];
     assert_eq!(second.steps, expected);
+}
+
+#[test]
+fn what_a_service_gives_up_is_told_and_what_goes_with_it_or_passes_on_is_not() {
+    let endpoints = || [slice([ready("10.1.0.1")])];
+    let before = || World::of(Service { external: ["203.0.113.9".parse().unwrap()].into(), ..service(&[IP]) }, endpoints());
+    let given_up = |after: World| change(&before(), &after).1.given_up;
+    assert_eq!(given_up(World::of(service(&[IP]), endpoints())), [at("203.0.113.9", 80)], "the only external address");
+    assert_eq!(
+        given_up(World::of(Service { ports: Vec::new(), ..service(&[IP]) }, endpoints())),
+        [at(IP, 80), at("203.0.113.9", 80)],
+        "a port"
+    );
+    let external = Service { external: ["203.0.113.9".parse().unwrap()].into(), ..service(&["10.96.0.2"]) };
+    assert_eq!(given_up(World::of(external.clone(), endpoints())), [at(IP, 80)], "a cluster IP");
+    let passed = World::of(external, endpoints()).with("other", service(&[IP]), endpoints());
+    assert_eq!(given_up(passed), [], "another has it now");
+    let mut gone = before();
+    gone.services.services.remove(&named("web"));
+    assert_eq!(given_up(gone), [], "it is gone with all that it had");
 }
 
 #[test]
