@@ -38,8 +38,12 @@ pub fn notes(manifest: &Manifest, index: &Index, expect: Option<&Path>) -> Vec<S
     let ignored = manifest.ignored.iter().filter(|note| !expected(note)).map(|note| format!("Ignored: {note}"));
     let declared = manifest.declared_pods();
     let on_node = declared.iter().filter(|pod| pod.host_network);
-    let unwired = on_node.map(|pod| format!("Not wired: pod {} is on the node's network, where no policy of a pod holds", pod.name));
-    let astray = index.astray().into_iter().map(|astray| format!("Leads to nobody: {astray}"));
+    let unwired = on_node.map(|pod| {
+        let place = manifest.place("Pod", &pod.name);
+        format!("Not wired: {place}: pod {} is on the node's network, where no policy of a pod holds", pod.name)
+    });
+    let astray =
+        index.astray().into_iter().map(|astray| format!("Leads to nobody: {}: {astray}", manifest.place("Service", astray.service())));
     ignored.chain(unwired).chain(astray).collect()
 }
 

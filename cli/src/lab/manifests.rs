@@ -6,7 +6,7 @@ use super::topology::Topology;
 use crate::error::CliError;
 use crate::files;
 use palisade_k8s::index::Index;
-use palisade_k8s::manifest::{self, DeclaredPod, Manifest, Place};
+use palisade_k8s::manifest::{self, DeclaredPod, Manifest};
 use palisade_policy::model::{Node, ObjectName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -32,7 +32,7 @@ pub struct PodSpec {
 pub struct Manifests {
     /// The pods, by name.
     pub pods: Vec<PodSpec>,
-    /// A sentence for each object that is there and has no effect.
+    /// A sentence for each object that has no effect, or hardly the one that is meant.
     pub notes: Vec<String>,
     /// All objects; no pod has an address there. Without Node objects they are on the lab's node.
     pub index: Index,
@@ -55,10 +55,9 @@ pub struct Cluster {
 /// `before`, when the directory was read last, they keep.
 pub fn read(directory: &Path, expect: Option<&Path>, before: Option<&Manifests>) -> Result<Manifests, CliError> {
     let manifest = manifest::read(directory).map_err(|errors| CliError::Input(errors.to_string()))?;
-    let place = |kind, name| manifest.places.get(&(kind, name)).cloned().unwrap_or_else(|| Place::file(directory));
     let topology = Topology::read(&manifest, before.and_then(|before| Some(&before.cluster.as_ref()?.topology))).map_err(|error| {
-        let place = place("Node", ObjectName::cluster(error.node().unwrap_or_default()));
-        CliError::Input(format!("{place}: {error}"))
+        let place = error.node().map(|node| manifest.place("Node", &ObjectName::cluster(node)));
+        CliError::Input(format!("{}: {error}", place.unwrap_or_else(|| directory.display().to_string())))
     })?;
     if before.is_some_and(|before| before.cluster.is_some() != topology.is_some()) {
         let why = "a lab that runs cannot get its first Node object, or lose its last one: start it anew";
@@ -75,7 +74,7 @@ pub fn read(directory: &Path, expect: Option<&Path>, before: Option<&Manifests>)
         ports.extend(pod.ports.iter().map(|port| (Protocol::from(port.protocol), port.port)));
         let node = places.as_ref().map_or_else(|| outside::NODE.to_owned(), |places| places.get(&pod.name).cloned().unwrap_or_default());
         if topology.as_ref().is_some_and(|topology| !topology.0.contains_key(&node)) {
-            let place = place("Pod", pod.name.clone());
+            let place = manifest.place("Pod", &pod.name);
             notes.push(format!("Not wired: {place}: pod {} is on Node {node}, which is not there", pod.name));
             continue;
         }
@@ -263,12 +262,13 @@ spec: {selector: {app: x}, ports: [{name: web, port: 80, targetPort: 8080}, {nam
         let text: String = services.map(|(name, app, target)| service(name, app, target)).concat();
         std::fs::write(directory.path().join("all.yaml"), labelled + &text).unwrap();
         let notes = read(directory.path(), None, None).unwrap().notes;
-        let told: Vec<&str> = notes.iter().filter_map(|note| note.strip_prefix("Leads to nobody: ")).collect();
+        let file = directory.path().join("all.yaml").display().to_string();
+        let told: Vec<&str> = notes.iter().filter_map(|note| note.strip_prefix("Leads to nobody: ")?.strip_prefix(&file)).collect();
         assert_eq!(
             told,
             [
-                "service a/nobody selects no pod: is a label of its selector misspelt?",
-                "service a/other: no pod that it selects names a TCP port \"wbe\", as its targetPort does",
+                ":46: service a/nobody selects no pod: is a label of its selector misspelt, or has its Deployment no replicas?",
+                ":41: service a/other: no pod that it selects names a TCP port \"wbe\", as its targetPort does",
             ]
         );
     }

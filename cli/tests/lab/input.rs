@@ -206,12 +206,16 @@ fn a_run_directory_in_the_environment_is_no_option_that_files_conflict_with() {
 fn explain_lists_what_of_the_files_has_no_effect_beside_its_answer() {
     let other = "---\napiVersion: networking.k8s.io/v1\nkind: networkpolicy\nmetadata: {name: p, namespace: a}\n";
     let host = pod("a", "host", "").replace("spec:\n", "spec:\n  hostNetwork: true\n");
-    let manifests = Manifests::new(&(base() + &pod("a", "z", "") + &host + other));
+    let service =
+        "---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {selector: {app: nobody}, ports: [{port: 80}]}\n";
+    let manifests = Manifests::new(&(base() + &pod("a", "z", "") + &host + other + service));
     let directory = manifests.path().to_str().unwrap();
     for output in ["json", "table"] {
         let arguments = ["explain", "--from", "a/x", "--to", "a/z", "--port", "80", "--output", output, "--file", directory];
         let ended = run(palisade(arguments)).expect_code(0);
-        for (start, part) in [("Ignored: ", "networkpolicy a/p"), ("Not wired: ", "a/host")] {
+        for (start, part) in
+            [("Ignored: ", "networkpolicy a/p"), ("Not wired: ", "a/host"), ("Leads to nobody: ", "service a/s selects no pod")]
+        {
             assert!(ended.errors.lines().any(|line| line.starts_with(start) && line.contains(part)), "{start}{part}: {}", ended.errors);
             assert!(!ended.output.contains(start), "{}", ended.output);
         }

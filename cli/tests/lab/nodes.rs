@@ -389,6 +389,7 @@ fn nodes_and_pod_ranges_follow_the_files() {
     manifests.write("right.yaml", &node("right", NEAR, "", "10.2.0.0/24, 'fd02::/64'"));
     let mut lab = Running::lab(manifests.path(), &["--watch", "--mode", "native"]);
     lab.wait_for_errors("watching for edits");
+    assert!(lab.output().starts_with("Routing mode: native\n"), "{}", lab.output());
     assert!(addresses(&manifests, "right", "z")[0].starts_with("10.2.0."));
     let routes = |node: &str| {
         let of = |family| exec(&manifests, &format!("node:{node}"), &["ip", family, "route", "show", "proto", "80"]).expect_code(0).output;

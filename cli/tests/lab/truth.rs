@@ -439,6 +439,8 @@ fn what_has_no_effect_is_listed() {
     }
     let other = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: m, namespace: a}\n";
     let manifests = Manifests::new(&(namespace("a") + &pod("a", "x", "{containerPort: 80}") + other));
-    let ended = lab(manifests.path(), &[]).expect_code(0);
-    assert!(ended.output.lines().any(|line| line.starts_with("Ignored: ") && line.contains("ConfigMap")), "{}", ended.output);
+    let ended = lab(manifests.path(), &["--mode", "vxlan"]).expect_code(0);
+    for part in ["ConfigMap", "--mode vxlan: without Node objects"] {
+        assert!(ended.output.lines().any(|line| line.starts_with("Ignored: ") && line.contains(part)), "{part}: {}", ended.output);
+    }
 }

@@ -22,11 +22,11 @@ pub struct Candidate<'a> {
     pub terminating: bool,
 }
 
-/// What a service's selector leads to nobody for.
+/// Why a service with a selector leads to nobody.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Astray {
     /// No pod has its labels.
-    #[error("service {service} selects no pod: is a label of its selector misspelt?")]
+    #[error("service {service} selects no pod: is a label of its selector misspelt, or has its Deployment no replicas?")]
     NoPod {
         /// The service.
         service: ObjectName,
@@ -41,6 +41,15 @@ pub enum Astray {
         /// The name.
         target: String,
     },
+}
+
+impl Astray {
+    /// The service that leads to nobody.
+    pub fn service(&self) -> &ObjectName {
+        match self {
+            Self::NoPod { service } | Self::NoPort { service, .. } => service,
+        }
+    }
 }
 
 /// What of a service with a selector leads to nobody, whatever the addresses of pods.

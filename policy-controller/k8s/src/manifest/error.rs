@@ -26,9 +26,10 @@ impl Place {
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let file = tame(&self.file.display().to_string());
         match self.line {
-            Some(line) => write!(f, "{}:{line}", self.file.display()),
-            None => write!(f, "{}", self.file.display()),
+            Some(line) => write!(f, "{file}:{line}"),
+            None => f.write_str(&file),
         }
     }
 }

@@ -172,6 +172,11 @@ impl Manifest {
         policies | others | pods | namespaces | nodes
     }
 
+    /// Where an object stands; an empty text where it does not stand anywhere.
+    pub fn place(&self, kind: &'static str, name: &ObjectName) -> String {
+        self.places.get(&(kind, name.clone())).map(ToString::to_string).unwrap_or_default()
+    }
+
     /// The pods with what it takes to run them.
     pub fn declared_pods(&self) -> Vec<DeclaredPod> {
         let declared = |pod: &Pod| {
