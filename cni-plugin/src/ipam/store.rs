@@ -56,7 +56,7 @@ pub enum IpamError {
     },
     /// An address that was asked for is in none of the node's ranges, or no pod can have it.
     #[error(
-        "the address {address} was asked for, but it is none that a pod of this node can have: its ranges are {ranges}, less the first two addresses of each and the last of an IPv4 range"
+        "the address {address} was asked for, but it is none that a pod of this node can have: its ranges are {ranges}, less the first two addresses of each and the last of an IPv4 range, where it has more than two"
     )]
     NotUsable {
         /// The address.

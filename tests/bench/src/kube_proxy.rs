@@ -56,7 +56,7 @@ impl KubeProxy {
         Ok(Self { program, directory, router, is_ipv6: path.server_address.is_ipv6(), lists, api, running: None })
     }
 
-    /// Has it write the rules of these services, and ends it then: no packet meets it, and what it still does would slow down all that is measured.
+    /// Has it write the rules of these services, and ends it then: packets need its rules alone, and what it still does would slow down all that is measured.
     pub fn serve(&mut self, services: &Services) -> Result<()> {
         let ports: usize = services.services.iter().map(|(_, service)| service.ports.len()).sum();
         *self.lists.lock().expect("no holder of this lock panics") = lists(services, self.is_ipv6);

@@ -1,14 +1,22 @@
 //! What the chart's values make of the agent's command line; that the agent does what its flags say is tested with the agent.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use palisade_e2e::chart;
 use std::collections::BTreeSet;
+
+/// Flags that may stand several times.
+const MAPS: [&str; 3] = ["--map-size", "--map-limit", "--connection-timeout"];
 
 /// The flags of the agent's container with these values.
 fn flags(values: &[&str]) -> Result<BTreeSet<String>> {
     let daemonset = chart::rendered("templates/daemonset.yaml", values)?;
     let command = daemonset["spec"]["template"]["spec"]["containers"][0]["command"].as_array().context("a command")?.clone();
-    Ok(command.iter().filter_map(|word| word.as_str()).filter(|word| word.starts_with("--")).map(str::to_owned).collect())
+    let flags: Vec<&str> = command.iter().filter_map(|word| word.as_str()).filter(|word| word.starts_with("--")).collect();
+    // Those that are maps stand once for each of their keys.
+    let named = flags.iter().filter_map(|flag| flag.split_once('=')).filter(|(name, _)| !MAPS.contains(name)).map(|(name, _)| name);
+    let mut names = BTreeSet::new();
+    ensure!(named.into_iter().all(|name| names.insert(name)), "a flag stands twice: {flags:?}");
+    Ok(flags.into_iter().map(str::to_owned).collect())
 }
 
 #[test]
@@ -31,6 +39,8 @@ fn each_value_is_the_flag_that_it_says() -> Result<()> {
         (&["mtu=1400"], &["--mtu=1400"]),
         (&["apiServer.host=fd00::1", "apiServer.port=8443"], &["--api-server=https://[fd00::1]:8443"]),
         (&["metrics.address=0.0.0.0"], &["--metrics=0.0.0.0:9964"]),
+        (&["metrics.address=::1", "metrics.port=9000"], &["--metrics=[::1]:9000"]),
+        (&["paths.run=/run/other", "paths.bpf=/sys/fs/other"], &["--run-dir=/run/other", "--pin-dir=/sys/fs/other/palisade"]),
     ] {
         let flags = flags(values)?;
         let new: BTreeSet<&str> = flags.difference(&usual).map(String::as_str).collect();
