@@ -4,18 +4,17 @@ use anyhow::{Context, Result, ensure};
 use palisade_e2e::chart;
 use std::collections::BTreeSet;
 
-/// Flags that may stand several times.
-const MAPS: [&str; 3] = ["--map-size", "--map-limit", "--connection-timeout"];
+/// Flags that may stand several times: once for each key of a value that is a map.
+const REPEATED: [&str; 3] = ["--map-size", "--map-limit", "--connection-timeout"];
 
 /// The flags of the agent's container with these values.
 fn flags(values: &[&str]) -> Result<BTreeSet<String>> {
     let daemonset = chart::rendered("templates/daemonset.yaml", values)?;
     let command = daemonset["spec"]["template"]["spec"]["containers"][0]["command"].as_array().context("a command")?.clone();
     let flags: Vec<&str> = command.iter().filter_map(|word| word.as_str()).filter(|word| word.starts_with("--")).collect();
-    // Those that are maps stand once for each of their keys.
-    let named = flags.iter().filter_map(|flag| flag.split_once('=')).filter(|(name, _)| !MAPS.contains(name)).map(|(name, _)| name);
+    let mut named = flags.iter().filter_map(|flag| flag.split_once('=')).filter(|(name, _)| !REPEATED.contains(name)).map(|(name, _)| name);
     let mut names = BTreeSet::new();
-    ensure!(named.into_iter().all(|name| names.insert(name)), "a flag stands twice: {flags:?}");
+    ensure!(named.all(|name| names.insert(name)), "a flag stands twice: {flags:?}");
     Ok(flags.into_iter().map(str::to_owned).collect())
 }
 
